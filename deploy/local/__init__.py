@@ -1,0 +1,3 @@
+"""The local stack: Apache Kafka, PostgreSQL and every service as processes of this machine, no container
+needed.
+"""

@@ -1,0 +1,128 @@
+"""One service as a process of the stack: `python -m deploy.serve NAME`, with its own settings and nobody
+else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from deploy.local.errors import LocalError
+from deploy.local.ports import HOST
+from deploy.local.probe import is_ready
+from deploy.local.process import Child
+
+SERVE: tuple[str, ...] = (sys.executable, "-m", "deploy.serve")
+# A service finishes the batch in hand and empties its outbox; after this (seconds) it is killed, and nothing
+# is lost.
+DRAIN_SECONDS = 40.0
+_POLL_SECONDS = 0.05
+
+
+class Room:
+    """A service process. Its parts: the room's name, its HTTP port, its log, its environment."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        port: int,
+        log: Path,
+        environment: Mapping[str, str],
+        serve: Sequence[str] = SERVE,
+        die_with_parent: bool = False,
+    ) -> None:
+        self.name = name
+        self.port = port
+        self.log = log
+        self.stopping = False
+        self._environment = dict(environment)
+        self._serve = tuple(serve)
+        self._die_with_parent = die_with_parent
+        self._child: Child | None = None
+
+    @property
+    def url(self) -> str:
+        """Its HTTP port, for people."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def child(self) -> Child | None:
+        """The process, None before the first start."""
+        return self._child
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._child is not None and self._child.returncode is None
+
+    async def start(self, timeout: float = 90.0) -> None:
+        """Starts it and waits until /readyz answers 200. Raises LocalError when it ends instead, or takes
+        too long.
+        """
+        if not self.running:
+            self.spawn()
+        child = self._child
+        assert child is not None
+        try:
+            async with asyncio.timeout(timeout):
+                while not await is_ready(self.port):
+                    if child.returncode is not None:
+                        ended = f"{self.name} ended while starting (code {child.returncode})"
+                        raise LocalError(f"{ended}, {self.log}:\n{child.tail()}")
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            raise LocalError(f"{self.name} was not ready within {timeout:.0f} s: see {self.log}") from None
+
+    def spawn(self) -> None:
+        """Starts it without waiting."""
+        self.stopping = False
+        self._child = Child.start(
+            self.name,
+            [*self._serve, self.name],
+            log=self.log,
+            env=self._environment,
+            die_with_parent=signal.SIGKILL if self._die_with_parent else None,
+        )
+
+    async def stop(self, grace: float = DRAIN_SECONDS) -> None:
+        """SIGTERM; SIGKILL after `grace` seconds."""
+        self.stopping = True
+        if self._child is not None:
+            self._child.send(signal.SIGCONT)
+            await self._child.stop(signal.SIGTERM, grace)
+
+    async def kill(self) -> None:
+        """SIGKILL, in the middle of whatever it does."""
+        self.stopping = True
+        if self._child is not None:
+            await self._child.stop(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """SIGSTOP: it looks dead to Kafka and does not know it."""
+        if self._child is not None:
+            self._child.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        if self._child is not None:
+            self._child.send(signal.SIGCONT)
+
+
+def room_environment(
+    name: str, rooms: Iterable[str], settings: Mapping[str, str], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """What the process of room `name` is told: the caller's environment, Kafka, and its own databases.
+
+    Left out are the administrator's URL and the other rooms' databases. Only audit reads with the auditor's
+    login, and it has no key to anything sealed.
+    """
+    foreign = [f"STEWARD_{other.upper()}_" for other in rooms if other != name]
+    foreign += ["STEWARD_POSTGRES_", "STEWARD_KEYS_" if name == "audit" else "STEWARD_AUDITOR_"]
+    # How to reach a server is said by the stack alone: what the caller's shell says may be of another one.
+    servers = ("STEWARD_KAFKA_", "STEWARD_POSTGRES_")
+    told = {key: value for key, value in environ.items() if not key.startswith(servers)} | dict(settings)
+    return {key: value for key, value in told.items() if not key.startswith(tuple(foreign))}

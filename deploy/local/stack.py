@@ -1,0 +1,349 @@
+"""The whole local stack: Kafka and PostgreSQL (or the ones you have), databases, topics, and every room as a
+process.
+
+    async with Stack(home) as stack:      # starts everything, stops it at the end
+        stack.settings                    # the environment of any client: STEWARD_KAFKA_BOOTSTRAP_SERVERS,
+        ... await stack.kafka.kill()          # fault tests: kafka, postgres and rooms can be stopped,
+        killed, started
+
+Tests that run services in their own process use `start_servers()` and `stop()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+
+from deploy.local import env, state
+from deploy.local.databases import provision
+from deploy.local.errors import LocalError, LocalRefusal
+from deploy.local.kafka import KafkaNode
+from deploy.local.ports import free_port, is_free
+from deploy.local.postgres import PostgresServer
+from deploy.local.room import DRAIN_SECONDS, SERVE, Room, room_environment
+from deploy.rooms import ROOMS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploy.local.process import Child
+
+KAFKA_SERVERS = "STEWARD_KAFKA_BOOTSTRAP_SERVERS"
+POSTGRES_URL = "STEWARD_POSTGRES_URL"
+_KAFKA_SECURITY = tuple(
+    f"STEWARD_KAFKA_{name}"
+    for name in (
+        "SECURITY_PROTOCOL",
+        "SASL_MECHANISM",
+        "SASL_USERNAME",
+        "SASL_PASSWORD",
+        "SSL_CAFILE",
+        "REPLICATION",
+    )
+)
+# Notes of our own servers: without one the server named in the env file is not ours.
+_OWN_NOTES: Mapping[str, str] = {KAFKA_SERVERS: "kafka/node.json", POSTGRES_URL: "postgres/server.json"}
+
+Say = Callable[[str], None]
+
+
+class Part(Protocol):
+    """What the stack starts and the supervisor watches: Kafka, PostgreSQL, a room."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def log(self) -> Path: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def child(self) -> Child | None: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def stopping(self) -> bool: ...
+    async def start(self) -> None: ...
+
+
+class Stack:
+    """One stack in one folder. Not started twice; `stop` may be called at any time.
+
+    `use_existing`: servers named in the environment are used instead of our own. `fast_start` trades Kafka's
+    throughput for a quick start. `throw_away`: everything is deleted at the end, and the processes end with
+    this one. `settings` are added to the env file and reach every service. `take_over` gives roles of an
+    existing server that belong to another stack new passwords.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        rooms: Sequence[str] = ROOMS,
+        settings: Mapping[str, str] | None = None,
+        kafka_settings: Mapping[str, str] | None = None,
+        postgres_settings: Mapping[str, str] | None = None,
+        use_existing: bool = True,
+        fast_start: bool = False,
+        throw_away: bool = False,
+        take_over: bool = False,
+        serve: Sequence[str] = SERVE,
+        say: Say | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.home = home.absolute()
+        self.settings: dict[str, str] = {}
+        self.kafka: KafkaNode | None = None
+        self.postgres: PostgresServer | None = None
+        self.rooms: dict[str, Room] = {}
+        self._environ = dict(environ)
+        self._room_names = tuple(rooms)
+        self._extra = dict(settings or {})
+        self._throw_away = throw_away
+        self._take_over = take_over
+        self._serve = tuple(serve)
+        self.say: Say = say or (lambda text: None)
+        self._lock: int | None = None
+        logs = self.home / "logs"
+        if not (use_existing and self._given(KAFKA_SERVERS)):
+            self.kafka = KafkaNode(
+                self.home / "kafka",
+                log=logs / "kafka.log",
+                fast_start=fast_start,
+                settings=kafka_settings,
+                die_with_parent=throw_away,
+                console=console,
+            )
+        if not (use_existing and self._given(POSTGRES_URL)):
+            self.postgres = PostgresServer(
+                self.home / "postgres",
+                log=logs / "postgres.log",
+                settings=postgres_settings,
+                lasting=not throw_away,
+                die_with_parent=throw_away,
+            )
+
+    @classmethod
+    def throw_away(
+        cls,
+        *,
+        rooms: Sequence[str] = ROOMS,
+        settings: Mapping[str, str] | None = None,
+        postgres_settings: Mapping[str, str] | None = None,
+        serve: Sequence[str] = SERVE,
+        fast_start: bool = True,
+        say: Say | None = None,
+        console: Console | None = None,
+    ) -> Stack:
+        """A stack in a temporary folder that leaves nothing behind and never touches existing servers."""
+        folder = Path(tempfile.mkdtemp(prefix="steward-"))
+        # As root the database runs under another user, which must get through (and sees no names).
+        folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+        return cls(
+            folder,
+            rooms=rooms,
+            settings=settings,
+            postgres_settings=postgres_settings,
+            use_existing=False,
+            fast_start=fast_start,
+            throw_away=True,
+            serve=serve,
+            say=say,
+            console=console,
+        )
+
+    @property
+    def parts(self) -> list[Part]:
+        """Everything that this stack runs, in the order of its start."""
+        servers: list[Part] = [part for part in (self.kafka, self.postgres) if part is not None]
+        return [*servers, *self.rooms.values()]
+
+    @property
+    def env_file(self) -> Path:
+        """Where the settings are written."""
+        return env.env_file(self.home)
+
+    async def start(self) -> None:
+        """Servers, databases, topics, rooms; returns when all are ready. On failure what was started is
+        stopped.
+        """
+        try:
+            await self.start_servers()
+            await self.start_rooms()
+        except BaseException:
+            await self.stop(grace=5.0)
+            raise
+
+    async def start_servers(self) -> None:
+        """All but the rooms. Raises LocalError; `stop` cleans up then."""
+        env.make_home(self.home)
+        (self.home / "logs").mkdir(exist_ok=True, mode=0o700)
+        self._take_lock()
+        await self._end_leftovers()
+        known = env.read(self.env_file)
+        servers = [
+            name for name, part in (("Kafka", self.kafka), ("PostgreSQL", self.postgres)) if part is not None
+        ]
+        self.say(f"starting {' and '.join(servers)}" if servers else "looking at the servers that you have")
+        updates: dict[str, str | None] = {}
+        for found in await _both(self._start_kafka(), self._start_postgres(known)):
+            updates |= found
+        updates["STEWARD_ENV"] = self._environ.get("STEWARD_ENV") or known.get("STEWARD_ENV") or "local"
+        updates |= self._ports(known) | self._extra
+        merged = env.merge(self.env_file, updates)
+        self.settings = merged | {"STEWARD_HOME": str(self.home)}
+        self.say("making the topics")
+        await self._make_topics()
+
+    async def start_rooms(self, names: Iterable[str] | None = None) -> None:
+        """Starts the named rooms (all), together, and waits until each is ready."""
+        wanted = tuple(names) if names is not None else self._room_names
+        self.say(f"starting {', '.join(wanted)}")
+        for name in wanted:
+            self.rooms.setdefault(name, self._room(name))
+        await _both(*(self.rooms[name].start() for name in wanted))
+
+    async def stop(self, grace: float = DRAIN_SECONDS) -> None:
+        """Rooms first, with `grace` seconds to finish their batches, then Kafka, then PostgreSQL."""
+        try:
+            await asyncio.gather(*(room.stop(grace) for room in self.rooms.values()))
+            if self.kafka is not None:
+                await self.kafka.stop()
+            if self.postgres is not None:
+                await self.postgres.stop()
+        finally:
+            self._release_lock()
+        if self._throw_away:
+            if self.postgres is not None:
+                self.postgres.remove()
+            shutil.rmtree(self.home, ignore_errors=True)
+
+    def hurry(self) -> None:
+        """Kills the rooms now: a person has asked twice."""
+        for room in self.rooms.values():
+            if room.child is not None:
+                room.child.send(signal.SIGKILL)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def _given(self, variable: str) -> bool:
+        """Whether the environment names a server that is not the one that this stack itself runs."""
+        value = self._environ.get(variable)
+        if not value:
+            return False
+        # A shell that has read this stack's own env file names the stack's own servers.
+        return (
+            value != env.read(self.env_file).get(variable) or not (self.home / _OWN_NOTES[variable]).exists()
+        )
+
+    async def _start_kafka(self) -> dict[str, str | None]:
+        if self.kafka is None:
+            given = {name: self._environ.get(name) for name in _KAFKA_SECURITY}
+            return {KAFKA_SERVERS: self._environ[KAFKA_SERVERS], **given}
+        await self.kafka.start()
+        unused: dict[str, str | None] = dict.fromkeys(_KAFKA_SECURITY)
+        local = {"STEWARD_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT", "STEWARD_KAFKA_REPLICATION": "1"}
+        return {**unused, **local, KAFKA_SERVERS: self.kafka.bootstrap_servers}
+
+    async def _start_postgres(self, known: Mapping[str, str]) -> dict[str, str | None]:
+        if self.postgres is None:
+            admin = self._environ[POSTGRES_URL]
+            urls = await provision(admin, self._room_names, known, take_over=self._take_over)
+        else:
+            await self.postgres.start()
+            admin = self.postgres.admin_url
+            # Nobody else uses a server of our own: roles without a known password are ours, too.
+            urls = await provision(admin, self._room_names, known, take_over=True)
+        return {POSTGRES_URL: admin, **urls}
+
+    async def _make_topics(self) -> None:
+        from aiokafka.errors import KafkaError
+
+        from shared.mesh.admin import WrongTopic, ensure_topics
+        from shared.mesh.settings import KafkaSettings
+
+        kafka = KafkaSettings.from_env(self.settings)
+        try:
+            await ensure_topics(kafka)
+        except WrongTopic as error:
+            raise LocalRefusal(str(error)) from error
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise LocalError(
+                f"Kafka at {kafka.bootstrap_servers} cannot be used ({str(error) or type(error).__name__}): "
+                f"start it, or correct {KAFKA_SERVERS}; `steward doctor` shows more"
+            ) from error
+
+    def _ports(self, known: Mapping[str, str]) -> dict[str, str]:
+        """The HTTP port of each room: the one of last time while it is free."""
+        ports: dict[str, str] = {}
+        taken: set[int] = set()
+        for name in self._room_names:
+            variable = f"STEWARD_{name.upper()}_PORT"
+            wanted = self._environ.get(variable) or known.get(variable) or "0"
+            port = int(wanted)
+            if not port or port in taken or not is_free(port):
+                port = free_port(taken)
+            taken.add(port)
+            ports[variable] = str(port)
+        return ports
+
+    def _room(self, name: str) -> Room:
+        return Room(
+            name,
+            port=int(self.settings[f"STEWARD_{name.upper()}_PORT"]),
+            log=self.home / "logs" / f"{name}.log",
+            environment=room_environment(name, self._room_names, self.settings, self._environ),
+            serve=self._serve,
+            die_with_parent=self._throw_away,
+        )
+
+    def _take_lock(self) -> None:
+        handle = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise LocalRefusal(
+                f"a stack already runs in {self.home}: see `steward status`, stop it with `steward down`"
+            ) from None
+        self._lock = handle
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    async def _end_leftovers(self) -> None:
+        """A supervisor that was killed leaves its parts running; they hold the ports and the data."""
+        left = state.leftovers(state.read(self.home))
+        if left:
+            self.say(f"stopping what an earlier stack left running: {', '.join(part.name for part in left)}")
+            await state.end_leftovers(left)
+
+
+_T = TypeVar("_T")
+
+
+async def _both(*steps: Awaitable[_T]) -> list[_T]:
+    """Runs steps together and lets each come to its end before the first failure is raised."""
+    results = await asyncio.gather(*steps, return_exceptions=True)
+    done: list[_T] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        done.append(result)
+    return done

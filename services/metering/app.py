@@ -1,0 +1,522 @@
+"""Metering: topics to handlers, jobs, tasks, reads."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from prometheus_client import Gauge
+
+from services.metering import store
+from services.metering.price_book import PriceBook
+from services.metering.price_version import PriceVersion, event_version_id, from_event, from_json, to_json
+from services.metering.pricing import Unpriced, billed_quantities, explain
+from services.metering.seed import GenaiPrices
+from services.metering.usage import (
+    DAY_MS,
+    EPOCH_ORDINAL,
+    HOUR_MS,
+    Effects,
+    day_bound,
+    hour_bound,
+    identity,
+    instant,
+    merge_pending,
+    ordinal_bound,
+    price,
+)
+from shared.contract import events, topics
+from shared.contract.base import twin
+from shared.contract.ids import id_ms
+from shared.mesh import Batch, Done, Partitioned, Received, Service, Task, Transaction, metrics
+from shared.mesh.http import NotFound, NotKept
+from shared.mesh.migrate import migrate
+from shared.mesh.store import Connection, open_pool
+from shared.policy import policy
+from shared.privacy.keys import MIGRATIONS as KEY_MIGRATIONS
+from shared.privacy.keys import DayKeys
+
+QUARANTINED = Gauge(
+    "steward_metering_quarantined", "Usage that waits for a price or a person.", ["reason"], registry=metrics.REGISTRY
+)
+PENDING_ROLLUPS = Gauge(
+    "steward_metering_pending_rollups", "Batches whose sums the rollups have not taken.", registry=metrics.REGISTRY
+)
+
+# A price can release these; the others wait for a person, or for the original that they correct.
+_FOR_PRICES = ("unknown_model", "unknown_price")
+_FOR_ORIGINALS = ("original_unknown",)
+_CHUNK = 1_000
+_MS = timedelta(milliseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_USAGE = {
+    events.GenerationCompleted.TYPE: twin(events.Usage),
+    events.UsageCorrected.TYPE: twin(events.Correction),
+}
+
+
+class Room:
+    """What this process keeps in memory: prices and the keys of the days."""
+
+    def __init__(self, dedupe: bool = True) -> None:
+        self.book = PriceBook(catalogue=GenaiPrices())
+        self.revision = -1
+        self.pinned: set[str] = set()
+        self.dedupe = dedupe
+        self.keys: DayKeys
+        self.stale_keys: DayKeys
+
+    async def open(self, runtime: Any) -> None:
+        """Opens the key database and loads keys and prices."""
+        settings = runtime.settings
+        if not settings.keys_database_url or not settings.keys_owner_database_url:
+            raise ValueError("metering needs STEWARD_KEYS_DATABASE_URL and STEWARD_KEYS_OWNER_DATABASE_URL")
+        await migrate(settings.keys_owner_database_url, "keys", KEY_MIGRATIONS, mesh=False)
+        self._key_pool = await open_pool(settings.keys_database_url, size=2, application="steward-metering-keys")
+        runtime.on_close(self._key_pool.close)
+        self.keys = DayKeys(self._key_pool, "seen", secrets.token_bytes)
+        self.stale_keys = DayKeys(self._key_pool, "stale", secrets.token_bytes)
+        await self.make_keys(runtime.clock.now())
+        async with runtime.pool.acquire() as db:
+            await self.refresh(db)
+
+    async def make_keys(self, now: datetime) -> None:
+        """Keys from the window's start to two days ahead, so that no midnight waits for the key database."""
+        today = now.astimezone(UTC).date()
+        back = policy().window.days
+        await self.keys.ensure([today + timedelta(days=n) for n in range(-back - 1, 3)], now)
+        first = today.replace(day=1)
+        await self.stale_keys.ensure([(first - timedelta(days=1)).replace(day=1), first], now)
+
+    async def refresh(self, db: Connection) -> None:
+        """Reads the prices again if one became known."""
+        revision = await store.price_revision(db)
+        if revision != self.revision:
+            for body in await store.prices(db):
+                version = from_json(body)
+                self.pinned.add(version.version)
+                self.book.add(version)
+            self.revision = revision
+
+    def stale_idents(self, event_id: str) -> list[bytes]:
+        """What a stale id may be remembered by; the newest first."""
+        newest_first = [self.stale_keys.by_ordinal[o] for o in sorted(self.stale_keys.by_ordinal, reverse=True)]
+        return [identity(event_id, 0, key, b"").key for key in newest_first]
+
+
+def make_service(*, dedupe: bool = True) -> Service:
+    """The room's declaration. `dedupe` off is for tests that show what de-duplication prevents."""
+    room = Room(dedupe)
+    service = Service(
+        "metering",
+        migrations=Path(__file__).parent / "migrations",
+        partitioned=(
+            Partitioned("seen", back=policy().window.days + 1, ahead=3, bound=day_bound),
+            Partitioned("request_log", ahead=policy().request_log_max_days + 3),
+            Partitioned("rollup_hourly", back=45, ahead=40, monthly=True, bound=hour_bound),
+            Partitioned("rollup_daily", back=45, ahead=40, monthly=True, bound=ordinal_bound),
+        ),
+        replicas=2,
+        uses_keys=True,
+        on_start=room.open,
+        on_idle=store.pending_count,
+        on_observe=observe,
+    )
+
+    @service.consumes(topics.GENERATIONS)
+    async def meter(batch: Batch, tx: Transaction) -> None:
+        await Metering(room, tx).take(batch.events)
+
+    @service.consumes(topics.PRICES, batch=500)
+    async def learn_prices(batch: Batch, tx: Transaction) -> None:
+        learned = False
+        for received in batch.events:
+            data = msgspec.to_builtins(received.event.data)
+            known_from = instant(received.record.timestamp)
+            version_id = event_version_id(received.event.id)
+            try:
+                version = from_event(data, known_from, version_id)
+            except ValueError as error:
+                tx.refuse(received.record, "invalid_price", str(error))
+                continue
+            learned |= await store.add_price(tx.db, to_json(version), known_from)
+        if learned:
+            await store.raise_revision(tx.db)
+            await tx.enqueue("release", batch.events[-1].event.id, {"reasons": _FOR_PRICES})
+
+    @service.job("day-keys", every=timedelta(hours=1))
+    async def make_day_keys(now: datetime, tx: Transaction) -> None:
+        await room.make_keys(now)
+
+    @service.job("rollups", every=timedelta(seconds=1))
+    async def roll_up(now: datetime, tx: Transaction) -> None:
+        payloads = await store.take_pending(tx.db, 64)
+        if payloads:
+            hourly, daily = merge_pending(payloads)
+            if hourly:
+                await store.add_hourly(tx.db, hourly)
+            if daily:
+                await store.add_daily(tx.db, daily)
+
+    @service.job("retry-corrections", every=timedelta(seconds=30))
+    async def retry_corrections(now: datetime, tx: Transaction) -> None:
+        await tx.enqueue("release", f"corrections:{now.isoformat()}", {"reasons": _FOR_ORIGINALS})
+
+    @service.task("release")
+    async def release(task: Task, tx: Transaction) -> Any:
+        after = int(task.position or 0)
+        if "row" in task.payload:
+            row = await store.quarantined(tx.db, int(task.payload["row"]))
+            rows: Sequence[Any] = [] if row is None else [row]
+        else:
+            rows = await store.waiting(tx.db, after, _CHUNK, task.payload["reasons"])
+        await Metering(room, tx).release(rows, by_person="row" in task.payload)
+        if "row" in task.payload or len(rows) < _CHUNK:
+            return Done()
+        return rows[-1]["id"]
+
+    @service.command("release_quarantine")
+    async def release_one(command: Any, tx: Transaction) -> None:
+        if command.target.isdigit():
+            await tx.enqueue("release", f"row:{command.target}", {"row": int(command.target)})
+        else:
+            await tx.enqueue("release", f"all:{tx.now.isoformat()}", {"reasons": _FOR_PRICES})
+
+    @service.reads("explain")
+    async def explain_one(query: Mapping[str, str], tx: Transaction) -> Any:
+        return await explained(room, query.get("id", ""), tx)
+
+    @service.reads("quarantine")
+    async def list_quarantine(query: Mapping[str, str], tx: Transaction) -> Any:
+        return {
+            "counts": await store.quarantine_counts(tx.db),
+            "rows": await store.quarantine_list(tx.db, int(query.get("after", 0)), min(int(query.get("limit", 100)), 1000)),
+        }
+
+    @service.reads("usage-by-model")
+    async def usage_by_model(query: Mapping[str, str], tx: Transaction) -> Any:
+        return await store.usage_by_model(tx.db, int(query.get("since_hour", 0)), int(query.get("limit", 20)))
+
+    @service.reads("interesting")
+    async def interesting(query: Mapping[str, str], tx: Transaction) -> Any:
+        return await store.some_logged(tx.db, tx.now, int(query.get("limit", 20)))
+
+    return service
+
+
+class Metering:
+    """The effects of one transaction."""
+
+    def __init__(self, room: Room, tx: Transaction) -> None:
+        self._room, self._tx = room, tx
+        self._effects = Effects(topics.USAGE_RATED.partitions)
+        self._quarantine: list[tuple[Any, ...]] = []
+        self._now_ms = (tx.now - _EPOCH) // _MS
+
+    async def take(self, received: Sequence[Received]) -> None:
+        """Events from the topic: each is rated, a duplicate, or quarantined."""
+        room, tx = self._room, self._tx
+        await room.refresh(tx.db)
+        fresh, stale, duplicates = self._identify(received)
+        digests = await store.known(tx.db, list(fresh)) if fresh and room.dedupe else {}
+        conflicts = sum(1 for key, digest in digests.items() if fresh.pop(key)[2] != digest) + duplicates[1]
+        n_duplicates = len(digests) + duplicates[0]
+        if fresh and room.dedupe:
+            late = await store.add_seen(tx.db, [(key, digest) for key, (_, _, digest) in fresh.items()])
+            n_duplicates += len(late)
+            for key in late:
+                del fresh[key]
+        n_duplicates += await self._keep_stale(stale)
+        self._rate(fresh)
+        corrections = [(key, ms, r) for key, (r, ms, _) in fresh.items() if r.event.type == events.UsageCorrected.TYPE]
+        await self._write()
+        for key, ms, r in corrections:
+            await self._correct(r.event.id, r.event.data, key, ms, instant(r.record.timestamp))
+        self._saw([r for r, _, _ in fresh.values()])
+        tx.count("duplicates", n_duplicates)
+        tx.count("conflicts", conflicts)
+        tx.count("quarantined", await store.quarantine(tx.db, self._quarantine))
+
+    def _identify(
+        self, received: Sequence[Received]
+    ) -> tuple[dict[bytes, tuple[Received, int, int]], list[tuple[Received, str]], tuple[int, int]]:
+        """(key -> event, event time in ms, digest), stale events with their reason, (duplicates, conflicts) in here."""
+        window = policy()
+        low = self._now_ms - int(window.window // _MS)
+        high = self._now_ms + int(window.future // _MS)
+        keys = self._room.keys.by_ordinal
+        fresh: dict[bytes, tuple[Received, int, int]] = {}
+        stale: list[tuple[Received, str]] = []
+        duplicates = conflicts = 0
+        for r in received:
+            event = r.event
+            made_ms = id_ms(event.id)
+            ms = (event.time - _EPOCH) // _MS
+            day_key = keys.get(EPOCH_ORDINAL + made_ms // DAY_MS)
+            if made_ms > high or ms > high:
+                stale.append((r, "future"))
+                continue
+            if made_ms < low or ms < low or day_key is None:
+                stale.append((r, "stale"))
+                continue
+            key, digest = identity(event.id, made_ms, day_key, r.record.value)
+            before = fresh.get(key)
+            if before is not None and self._room.dedupe:
+                duplicates += 1
+                conflicts += before[2] != digest
+                continue
+            while before is not None:  # de-duplication is switched off: the repeat is let through, and billed
+                key = key[:-1] + bytes([(key[-1] + 1) % 256])
+                before = fresh.get(key)
+            fresh[key] = (r, ms, digest)
+        return fresh, stale, (duplicates, conflicts)
+
+    def _rate(self, fresh: Mapping[bytes, tuple[Received, int, int]]) -> None:
+        book, effects = self._room.book, self._effects
+        corrected = events.UsageCorrected.TYPE
+        for key, (r, ms, _) in fresh.items():
+            event = r.event
+            if event.type == corrected:
+                continue
+            known_at = instant(r.record.timestamp)
+            priced = price(book, event.data, event.time, known_at)
+            if isinstance(priced, Unpriced):
+                self._hold(priced.reason, priced.missing, event.type, event.id, event.data, key, event.time, known_at)
+            else:
+                effects.add(event.data, event.id, key, ms, event.time, priced, self._now_ms)
+
+    def _hold(
+        self, reason: str, missing: str, kind: str, event_id: str | None, usage: Any, key: bytes, event_at: datetime,
+        known_at: datetime, ident: bytes | None = None,
+    ) -> None:  # fmt: skip
+        """Usage that waits. At log retention 0 it waits as a line does: no generation, no key, an hour."""
+        kept = msgspec.to_builtins(usage)
+        if not usage.log_retention_days:
+            event_id = None
+            kept["key"] = "not-kept"
+            kept.pop("generation_ref", None)
+            event_at = event_at.replace(minute=0, second=0, microsecond=0)
+        self._quarantine.append(
+            (reason, missing, kind, event_id, event_at, known_at, self._tx.now, usage.provider, usage.model, kept, key, ident)
+        )
+
+    async def _keep_stale(self, stale: Sequence[tuple[Received, str]]) -> int:
+        """Stale events wait for a person, each id once; returns the repeats."""
+        if not stale:
+            return 0
+        room = self._room
+        idents = {r.event.id: room.stale_idents(r.event.id) for r, _ in stale}
+        known = await store.stale_known(self._tx.db, [i for found in idents.values() for i in found])
+        repeats = 0
+        taken: set[str] = set()
+        for r, reason in stale:
+            event = r.event
+            if event.id in taken or any(i in known for i in idents[event.id]):
+                repeats += 1
+                continue
+            taken.add(event.id)
+            ident = idents[event.id][0]
+            self._hold(
+                reason, "", event.type, event.id, event.data, self._now_ms.to_bytes(6, "big") + ident[6:], event.time,
+                instant(r.record.timestamp), ident,
+            )  # fmt: skip
+        self._saw([r for r, _ in stale if r.event.id in taken])
+        return repeats
+
+    async def _correct(self, event_id: str | None, usage: Any, key: bytes, ms: int, known_at: datetime) -> bool:
+        """Reverses what the original was charged and charges what it should have been; False if it has to wait."""
+        room, tx = self._room, self._tx
+        original = await store.logged(tx.db, usage.original, tx.now)
+        reason = None
+        if original is None:
+            reason = "original_unknown" if usage.log_retention_days else "original_not_kept"
+        elif original["workspace"] != usage.workspace:
+            reason = "original_of_other_workspace"
+        if reason is None and original is not None:
+            event_at = original["occurred_at"]
+            priced = price(room.book, usage, event_at, known_at)
+            version = room.book.version(original["price_version"])
+            if isinstance(priced, Unpriced):
+                reason = priced.reason
+            elif version is not None:
+                await self._replace(original, version, usage, key, priced)
+                return True
+            else:
+                reason = "unknown_price"
+        self._hold(
+            reason or "", "", events.UsageCorrected.TYPE, event_id, usage, key, instant(ms), known_at
+        )
+        return False
+
+    async def _replace(self, original: Any, version: PriceVersion, usage: Any, key: bytes, priced: Any) -> None:
+        effects = self._effects = Effects(topics.USAGE_RATED.partitions)
+        reported = msgspec.json.decode(original["quantities"])
+        billed = billed_quantities(
+            version,
+            {u: n for u, n in reported.items() if u in events.BUCKETS},
+            {u: n for u, n in reported.items() if u in events.COUNTS},
+            original["rule"],
+        )
+        hour = (original["occurred_at"] - _EPOCH) // timedelta(hours=1)
+        terms = {"byok": "byok", "data_sharing": "sharing"}.get(original["rule"], "list")
+        back = key[:6] + identity(key.hex() + ":reversal", 0, key, b"").key[6:]
+        effects.add_line(
+            usage, back, hour, version.version, original["tier"], terms, {u: -n for u, n in billed.items()},
+            -original["amount_pico"],
+        )  # fmt: skip
+        before = msgspec.structs.replace(usage, model=original["model"], key=original["key_id"])
+        charged = 0 if original["rule"] == "byok" else original["amount_pico"]
+        effects.sum(before, hour, -1, -original["input_tokens"], -original["output_tokens"], -charged)
+        effects.add(usage, usage.original, key, hour * HOUR_MS, original["occurred_at"], priced, None)
+        row = effects.log.pop()
+        await self._write()
+        await store.correct_log(
+            self._tx.db, usage.original, original["expires_on"], dict(zip(store.LOG_COLUMNS, row, strict=True))
+        )
+
+    async def release(self, rows: Sequence[Any], *, by_person: bool) -> None:
+        """Rates quarantined usage again; what still has no price goes on waiting."""
+        room, tx = self._room, self._tx
+        await room.refresh(tx.db)
+        released = []
+        corrections = []
+        for row in rows:
+            usage = msgspec.convert(row["usage"], _USAGE[row["event_type"]])
+            key = self._line_key(row["line_key"])
+            if row["event_type"] == events.UsageCorrected.TYPE:
+                corrections.append((row, usage, key))
+                continue
+            priced = price(room.book, usage, row["event_at"], row["known_at"])
+            if isinstance(priced, Unpriced):
+                continue
+            event_id = None if row["event_id"] is None else str(row["event_id"])
+            ms = (row["event_at"] - _EPOCH) // _MS
+            self._effects.add(usage, event_id, key, ms, row["event_at"], priced, self._now_ms)
+            released.append(row["id"])
+        await self._write()
+        for row, usage, key in corrections:
+            event_id = None if row["event_id"] is None else str(row["event_id"])
+            if await self._correct(event_id, usage, key, (row["event_at"] - _EPOCH) // _MS, row["known_at"]):
+                released.append(row["id"])
+        self._quarantine.clear()
+        if released:
+            await store.release(tx.db, released)
+            tx.count("quarantined", -len(released))
+
+    def _line_key(self, key: bytes) -> bytes:
+        """A line's key in the window that billing de-duplicates in: what waited for long comes as of today."""
+        low = self._now_ms - int(policy().window // _MS) + DAY_MS
+        return key if int.from_bytes(key[:6], "big") >= low else self._now_ms.to_bytes(6, "big") + key[6:]
+
+    async def _write(self) -> None:
+        """Publishes the rated lines and writes log and sums."""
+        effects, tx, room = self._effects, self._tx, self._room
+        self._effects = Effects(topics.USAGE_RATED.partitions)
+        for partition, record, units in effects.records():
+            tx.publish(
+                topics.USAGE_RATED, events.UsageRated, id=record, subject="metering", data={"units": units},
+                partition=partition, trusted=True,
+            )  # fmt: skip
+        new = effects.versions - room.pinned
+        for version_id in sorted(new):
+            version = room.book.version(version_id)
+            assert version is not None, "what rated a line is in the book"
+            await store.add_price(tx.db, to_json(version), version.known_from)
+        if new:
+            tx.after_commit(lambda: room.pinned.update(new))
+        if effects.log:
+            await store.add_log(tx.db, effects.log)
+        payload = effects.pending()
+        if payload is not None:
+            await store.add_pending(tx.db, payload)
+        tx.count("rated", effects.rated)
+
+    def _saw(self, received: Sequence[Received]) -> None:
+        sources: dict[str, tuple[int, int]] = {}
+        for r in received:
+            if r.event.sequence is not None:
+                highest, seen = sources.get(r.event.source, (0, 0))
+                sources[r.event.source] = (max(highest, int(r.event.sequence)), seen + 1)
+        if not self._tx.replay:
+            for source, (highest, seen) in sources.items():
+                self._tx.saw(topics.GENERATIONS.name, source, highest, seen)
+
+
+async def explained(room: Room, wanted: str, tx: Transaction) -> Any:
+    """How a generation came to its amount. Raises NotFound and NotKept."""
+    is_id = len(wanted) == 36 and wanted[14] == "7"
+    row = await store.logged(tx.db, wanted, tx.now) if is_id else None
+    row = row or await store.logged_by_ref(tx.db, wanted, tx.now)
+    if row is None and is_id:
+        held = await store.quarantined_event(tx.db, wanted)
+        if held is not None:
+            return {"generation_id": wanted, "quarantined": dict(held)}
+        day_key = room.keys.by_ordinal.get(EPOCH_ORDINAL + id_ms(wanted) // DAY_MS)
+        if day_key is not None:
+            key = identity(wanted, id_ms(wanted), day_key, b"").key
+            if await store.known(tx.db, [key]):
+                raise NotKept("not kept: log retention 0, or its retention is over")
+    if row is None:
+        raise NotFound("no such generation is kept here")
+    version = room.book.version(row["price_version"])
+    if version is None:
+        raise NotFound("the price version of this generation is not known here")
+    reported = msgspec.json.decode(row["quantities"])
+    tokens = {u: n for u, n in reported.items() if u in events.BUCKETS}
+    counts = {u: n for u, n in reported.items() if u in events.COUNTS}
+    outcome, _, finish = row["ended"].partition("/")
+    how = explain(
+        version, tokens, counts, "error" if outcome == "failed" else finish or None, outcome == "cancelled",
+        outcome == "cache_hit", row["rule"] == "byok", row["rule"] == "data_sharing",
+    )  # fmt: skip
+    return {
+        "generation_id": str(row["generation_id"]),
+        "generation_ref": row["generation_ref"],
+        "occurred_at": row["occurred_at"],
+        "workspace": row["workspace"],
+        "key": row["key_id"],
+        "provider": row["provider"],
+        "model": row["model"],
+        "outcome": outcome,
+        "finish_reason": finish or None,
+        "tier": row["tier"],
+        "rule": row["rule"],
+        "buckets": tokens,
+        "counts": counts,
+        "price_version": version.version,
+        "price_source": version.source,
+        "price_valid_from": version.valid_from,
+        "lines": [
+            {
+                "unit": part.unit,
+                "quantity": part.quantity,
+                "billed": part.billed,
+                "unit_price_usd": part.unit_price,
+                "exact_pico": str(part.amount_pico),
+            }
+            for part in how.units
+        ],
+        "exact_list_pico": str(how.exact_list_pico),
+        "exact_pico": str(how.exact_pico),
+        "rounding": "half-even, once, to whole pico-dollars",
+        "amount_pico": str(row["amount_pico"]),
+        "record": str(row["record"]),
+        "line": row["line"],
+    }
+
+
+async def observe(db: Connection, now: datetime) -> None:
+    """Refreshes the room's gauges."""
+    counts: dict[str, int] = {}
+    for row in await store.quarantine_counts(db):
+        counts[row["reason"]] = counts.get(row["reason"], 0) + row["n"]
+    for reason in ("unknown_model", "unknown_price", "stale", "future", "original_unknown", "original_not_kept"):
+        QUARANTINED.labels(reason).set(counts.get(reason, 0))
+    PENDING_ROLLUPS.set(await store.pending_count(db))
+
+
+service = make_service()

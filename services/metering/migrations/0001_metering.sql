@@ -1,0 +1,91 @@
+-- De-duplication: 48 bits of the id's time, then a keyed hash of the id. Time order keeps the index fast; the key of
+-- the day is destroyed with the day's partition, and no account stands here.
+CREATE TABLE seen (
+    key    bytea  NOT NULL PRIMARY KEY,
+    digest bigint NOT NULL                -- of the content: same id, other digest = a conflict
+) PARTITION BY RANGE (key);
+
+-- One row per generation, for as long as its workspace wants it (never for a retention of 0). No unique key: `seen`
+-- stands before it. Dropped by the day on which it expires; hidden at occurred_at + retention_days.
+CREATE TABLE request_log (
+    expires_on     date        NOT NULL,
+    occurred_at    timestamptz NOT NULL,
+    retention_days smallint    NOT NULL CHECK (retention_days BETWEEN 1 AND 90),
+    generation_id  uuid        NOT NULL,
+    generation_ref text,
+    account        text        NOT NULL,
+    workspace      text        NOT NULL,
+    key_id         text        NOT NULL,
+    provider       text        NOT NULL,
+    model          text        NOT NULL,
+    tier           text        NOT NULL,  -- with the context tier that rated it
+    ended          text        NOT NULL,  -- outcome/finish reason
+    rule           text        NOT NULL,
+    quantities     text        NOT NULL,  -- JSON: everything that was reported, by unit
+    input_tokens   bigint      NOT NULL,
+    output_tokens  bigint      NOT NULL,
+    amount_pico    bigint      NOT NULL,
+    price_version  text        NOT NULL,
+    record         uuid        NOT NULL,  -- the rated record and the line in it: the way to the charge
+    line           int         NOT NULL
+) PARTITION BY RANGE (expires_on);
+CREATE INDEX request_log_generation ON request_log USING brin (generation_id uuid_minmax_ops)
+    WITH (pages_per_range = 16, autosummarize = on);
+
+-- Usage that cannot be rated yet, visible and counted. At retention 0 without generation, key and reference.
+CREATE TABLE quarantine (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    reason     text        NOT NULL,
+    missing    text        NOT NULL,
+    event_type text        NOT NULL,
+    event_id   uuid,
+    event_at   timestamptz NOT NULL,
+    known_at   timestamptz NOT NULL,      -- the record's LogAppendTime: what was known then rates it
+    arrived_at timestamptz NOT NULL,
+    provider   text        NOT NULL,
+    model      text        NOT NULL,
+    usage      jsonb       NOT NULL,
+    line_key   bytea       NOT NULL,      -- becomes the line's id when it is rated
+    ident      bytea UNIQUE               -- a stale id is quarantined once
+);
+
+-- Prices: versions are facts and are never changed; holds and releases are added to the body.
+CREATE TABLE price (
+    version    text PRIMARY KEY,
+    provider   text NOT NULL,
+    model      text NOT NULL,
+    tier       text NOT NULL,
+    body       jsonb NOT NULL,
+    known_from timestamptz NOT NULL,
+    source     text NOT NULL
+);
+CREATE TABLE price_revision (single boolean PRIMARY KEY DEFAULT true CHECK (single), revision bigint NOT NULL);
+INSERT INTO price_revision (revision) VALUES (0);
+
+-- Sums of one batch, waiting to be added to the rollups in a transaction of their own, exactly once.
+CREATE TABLE pending (
+    id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    payload bytea NOT NULL
+);
+
+CREATE TABLE rollup_hourly (
+    workspace     text   NOT NULL,
+    key_id        text   NOT NULL,
+    model         text   NOT NULL,
+    hour          int    NOT NULL,        -- hours since 1970, UTC
+    generations   bigint NOT NULL,
+    input_tokens  bigint NOT NULL,
+    output_tokens bigint NOT NULL,
+    amount_pico   numeric NOT NULL,
+    PRIMARY KEY (hour, workspace, key_id, model)
+) PARTITION BY RANGE (hour);
+-- For workspaces that keep no request log: by day, without key and model.
+CREATE TABLE rollup_daily (
+    workspace     text   NOT NULL,
+    day           int    NOT NULL,        -- days since 1970, UTC
+    generations   bigint NOT NULL,
+    input_tokens  bigint NOT NULL,
+    output_tokens bigint NOT NULL,
+    amount_pico   numeric NOT NULL,
+    PRIMARY KEY (day, workspace)
+) PARTITION BY RANGE (day);

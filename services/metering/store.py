@@ -1,0 +1,251 @@
+"""All SQL of metering. Time comes in as a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from shared.mesh.store import Connection
+
+LOG_COLUMNS = (
+    "expires_on", "occurred_at", "retention_days", "generation_id", "generation_ref", "account", "workspace", "key_id",
+    "provider", "model", "tier", "ended", "rule", "quantities", "input_tokens", "output_tokens", "amount_pico",
+    "price_version", "record", "line",
+)  # fmt: skip
+
+
+# --- de-duplication ----------------------------------------------------------------------------------------------
+
+
+async def known(db: Connection, keys: Sequence[bytes]) -> dict[bytes, int]:
+    """Digests of those `keys` that were seen before. The range lets PostgreSQL skip the other days' partitions."""
+    rows = await db.fetch(
+        "SELECT key, digest FROM seen WHERE key = ANY($1) AND key BETWEEN $2 AND $3", keys, min(keys), max(keys)
+    )
+    return {row["key"]: row["digest"] for row in rows}
+
+
+async def add_seen(db: Connection, identities: Sequence[tuple[bytes, int]]) -> set[bytes]:
+    """Notes new keys; returns those that another transaction was faster with (none, nearly always)."""
+    try:
+        async with db.transaction():
+            await db.copy_records_to_table("seen", columns=("key", "digest"), records=identities)
+        return set()
+    except asyncpg.UniqueViolationError:
+        ordered = sorted(identities)
+        rows = await db.fetch(
+            """INSERT INTO seen (key, digest) SELECT key, digest FROM unnest($1::bytea[], $2::bigint[]) AS v(key, digest)
+               ON CONFLICT DO NOTHING RETURNING key""",
+            [k for k, _ in ordered], [d for _, d in ordered],
+        )  # fmt: skip
+        return {k for k, _ in identities} - {row["key"] for row in rows}
+
+
+# --- request log -------------------------------------------------------------------------------------------------
+
+
+async def add_log(db: Connection, rows: Sequence[Sequence[Any]]) -> None:
+    """Appends to the request log."""
+    await db.copy_records_to_table("request_log", columns=LOG_COLUMNS, records=rows)
+
+
+async def logged(db: Connection, generation: str, now: datetime) -> asyncpg.Record | None:
+    """A generation's log row, by its id; hidden from the instant on which it expires."""
+    return await db.fetchrow(
+        """SELECT * FROM request_log WHERE generation_id = $1 AND expires_on >= $3
+             AND occurred_at + retention_days * interval '1 day' > $2""",
+        generation, now, now.date(),
+    )  # fmt: skip
+
+
+async def logged_by_ref(db: Connection, ref: str, now: datetime) -> asyncpg.Record | None:
+    """A generation's log row, by the gateway's own id. Reads the log: there is no index on it."""
+    return await db.fetchrow(
+        """SELECT * FROM request_log WHERE generation_ref = $1 AND expires_on >= $3
+             AND occurred_at + retention_days * interval '1 day' > $2 LIMIT 1""",
+        ref, now, now.date(),
+    )  # fmt: skip
+
+
+async def correct_log(db: Connection, generation: str, expires_on: date, changes: Mapping[str, Any]) -> None:
+    """The row says what the correction says; the charge of what it said before stays in the ledger, reversed."""
+    await db.execute(
+        """UPDATE request_log SET provider = $3, model = $4, tier = $5, ended = $6, rule = $7, quantities = $8,
+             input_tokens = $9, output_tokens = $10, amount_pico = $11, price_version = $12, record = $13, line = $14
+           WHERE generation_id = $1 AND expires_on = $2""",
+        generation, expires_on, *(changes[name] for name in LOG_COLUMNS[8:]),
+    )  # fmt: skip
+
+
+# --- quarantine --------------------------------------------------------------------------------------------------
+
+
+async def quarantine(db: Connection, rows: Sequence[Sequence[Any]]) -> int:
+    """Keeps usage that cannot be rated; returns how many rows are new (a stale id is kept once)."""
+    if not rows:
+        return 0
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    columns[9] = [msgspec.json.encode(usage).decode() for usage in columns[9]]
+    added = await db.fetch(
+        """INSERT INTO quarantine (reason, missing, event_type, event_id, event_at, known_at, arrived_at, provider,
+               model, usage, line_key, ident)
+           SELECT a, b, c, d, e, f, g, h, i, j::jsonb, k, l
+           FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::timestamptz[],
+               $7::timestamptz[], $8::text[], $9::text[], $10::text[], $11::bytea[], $12::bytea[])
+             AS v(a, b, c, d, e, f, g, h, i, j, k, l)
+           ON CONFLICT (ident) DO NOTHING RETURNING id""",
+        *columns,
+    )  # fmt: skip
+    return len(added)
+
+
+async def stale_known(db: Connection, idents: Sequence[bytes]) -> set[bytes]:
+    """Which stale ids wait already."""
+    rows = await db.fetch("SELECT ident FROM quarantine WHERE ident = ANY($1)", list(idents))
+    return {row["ident"] for row in rows}
+
+
+async def waiting(db: Connection, after: int, limit: int, reasons: Sequence[str]) -> list[asyncpg.Record]:
+    """Quarantined usage from id `after` on, locked, oldest first."""
+    return await db.fetch(
+        "SELECT * FROM quarantine WHERE id > $1 AND reason = ANY($2) ORDER BY id LIMIT $3 FOR UPDATE",
+        after, list(reasons), limit,
+    )  # fmt: skip
+
+
+async def quarantined(db: Connection, row: int) -> asyncpg.Record | None:
+    """One quarantined usage, locked."""
+    return await db.fetchrow("SELECT * FROM quarantine WHERE id = $1 FOR UPDATE", row)
+
+
+async def release(db: Connection, rows: Sequence[int]) -> None:
+    """Forgets quarantined usage that was rated."""
+    await db.execute("DELETE FROM quarantine WHERE id = ANY($1)", list(rows))
+
+
+async def quarantine_list(db: Connection, after: int, limit: int) -> list[dict[str, Any]]:
+    """Quarantined usage for people: why, of what, since when."""
+    rows = await db.fetch(
+        """SELECT id, reason, missing, provider, model, event_type, event_id, event_at, arrived_at FROM quarantine
+           WHERE id > $1 ORDER BY id LIMIT $2""",
+        after, limit,
+    )  # fmt: skip
+    return [dict(row) for row in rows]
+
+
+async def quarantine_counts(db: Connection) -> list[dict[str, Any]]:
+    """How much waits, by reason, provider and model."""
+    rows = await db.fetch(
+        """SELECT reason, provider, model, count(*) AS n, min(arrived_at) AS oldest FROM quarantine
+           GROUP BY reason, provider, model ORDER BY n DESC, provider, model"""
+    )
+    return [dict(row) for row in rows]
+
+
+async def quarantined_event(db: Connection, event: str) -> asyncpg.Record | None:
+    """A quarantined event by its id, if its workspace keeps a log."""
+    return await db.fetchrow("SELECT reason, missing, provider, model FROM quarantine WHERE event_id = $1", event)
+
+
+# --- prices ------------------------------------------------------------------------------------------------------
+
+
+async def prices(db: Connection) -> list[Any]:
+    """The bodies of all versions that were published or have rated something."""
+    return [row["body"] for row in await db.fetch("SELECT body FROM price ORDER BY known_from, version")]
+
+
+async def price_revision(db: Connection) -> int:
+    """Rises whenever a price becomes known."""
+    return int(await db.fetchval("SELECT revision FROM price_revision"))
+
+
+async def add_price(db: Connection, body: Mapping[str, Any], known_from: datetime) -> bool:
+    """Keeps a version; False if it was kept before. Versions are facts: nothing is overwritten."""
+    return bool(
+        await db.fetchval(
+            """INSERT INTO price (version, provider, model, tier, body, known_from, source)
+               VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING true""",
+            body["version"], body["provider"], body["model"], body["tier"], body, known_from, body["source"],
+        )
+    )  # fmt: skip
+
+
+async def raise_revision(db: Connection) -> None:
+    """Tells every process to read the prices again."""
+    await db.execute("UPDATE price_revision SET revision = revision + 1")
+
+
+# --- rollups -----------------------------------------------------------------------------------------------------
+
+
+async def add_pending(db: Connection, payload: bytes) -> None:
+    """Sums that the rollups have not taken yet."""
+    await db.execute("INSERT INTO pending (payload) VALUES ($1)", payload)
+
+
+async def take_pending(db: Connection, limit: int) -> list[bytes]:
+    """Takes sums out, in the transaction that adds them to the rollups."""
+    rows = await db.fetch(
+        """DELETE FROM pending WHERE id IN (SELECT id FROM pending ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED)
+           RETURNING payload""",
+        limit,
+    )
+    return [row["payload"] for row in rows]
+
+
+async def pending_count(db: Connection) -> int:
+    """Batches whose sums wait."""
+    return int(await db.fetchval("SELECT count(*) FROM pending"))
+
+
+async def add_hourly(db: Connection, rows: Sequence[Sequence[Any]]) -> None:
+    """Adds sums per workspace, key, model and hour; `rows` sorted by key."""
+    await db.execute(
+        """INSERT INTO rollup_hourly AS r (workspace, key_id, model, hour, generations, input_tokens, output_tokens,
+               amount_pico)
+           SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[],
+               $8::numeric[])
+           ON CONFLICT (hour, workspace, key_id, model) DO UPDATE
+             SET generations = r.generations + excluded.generations, input_tokens = r.input_tokens + excluded.input_tokens,
+                 output_tokens = r.output_tokens + excluded.output_tokens, amount_pico = r.amount_pico + excluded.amount_pico""",
+        *map(list, zip(*rows, strict=True)),
+    )  # fmt: skip
+
+
+async def add_daily(db: Connection, rows: Sequence[Sequence[Any]]) -> None:
+    """Adds sums per workspace and day, for workspaces without a request log; `rows` sorted by key."""
+    await db.execute(
+        """INSERT INTO rollup_daily AS r (workspace, day, generations, input_tokens, output_tokens, amount_pico)
+           SELECT * FROM unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::numeric[])
+           ON CONFLICT (day, workspace) DO UPDATE
+             SET generations = r.generations + excluded.generations, input_tokens = r.input_tokens + excluded.input_tokens,
+                 output_tokens = r.output_tokens + excluded.output_tokens, amount_pico = r.amount_pico + excluded.amount_pico""",
+        *map(list, zip(*rows, strict=True)),
+    )  # fmt: skip
+
+
+async def usage_by_model(db: Connection, since_hour: int, limit: int) -> list[dict[str, Any]]:
+    """Usage by model since an hour, the dearest first."""
+    rows = await db.fetch(
+        """SELECT model, sum(generations)::bigint AS generations, sum(input_tokens)::bigint AS input_tokens,
+                  sum(output_tokens)::bigint AS output_tokens, sum(amount_pico) AS amount_pico
+           FROM rollup_hourly WHERE hour >= $1 GROUP BY model ORDER BY amount_pico DESC, model LIMIT $2""",
+        since_hour, limit,
+    )  # fmt: skip
+    return [dict(row) for row in rows]
+
+
+async def some_logged(db: Connection, now: datetime, limit: int) -> list[dict[str, Any]]:
+    """Log rows worth a look: the dearest of each rule and context tier."""
+    rows = await db.fetch(
+        """SELECT DISTINCT ON (rule, tier) generation_id, rule, tier, amount_pico, model FROM request_log
+           WHERE expires_on >= $2 AND occurred_at + retention_days * interval '1 day' > $1
+           ORDER BY rule, tier, amount_pico DESC LIMIT $3""",
+        now, now.date(), limit,
+    )  # fmt: skip
+    return [dict(row) for row in rows]

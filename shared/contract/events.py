@@ -1,0 +1,378 @@
+"""Every event of the contract, in its current version.
+
+Token counts are *exclusive* buckets: a token is in one bucket only, and the buckets sum to the provider's input and
+output figure (checked). Everything that is not a token is a count. Amounts are pico-US-dollars as strings.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from shared.contract.base import (
+    Closed,
+    Event,
+    EventId,
+    Id,
+    Instant,
+    Name,
+    Pico,
+    PositivePico,
+    Quantity,
+    Sealed,
+    UnitPrice,
+)
+
+INPUT_BUCKETS = (
+    "input",
+    "cache_read",
+    "cache_write_5m",
+    "cache_write_1h",
+    "input_audio",
+    "cache_read_audio",
+    "input_image",
+    "input_video",
+)
+OUTPUT_BUCKETS = ("output", "reasoning", "output_audio", "output_image")
+BUCKETS = INPUT_BUCKETS + OUTPUT_BUCKETS
+COUNTS = ("request", "web_search", "image", "second", "character", "page")
+UNITS = BUCKETS + COUNTS
+_OUTPUT = frozenset(OUTPUT_BUCKETS)
+
+Bucket = Literal[
+    "input",
+    "cache_read",
+    "cache_write_5m",
+    "cache_write_1h",
+    "input_audio",
+    "cache_read_audio",
+    "input_image",
+    "input_video",
+    "output",
+    "reasoning",
+    "output_audio",
+    "output_image",
+]
+Count = Literal["request", "web_search", "image", "second", "character", "page"]
+Unit = Literal[
+    "input",
+    "cache_read",
+    "cache_write_5m",
+    "cache_write_1h",
+    "input_audio",
+    "cache_read_audio",
+    "input_image",
+    "input_video",
+    "output",
+    "reasoning",
+    "output_audio",
+    "output_image",
+    "request",
+    "web_search",
+    "image",
+    "second",
+    "character",
+    "page",
+]
+Tier = Literal["standard", "flex", "priority", "batch"]
+
+
+def _check_sums(data: Any) -> None:
+    read = generated = 0
+    for bucket, quantity in data.tokens.items():
+        if bucket in _OUTPUT:
+            generated += quantity
+        else:
+            read += quantity
+    if read != data.input_tokens:
+        raise ValueError("the input buckets do not sum to input_tokens")
+    if generated != data.output_tokens:
+        raise ValueError("the output buckets do not sum to output_tokens")
+
+
+class Usage(Closed):
+    """What one generation used, where, and how it ended."""
+
+    account: Id = Field(description="The account that owns the workspace.")
+    workspace: Id = Field(description="The workspace that pays.")
+    key: Id = Field(description="Id of the API key (never the key).")
+    generation_ref: Id | None = Field(default=None, description="The gateway's own id of the generation, if it has one.")
+    model: Name = Field(description="Model id as the provider names it.")
+    provider: Name = Field(description="The provider that served it.")
+    tier: Tier = Field(default="standard", description="The service tier actually served.")
+    outcome: Literal["completed", "failed", "cancelled", "cache_hit"] = Field(
+        default="completed",
+        description="How it ended. A cancelled one carries what the provider bills; a response-cache hit costs nothing.",
+    )
+    finish_reason: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_.-]*$")] | None = Field(
+        default=None, description="The provider's finish reason; null or empty if none came."
+    )
+    byok: bool = Field(default=False, description="Served with the customer's own provider key.")
+    data_sharing: bool = Field(default=False, description="The account shares data, for the discount.")
+    log_retention_days: Annotated[int, Field(ge=0, le=90)] = Field(
+        default=30, description="The workspace's request-log retention in force at the gateway; 0 keeps no row."
+    )
+    input_tokens: Quantity = Field(description="Sum of the input buckets.")
+    output_tokens: Quantity = Field(description="Sum of the output buckets.")
+    tokens: dict[Bucket, Quantity] = Field(description="Exclusive token buckets; what is absent is 0.")
+    counts: dict[Count, Quantity] = Field(default={}, description="Other units; what is absent is 0.")
+
+    check: ClassVar[Any] = staticmethod(_check_sums)
+
+
+class GenerationCompleted(Event):
+    """One generation ended, however it ended. Keyed by the event id; order does not matter."""
+
+    TYPE: ClassVar[str] = "generation.completed.v1"
+    type: Literal["generation.completed.v1"]
+    data: Usage
+
+
+class Correction(Usage):
+    """The content that an earlier generation should have had."""
+
+    original: EventId = Field(description="The id of the event that is corrected.")
+    reason: Literal["wrong_usage", "wrong_model", "refund", "other"] = Field(default="other")
+
+
+class UsageCorrected(Event):
+    """Replaces what an earlier event said: the recorded charge is reversed and this content is charged.
+
+    `time` is the original's event time. Keyed by `original`, so that it follows the original on its partition.
+    """
+
+    TYPE: ClassVar[str] = "usage.corrected.v1"
+    type: Literal["usage.corrected.v1"]
+    data: Correction
+
+
+class Prices(Closed):
+    """Unit prices above a context size."""
+
+    above_input_tokens: Annotated[int, Field(ge=1, le=10**9)]
+    prices: dict[Unit, UnitPrice]
+
+
+class PriceList(Closed):
+    """What one model costs at one provider in one tier, from an instant on."""
+
+    provider: Name
+    model: Name
+    tier: Tier = "standard"
+    prices: dict[Unit, UnitPrice] = Field(description="US dollars for one unit; exact decimals.")
+    not_billed: list[Unit] = Field(default=[], description="Units the provider does not bill (free, not unknown).")
+    context_tiers: list[Prices] = Field(default=[], description="A cliff: the highest passed one rates the whole request.")
+    daily_window: Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3])[0-5][0-9]-([01][0-9]|2[0-3])[0-5][0-9]$")] | None = Field(
+        default=None, description="Only within this daily window, UTC: `HHMM-HHMM`, end excluded; may wrap midnight."
+    )
+    valid_from: Instant = Field(description="In force from this instant (event time).")
+    valid_to: Instant | None = Field(default=None, description="... to this one, excluded; null = until replaced.")
+    source: Id = Field(default="gateway", description="Where the price comes from.")
+
+
+class PricePublished(Event):
+    """A price becomes known. Keyed by `provider/model`; `subject` is the model's family or `prices`."""
+
+    TYPE: ClassVar[str] = "price.published.v1"
+    type: Literal["price.published.v1"]
+    data: PriceList
+
+
+class Payer(Closed):
+    """Who pays: the workspace whose credit it is, and the account that owns it."""
+
+    account: Id
+    workspace: Id
+
+
+class Settlement(Payer):
+    """Credit was bought and the processor settled the payment."""
+
+    payment: Id = Field(description="The processor's payment id; one purchase has one.")
+    credit_pico: PositivePico = Field(description="Credit bought; the fee comes on top of it.")
+    method: Id | None = Field(default=None, description="Id of the payment method (never a number).")
+    jurisdiction: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = Field(default="US", description="Legal class of the payer.")
+
+
+class PaymentSettled(Event):
+    """Credit was bought. Keyed by workspace."""
+
+    TYPE: ClassVar[str] = "payment.settled.v1"
+    type: Literal["payment.settled.v1"]
+    data: Settlement
+
+
+class Refund(Payer):
+    """Part or all of a purchase goes back; the fee is kept."""
+
+    refund: Id
+    payment: Id
+    credit_pico: PositivePico
+
+
+class PaymentRefunded(Event):
+    """A purchase was refunded, in part or in full. May arrive before its purchase. Keyed by workspace."""
+
+    TYPE: ClassVar[str] = "payment.refunded.v1"
+    type: Literal["payment.refunded.v1"]
+    data: Refund
+
+
+class Dispute(Payer):
+    """The payer's bank took money back, for now."""
+
+    dispute: Id
+    payment: Id
+    credit_pico: PositivePico
+
+
+class PaymentDisputed(Event):
+    """A purchase is disputed. May arrive before its purchase. Keyed by workspace."""
+
+    TYPE: ClassVar[str] = "payment.disputed.v1"
+    type: Literal["payment.disputed.v1"]
+    data: Dispute
+
+
+class DisputeOutcome(Payer):
+    """How a dispute ended."""
+
+    dispute: Id
+    payment: Id
+    outcome: Literal["won", "lost"]
+
+
+class DisputeClosed(Event):
+    """A dispute ended: `won` gives the credit back, `lost` leaves it gone. Keyed by workspace."""
+
+    TYPE: ClassVar[str] = "payment.dispute_closed.v1"
+    type: Literal["payment.dispute_closed.v1"]
+    data: DisputeOutcome
+
+
+class Grant(Payer):
+    """Promotional credit."""
+
+    grant: Id
+    credit_pico: PositivePico
+    expires_at: Instant | None = Field(default=None, description="Unused credit expires at this instant.")
+    priority: Annotated[int, Field(ge=0, le=1000)] = Field(default=100, description="Lower burns first.")
+
+
+class CreditGranted(Event):
+    """Promotional credit was granted. Keyed by workspace."""
+
+    TYPE: ClassVar[str] = "credit.granted.v1"
+    type: Literal["credit.granted.v1"]
+    data: Grant
+
+
+class Opening(Payer):
+    """What a workspace had before its gateway moved in."""
+
+    credit_pico: Pico = Field(description="Its credit; negative if it owed.")
+    jurisdiction: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "US"
+
+
+class BalanceOpened(Event):
+    """The opening balance of a workspace, at most once. Keyed by workspace."""
+
+    TYPE: ClassVar[str] = "balance.opened.v1"
+    type: Literal["balance.opened.v1"]
+    data: Opening
+
+
+class Note(Payer):
+    """A note of the account holder on the billing profile: free text, so sealed."""
+
+    note: Id
+    text: Sealed
+
+
+class NoteAdded(Event):
+    """A note was added. It stands beside the ledger and can be erased. Keyed by workspace."""
+
+    TYPE: ClassVar[str] = "billing.note_added.v1"
+    type: Literal["billing.note_added.v1"]
+    data: Note
+
+
+# --- what the mesh says ------------------------------------------------------------------------------------------
+
+
+class RatedLine(NamedTuple):
+    """One rated generation, or the reversal of one (`quantities` and amount negative)."""
+
+    line_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    """48 bits of time and a keyed hash of the generation's id: de-duplicates, names nobody."""
+    hour: int
+    """Hour of the event, counted from 1970 (UTC)."""
+    price_version: str
+    tier: str
+    """Tier and context tier that rated it, e.g. `standard>200000`."""
+    terms: Literal["list", "sharing", "byok"]
+    """`list` price; `sharing`: less the discount for shared data; `byok`: list price of the customer's own key."""
+    quantities: dict[Unit, int]
+    """What is billed (after rules such as zero-completion insurance), by unit; not 0."""
+    amount_pico: Pico
+    """Rounded once, half-even. For `byok` the list price, from which billing takes its fee."""
+
+
+class RatedUnit(Closed):
+    """The lines of one workspace in a record."""
+
+    workspace: Id
+    account: Id
+    lines: list[RatedLine]
+
+
+class RatedUsage(Closed):
+    """Packed rated usage; lines are in no time order."""
+
+    units: list[RatedUnit]
+
+
+class UsageRated(Event):
+    """Rated usage of one batch and one target partition, packed by workspace. No key; partition = hash(workspace)."""
+
+    TYPE: ClassVar[str] = "usage.rated.v1"
+    type: Literal["usage.rated.v1"]
+    data: RatedUsage
+
+
+class Command(Closed):
+    """What a person in operations asks a service to do."""
+
+    service: Annotated[str, Field(pattern=r"^[a-z]{1,32}$")]
+    action: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")]
+    target: Id = Field(description="What it is about: an id, a topic.")
+    actor: Id = Field(description="Who asks.")
+    ticket: Id = Field(description="Why: a reference into the operator's own records.")
+
+
+class OperatorCommand(Event):
+    """An operator's command. Keyed by service; `subject` is the service."""
+
+    TYPE: ClassVar[str] = "operator.command.v1"
+    type: Literal["operator.command.v1"]
+    data: Command
+
+
+class Balance(Closed):
+    """What a workspace has, as of `version`. The gateway answers 402 when `balance_pico` is not positive."""
+
+    workspace: Id
+    version: Annotated[int, Field(ge=1)] = Field(description="Rises with every change; ignore a lower one.")
+    balance_pico: Pico = Field(description="purchased + granted - receivable.")
+    purchased_pico: Pico
+    granted_pico: Pico
+    receivable_pico: Pico = Field(description="What the workspace owes beyond its credit.")
+
+
+class BalanceChanged(Event):
+    """The state of a workspace's credit after its latest change. Compacted, keyed by workspace."""
+
+    TYPE: ClassVar[str] = "balance.changed.v1"
+    type: Literal["balance.changed.v1"]
+    data: Balance

@@ -1,0 +1,158 @@
+"""The topics, each declared once: Kafka topics, rights, AsyncAPI document and checks at start all come from here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+from shared.contract import events as e
+from shared.contract.base import Event
+from shared.policy import policy
+
+AfterErasure = Literal["drop", "book", "control"]
+
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic of the contract.
+
+    `ordered`: order per key matters, a record that fails parks its key. `fixed_partitions`: the count is part of the
+    contract for the topic's life. `after_erasure`: what each reader does with a unit of an erased subject.
+    """
+
+    name: str
+    title: str
+    events: tuple[type[Event], ...]
+    key: str
+    partitions: int
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    retention: timedelta
+    segment: timedelta = timedelta(hours=6)
+    compacted: bool = False
+    ordered: bool = False
+    fixed_partitions: bool = False
+    personal: bool = True
+    after_erasure: Mapping[str, AfterErasure] = field(default_factory=dict)
+    # The record key of an event, for whoever writes from outside; None = the writer gives a partition.
+    key_of: Callable[[Any], str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.personal and not self.compacted and self.retention + self.segment > policy().topic_max:
+            raise ValueError(f"{self.name}: a topic that holds personal data may not outlive the policy's bound")
+
+    def config(self) -> dict[str, str]:
+        """The topic's Kafka settings."""
+        settings = {
+            "message.timestamp.type": "LogAppendTime",
+            "segment.ms": str(int(self.segment.total_seconds() * 1000)),
+        }
+        if self.compacted:
+            return settings | {
+                "cleanup.policy": "compact",
+                "max.compaction.lag.ms": str(int(_DAY.total_seconds() * 1000)),
+                "delete.retention.ms": str(int(7 * _DAY.total_seconds() * 1000)),
+            }
+        return settings | {
+            "cleanup.policy": "delete",
+            "retention.ms": str(int(self.retention.total_seconds() * 1000)),
+        }
+
+
+_TRANSIT = timedelta(days=6)
+
+GENERATIONS = Topic(
+    name="gateway.generations",
+    title="What was generated: one event for each generation, and corrections of earlier ones.",
+    events=(e.GenerationCompleted, e.UsageCorrected),
+    key="event id (a correction: the id it corrects)",
+    partitions=12,
+    writers=("gateway",),
+    readers=("metering",),
+    retention=_TRANSIT,
+    after_erasure={"metering": "drop"},
+    key_of=lambda event: getattr(event.data, "original", event.id),
+)
+PAYMENTS = Topic(
+    name="gateway.payments",
+    title="Money and credit: purchases, refunds, disputes, grants, opening balances, notes.",
+    events=(
+        e.PaymentSettled,
+        e.PaymentRefunded,
+        e.PaymentDisputed,
+        e.DisputeClosed,
+        e.CreditGranted,
+        e.BalanceOpened,
+        e.NoteAdded,
+    ),
+    key="workspace",
+    partitions=6,
+    writers=("gateway",),
+    readers=("billing",),
+    retention=_TRANSIT,
+    ordered=True,
+    fixed_partitions=True,
+    after_erasure={"billing": "book"},
+    key_of=lambda event: event.data.workspace,
+)
+PRICES = Topic(
+    name="gateway.prices",
+    title="Prices, as they become known.",
+    events=(e.PricePublished,),
+    key="provider/model",
+    partitions=1,
+    writers=("gateway",),
+    readers=("metering",),
+    retention=_TRANSIT,
+    ordered=True,
+    fixed_partitions=True,
+    personal=False,
+    key_of=lambda event: f"{event.data.provider}/{event.data.model}",
+)
+USAGE_RATED = Topic(
+    name="mesh.usage-rated",
+    title="Rated usage, packed by target partition and workspace.",
+    events=(e.UsageRated,),
+    key="none; partition = hash(workspace)",
+    partitions=6,
+    writers=("metering",),
+    readers=("billing",),
+    retention=_TRANSIT,
+    fixed_partitions=True,
+    after_erasure={"billing": "book"},
+)
+BALANCES = Topic(
+    name="mesh.balances",
+    title="The credit of each workspace, as the gateway needs it to answer 402.",
+    events=(e.BalanceChanged,),
+    key="workspace",
+    partitions=6,
+    writers=("billing",),
+    readers=("gateway",),
+    retention=_TRANSIT,
+    compacted=True,
+    ordered=True,
+    fixed_partitions=True,
+)
+
+COMMANDS = Topic(
+    name="mesh.commands",
+    title="Operators' commands to services; each names a person and a ticket.",
+    events=(e.OperatorCommand,),
+    key="service",
+    partitions=1,
+    writers=("operator",),
+    readers=("metering", "billing"),
+    retention=_TRANSIT,
+    ordered=True,
+    fixed_partitions=True,
+    personal=False,
+    key_of=lambda event: event.data.service,
+)
+
+TOPICS: tuple[Topic, ...] = (GENERATIONS, PAYMENTS, PRICES, USAGE_RATED, BALANCES, COMMANDS)
+BY_NAME: Mapping[str, Topic] = {topic.name: topic for topic in TOPICS}

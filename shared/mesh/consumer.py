@@ -1,0 +1,754 @@
+"""The consume loop: batches in, one fenced PostgreSQL transaction each, nothing ever raised into FastStream.
+
+Before COMMIT everything may be redone; after it nothing may be lost. Offsets live in the cursor rows; what Kafka is
+told is a hint for lag tools. One object owns the state of one consumed topic; the rebalance callbacks only report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+
+from shared.contract.base import NewerVersion, Refused
+from shared.contract.codec import Codec
+from shared.mesh import metrics, store, tracing
+from shared.mesh.clock import Clock
+from shared.mesh.service import Batch, Consumer, Filter, Received, Record
+from shared.mesh.store import Connection, Cursor, DeadLetter, Pool
+from shared.mesh.transaction import Transaction
+
+log = logging.getLogger("steward.mesh")
+
+REDRIVE = "steward_redrive"
+DEAD_LETTER_LIFE = timedelta(days=7)
+
+# What goes away by itself: the same batch again, in order. Everything else is a bug in the record or in us.
+TRANSIENT = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    OSError,
+    asyncio.TimeoutError,
+)
+
+
+# Records of one topic by partition; in order within each.
+Groups: TypeAlias = list[tuple[TopicPartition, list[Record]]]
+# A record that is no event, or that no handler can handle: (record, stage, reason, detail).
+Refusal: TypeAlias = tuple[Record, str, str, str]
+
+
+def grouped(records: Iterable[Record]) -> Groups:
+    """`records` by partition; those of one partition follow each other."""
+    return [
+        (TopicPartition(topic, part), list(rs))
+        for (topic, part), rs in groupby(records, key=lambda r: (r.topic, r.partition))
+    ]
+
+
+class Fenced(Exception):
+    """Somebody else owns one of the batch's partitions, or its cursor was moved under us."""
+
+
+class Kill(BaseException):
+    """Raised by a fault point in tests: the process is as good as dead. Nothing catches it but the test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """When failures of *our* making stop a partition: a bad release must not empty a topic into the dead letters.
+
+    Counted per partition over handler failures only; a sender's invalid records alert and stop nobody.
+    """
+
+    consecutive: int = 20
+    share: float = 0.2
+    window: int = 500
+
+
+@dataclass(slots=True)
+class Partition:
+    """What this process knows of a partition it has claimed."""
+
+    cursor: Cursor
+    last_ms: int = 0
+    failures: int = 0
+    run: int = 0
+    seen: int = 0
+    stopped: str | None = None
+    claimed_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """For liveness: when the loop last turned and which partitions stand still without a reason."""
+
+    ticked_at: float = field(default_factory=time.monotonic)
+    paused_since: dict[TopicPartition, float] = field(default_factory=dict)
+    moved_at: float = field(default_factory=time.monotonic)
+    working_since: float | None = None
+
+
+def _header(record: Record, name: str) -> bytes | None:
+    for key, value in record.headers:
+        if key == name:
+            found: bytes | None = value
+            return found
+    return None
+
+
+class TopicConsumer:
+    """One consumed topic of one service in one process."""
+
+    def __init__(
+        self,
+        service: str,
+        declaration: Consumer,
+        pool: Pool,
+        clock: Clock,
+        *,
+        owner: str,
+        session_timeout_ms: int,
+        linger_ms: int,
+        filter: Filter | None = None,
+        limit: Limit | None = None,
+        wake_relay: Callable[[], None] = lambda: None,
+        wake_tasks: Callable[[], None] = lambda: None,
+        fault: Callable[[str], Awaitable[None]] | None = None,
+        give_up: Callable[[str], None] = lambda reason: None,
+        fencing: bool = True,
+    ) -> None:
+        self.declaration = declaration
+        self.topic = declaration.topic
+        self.group = f"steward.{service}.{self.topic.name}"
+        self.progress = Progress()
+        self.partitions: dict[TopicPartition, Partition] = {}
+        # Set by whoever subscribes: the client exists only once it is started, and its listener is not given it.
+        self.attach: Callable[[], AIOKafkaConsumer | None] = lambda: None
+        self._service, self._pool, self._clock, self._owner = service, pool, clock, owner
+        self._codec = Codec(self.topic)
+        self._filter = filter
+        self._limit = limit or Limit()
+        self._wake_relay, self._wake_tasks = wake_relay, wake_tasks
+        self._fault = fault
+        self._give_up = give_up
+        self._session_timeout = session_timeout_ms / 1000
+        self._linger = (declaration.linger_ms if declaration.linger_ms is not None else linger_ms) / 1000
+        self._fencing = fencing
+        self._fenced_at: dict[TopicPartition, float] = {}
+        self._fenced_before: set[TopicPartition] = set()
+        self._parked: set[bytes] = set()
+        self._generation = 0
+        self._revoking = False
+        self._busy = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._claims: set[asyncio.Task[None]] = set()
+        self._random = random.Random(owner + self.group)
+
+    @property
+    def consumer(self) -> AIOKafkaConsumer | None:
+        """The Kafka client, once it is started."""
+        return self.attach()
+
+    # --- assignment ----------------------------------------------------------------------------------------------
+
+    def listener(self) -> ConsumerRebalanceListener:
+        """The rebalance listener to subscribe with."""
+        outer = self
+
+        class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+            async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+                await outer.assigned(sorted(assigned))
+
+            async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+                await outer.revoked(list(revoked))
+
+        return Listener()
+
+    async def assigned(self, tps: Sequence[TopicPartition]) -> None:
+        """Claims what was assigned; paused until the cursor has told where to start."""
+        consumer = self._consumer()
+        # Before the first await: aiokafka hands out records while this callback is still running.
+        consumer.pause(*tps)
+        self._generation += 1
+        generation = self._generation
+        metrics.REBALANCES_TOTAL.labels(self.topic.name).inc()
+        now = time.monotonic()
+        self.progress.paused_since = dict.fromkeys(tps, now)
+        self.partitions = {}
+        self._fenced_at.clear()
+        self._fenced_before.clear()
+        await self._at("assigned")
+        for tp in tps:
+            if not await self._claim(tp, generation):
+                return
+
+    async def _claim(self, tp: TopicPartition, generation: int) -> bool:
+        """Claims one partition, for as long as the database takes. False = a newer assignment overtook this one."""
+        delay = 0.1
+        while generation == self._generation and not self._stopping.is_set():
+            try:
+                async with self._pool.acquire() as db:
+                    await db.execute("SET lock_timeout = '15s'")
+                    try:
+                        cursor = await store.claim(
+                            db, self.group, tp.topic, tp.partition, self._owner, self._clock.now()
+                        )
+                    finally:
+                        await db.execute("RESET lock_timeout")
+                    self._parked = await store.parked_keys(db, self.group, self.topic.name)
+                await self._at("claimed")
+                if generation != self._generation:
+                    return False
+                partition = Partition(
+                    cursor, claimed_at=time.monotonic(), last_ms=int(self._clock.now().timestamp() * 1000)
+                )
+                await self._start_reading(tp, partition)
+            except (*TRANSIENT, KafkaError) as error:
+                self.tick()
+                log.warning("claim of %s-%s waits: %s", tp.topic, tp.partition, type(error).__name__)
+                await self._pause_for(delay)
+                delay = min(delay * 2, 5.0)
+                continue
+            except IllegalStateError:
+                return False  # no longer assigned: the next assignment starts over
+            return True
+        return False
+
+    async def _start_reading(self, tp: TopicPartition, partition: Partition) -> None:
+        consumer = self._consumer()
+        cursor = partition.cursor
+        if cursor.created:
+            # Offset 0 means the log's start; what retention took before a first claim is no gap.
+            begin = (await consumer.beginning_offsets([tp]))[tp]
+            async with self._pool.acquire() as db, db.transaction():
+                await store.fence(db, self.group, tp.topic, [(tp.partition, cursor.epoch, 0, begin)])
+            cursor.next_offset = cursor.high_offset = begin
+        self.partitions[tp] = partition
+        consumer.seek(tp, cursor.next_offset)
+        consumer.resume(tp)
+        self.progress.paused_since.pop(tp, None)
+
+    async def revoked(self, tps: Sequence[TopicPartition]) -> None:
+        """Waits for the batch in hand, then forgets the epochs. Drain first, fence second."""
+        if not tps:
+            return
+        self._revoking = True  # a batch that waits for the database lets go; its cursor tells the next owner
+        async with self._busy:
+            self._revoking = False
+            self._generation += 1
+            for tp in tps:
+                self.partitions.pop(tp, None)
+                self.progress.paused_since.pop(tp, None)
+                self._fenced_at.pop(tp, None)
+
+    def stop(self) -> None:
+        """No new batch from here on; the one in hand is finished."""
+        self._stopping.set()
+
+    async def drained(self) -> None:
+        """Returns when no batch is in hand."""
+        async with self._busy:
+            return
+
+    # --- one batch -----------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """The loop turned."""
+        self.progress.ticked_at = time.monotonic()
+
+    async def on_batch(self, records: Sequence[Record]) -> None:
+        """Everything FastStream hands over. Whatever happens, nothing is raised but `Kill`."""
+        async with self._busy:
+            self.tick()
+            self.progress.working_since = time.monotonic()
+            try:
+                await self._take(records)
+            except Exception:
+                # A bug of the runtime itself: the records are read again from the cursors, never skipped.
+                log.exception("the batch is redone: error in the runtime")
+                metrics.RETRIES_TOTAL.labels(self.topic.name, "runtime").inc()
+                self._seek_back()
+                await self._pause_for(1.0)
+            finally:
+                self.progress.working_since = None
+        # Small batches cost as much as large ones: give the next one time to grow.
+        if len(records) < self.declaration.batch // 4 and not self._stopping.is_set():
+            await self._pause_for(self._linger)
+
+    async def _take(self, records: Sequence[Record]) -> None:
+        if self._stopping.is_set():
+            return
+        for groups, replay in self._passes(self._mine(records)):
+            await self._with_retries(groups, replay)
+
+    def _mine(self, records: Sequence[Record]) -> Groups:
+        """Leaves out what is not claimed or was passed already; notes gaps."""
+        mine: Groups = []
+        for tp, rs in grouped(records):
+            partition = self.partitions.get(tp)
+            if partition is None or partition.stopped or tp in self._fenced_at:
+                continue
+            expected = partition.cursor.next_offset
+            if rs[0].offset < expected:
+                end = self._consumer().highwater(tp)
+                if end is not None and end < expected:
+                    # The log ends before the cursor: the topic was made anew. Dropping its records as old would lose them.
+                    log.critical("%s-%s stops: the topic was made anew; see `steward cursors rebase`", *tp)
+                    self._stop(tp, partition, "offset_reset")
+                    continue
+                rs = [r for r in rs if r.offset >= expected]
+                if not rs:
+                    continue
+            if rs[0].offset > expected:
+                gap = rs[0].offset - expected
+                log.error("%s-%s: %d records were lost to retention before they were read", *tp, gap)
+                metrics.OFFSET_GAP_RECORDS_TOTAL.labels(tp.topic).inc(gap)
+            mine.append((tp, rs))
+        return mine
+
+    def _passes(self, groups: Groups) -> list[tuple[Groups, bool]]:
+        """Splits a batch where a rewound cursor reaches new ground: replays change no counter."""
+        old: Groups = []
+        new: Groups = []
+        for tp, rs in groups:
+            high = self.partitions[tp].cursor.high_offset
+            if rs[0].offset >= high:
+                new.append((tp, rs))
+                continue
+            old.append((tp, [r for r in rs if r.offset < high]))
+            if rs[-1].offset >= high:
+                new.append((tp, [r for r in rs if r.offset >= high]))
+        return [(part, replay) for part, replay in ((old, True), (new, False)) if part]
+
+    async def _with_retries(self, groups: Groups, replay: bool) -> None:
+        tps = {tp for tp, _ in groups}
+        try:
+            await self._effect(groups, replay)
+        except Fenced:
+            return
+        except TRANSIENT as error:
+            log.warning("%s: batch is redone: %s", self.topic.name, type(error).__name__)
+            metrics.RETRIES_TOTAL.labels(self.topic.name, "database").inc()
+            await self._recover(tps)
+        except Exception as error:
+            metrics.RETRIES_TOTAL.labels(self.topic.name, "handler").inc()
+            await self._recover(tps, seek=False)
+            records = self._still_mine(groups)
+            if len(records) > 1:
+                # One record fails on its own: find it by halving, so that its neighbours go through.
+                half = len(records) // 2
+                await self._with_retries(grouped(records[:half]), replay)
+                rest = self._still_mine(grouped(records[half:]))
+                if rest:
+                    await self._with_retries(grouped(rest), replay)
+            elif records:
+                await self._failed(records[0], error, replay)
+
+    def _still_mine(self, groups: Groups) -> list[Record]:
+        """What of `groups` is still to be done by this process."""
+        left: list[Record] = []
+        for tp, rs in groups:
+            partition = self.partitions.get(tp)
+            if partition is not None and partition.stopped is None and tp not in self._fenced_at:
+                left += [r for r in rs if r.offset >= partition.cursor.next_offset]
+        return left
+
+    async def _failed(self, record: Record, error: Exception, replay: bool) -> None:
+        """A record that fails on its own: a dead letter or a parked key, unless failures have become too many."""
+        tp = TopicPartition(record.topic, record.partition)
+        partition = self.partitions[tp]
+        partition.failures += 1
+        partition.run += 1
+        limit = self._limit
+        if partition.run > limit.consecutive or (
+            partition.seen > limit.window and partition.failures > limit.share * partition.seen
+        ):
+            log.critical("%s-%s stops: too many records fail in the handler", tp.topic, tp.partition)
+            self._stop(tp, partition, "limit")
+            return
+        log.error(
+            "%s-%s offset %d fails in the handler: %s", tp.topic, tp.partition, record.offset, type(error).__name__,
+            exc_info=error,
+        )  # fmt: skip
+        refusal = (record, "handler", "handler_error", type(error).__name__)
+        try:
+            await self._effect([(tp, [record])], replay, failed=refusal)
+        except Fenced:
+            return
+        except TRANSIENT:
+            await self._recover({tp})
+
+    async def _effect(self, groups: Groups, replay: bool, failed: Refusal | None = None) -> None:
+        """Decodes and commits `groups`: cursors, effects, dead letters, outbox and counters in one transaction."""
+        topic = self.topic.name
+        clock = time.perf_counter
+        t0 = clock()
+        received: list[Received] = []
+        refused: list[Refusal] = [] if failed is None else [failed]
+        if failed is None:
+            received, refused, groups = self._decode(groups)
+        if not groups:
+            return
+        t1 = clock()
+        await self._at("decoded")
+        records = [r for _, rs in groups for r in rs]
+        moves = {tp: rs[-1].offset + 1 for tp, rs in groups}
+        with tracing.batch_span(topic, records) as traceparent:
+            async with self._pool.acquire() as db:
+                transaction = db.transaction()
+                await transaction.start()
+                try:
+                    await self._fence(db, moves)
+                    await self._at("fenced")
+                    tx = Transaction(
+                        self._service, db, self._clock.now(), part=min(tp.partition for tp in moves), replay=replay
+                    )
+                    redrives = await self._settle_redrives(tx, received, records)
+                    tx.count(f"records:{topic}", len(records) - len(redrives))
+                    waiting = await self._behind_parked(db, received) if self._parked else []
+                    if waiting:
+                        received = [r for r in received if r.record not in waiting]
+                    batch = Batch(self.topic, received, replay)
+                    if self._filter is not None:
+                        batch = await self._filter(batch, tx)
+                    if batch.events:
+                        await self.declaration.handler(batch, tx)
+                    t2 = clock()
+                    refused += tx.refused
+                    if failed is not None and self.topic.ordered and failed[0].key is not None:
+                        waiting, refused = [failed[0]], []
+                    if waiting:
+                        await store.park(db, self.group, topic, waiting, "handler_error", tx.now)
+                        tx.count(f"parked:{topic}", len(waiting))
+                    dead = await self._write_letters(tx, refused, redrives) if refused else 0
+                    publishes = await tx.flush(traceparent)
+                    await self._at("before_commit")
+                    t3 = clock()
+                except BaseException:
+                    await self._rollback(transaction)
+                    raise
+                await transaction.commit()
+        await self._at("committed")
+        t4 = clock()
+        self._moved(groups, succeeded=failed is None)
+        self._parked.update(r.key or b"" for r in waiting)
+        tx.committed()
+        if publishes:
+            self._wake_relay()
+        self._wake_tasks()
+        for stage, seconds in (("decode", t1 - t0), ("handler", t2 - t1), ("write", t3 - t2), ("commit", t4 - t3)):
+            metrics.BATCH_DURATION_SECONDS.labels(topic, stage).observe(seconds)
+        metrics.BATCH_SIZE_RECORDS.labels(topic).observe(len(records))
+        for outcome, n in (("handled", len(batch.events)), ("parked", len(waiting)), ("dead_lettered", dead)):
+            metrics.RECORDS_TOTAL.labels(topic, outcome).inc(n)
+
+    def _moved(self, groups: Groups, *, succeeded: bool) -> None:
+        """The commit is known: this process's picture of the cursors follows."""
+        now = self._clock.now().timestamp()
+        for tp, rs in groups:
+            last = rs[-1]
+            metrics.EVENT_AGE_SECONDS.labels(tp.topic).observe(max(0.0, now - last.timestamp / 1000))
+            partition = self.partitions.get(tp)
+            if partition is None:
+                continue
+            cursor = partition.cursor
+            cursor.next_offset = last.offset + 1
+            cursor.high_offset = max(cursor.high_offset, cursor.next_offset)
+            partition.last_ms = last.timestamp
+            partition.seen += len(rs)
+            if succeeded:
+                partition.run = 0
+        self.progress.moved_at = time.monotonic()
+
+    async def _behind_parked(self, db: Connection, received: list[Received]) -> list[Record]:
+        """Records that must wait behind a failed one of their key. The table is asked: a release may have come."""
+        if not any((r.record.key or b"") in self._parked for r in received):
+            return []
+        self._parked = await store.parked_keys(db, self.group, self.topic.name)
+        return [r.record for r in received if (r.record.key or b"") in self._parked]
+
+    async def _rollback(self, transaction: Any) -> None:
+        try:
+            await transaction.rollback()
+        except (*TRANSIENT, asyncpg.PostgresError):
+            log.debug("rollback had no connection left; the server rolls back by itself")
+
+    async def _fence(self, db: Connection, moves: dict[TopicPartition, int]) -> None:
+        wanted = []
+        for tp, offset in moves.items():
+            partition = self.partitions.get(tp)
+            if partition is None:
+                raise Fenced
+            wanted.append((tp.partition, partition.cursor.epoch, partition.cursor.next_offset, offset))
+        moved = await store.fence(db, self.group, self.topic.name, sorted(wanted))
+        lost = [tp for tp in moves if tp.partition not in moved]
+        if lost and self._fencing:
+            for tp in lost:
+                self._on_fenced(tp)
+            self._seek_back(set(moves) - set(lost))
+            raise Fenced
+
+    def _on_fenced(self, tp: TopicPartition) -> None:
+        log.warning("%s-%s: fenced; another process owns it, or its cursor was moved", tp.topic, tp.partition)
+        metrics.FENCED_TOTAL.labels(tp.topic).inc()
+        self._fenced_at[tp] = time.monotonic()
+        try:
+            self._consumer().pause(tp)
+        except IllegalStateError:
+            return
+        claim = asyncio.ensure_future(self._claim_after_fence(tp, self._generation))
+        self._claims.add(claim)
+        claim.add_done_callback(self._claims.discard)
+
+    async def _claim_after_fence(self, tp: TopicPartition, generation: int) -> None:
+        """A cursor moved by hand is claimed again at once.
+
+        One that another process claimed shows, within a session timeout, by an assignment that takes the partition
+        away from us; still assigned after that, we claim once more, and leave the field at the second time.
+        """
+        by_hand = False
+        try:
+            async with self._pool.acquire() as db:
+                by_hand = await store.moved_by_hand(db, self.group, tp.topic, tp.partition)
+        except TRANSIENT as error:
+            log.info("%s-%s: cannot tell who moved the cursor: %s", tp.topic, tp.partition, type(error).__name__)
+        if not by_hand:
+            await self._pause_for(self._session_timeout)
+        if generation != self._generation or self._stopping.is_set():
+            return
+        if not by_hand and tp in self._fenced_before:
+            self._give_up(f"{tp.topic}-{tp.partition} was fenced twice while assigned")
+            return
+        if not by_hand:
+            self._fenced_before.add(tp)
+        self._fenced_at.pop(tp, None)
+        await self._claim(tp, generation)
+
+    def _decode(self, groups: Groups) -> tuple[list[Received], list[Refusal], Groups]:
+        """Decodes a batch in one pass; a version nobody here knows yet ends its partition's share of it."""
+        decode = self._codec.decode
+        received: list[Received] = []
+        refused: list[Refusal] = []
+        kept: Groups = []
+        for tp, rs in groups:
+            for n, r in enumerate(rs):
+                try:
+                    received.append(Received(decode(r.value), r))
+                except Refused as error:
+                    refused.append((r, "decode", error.reason, error.detail))
+                except NewerVersion as error:
+                    log.critical("%s-%s stops: %s; deploy the newer reader first", tp.topic, tp.partition, error)
+                    self._stop(tp, self.partitions[tp], "newer_version")
+                    rs = rs[:n]
+                    break
+            if rs:
+                kept.append((tp, rs))
+        return received, refused, kept
+
+    async def _settle_redrives(self, tx: Transaction, received: list[Received], records: list[Record]) -> set[int]:
+        """Re-driven dead letters (their last header names the letter) are no new records: they change class.
+
+        Returns their offsets. A letter that is refused again goes on waiting.
+        """
+        marked = [r for r in records if r.headers and r.headers[-1][0] == REDRIVE]
+        if not marked:
+            return set()
+        decoded = {(x.record.partition, x.record.offset) for x in received}
+        redriven = set()
+        for r in marked:
+            raw = r.headers[-1][1] or b""
+            good = (r.partition, r.offset) in decoded
+            letter = await store.set_dead_letter_state(
+                tx.db, int(raw) if raw.isdigit() else 0, "replaying", "replayed" if good else "waiting"
+            )
+            if letter is not None:
+                redriven.add(r.offset)
+                if good and letter["counted"]:
+                    tx.count(f"dead_lettered:{self.topic.name}", -1)
+        return redriven
+
+    async def _write_letters(self, tx: Transaction, refused: Sequence[Refusal], redriven: set[int]) -> int:
+        """Keeps what was refused; returns how many letters are new."""
+        letters = []
+        for record, stage, reason, detail in refused:
+            if record.offset in redriven:
+                continue
+            source = _header(record, "ce_source")
+            sequence = _header(record, "ce_sequence")
+            letters.append(
+                DeadLetter(
+                    self.group, record.topic, record.partition, record.offset, stage, reason, detail[:500], record.key,
+                    store.pack_headers(record.headers), record.value,
+                    source.decode("ascii", "replace")[:64] if source else None,
+                    int(sequence) if sequence and sequence.isdigit() and len(sequence) <= 18 else None,
+                    None, not tx.replay,
+                )
+            )  # fmt: skip
+        new = await store.add_dead_letters(tx.db, letters, (tx.now + DEAD_LETTER_LIFE).date(), tx.now)
+        tx.count(f"dead_lettered:{self.topic.name}", len(new))
+        numbered = [(x.source, x.sequence) for x in new if x.source is not None and x.sequence is not None]
+        known = await store.repeated_sequences(tx.db, self.topic.name, numbered) if numbered else set()
+        for letter in new:
+            numbers = (letter.source, letter.sequence)
+            if letter.source is not None and letter.sequence is not None and numbers not in known:
+                tx.saw(self.topic.name, letter.source, letter.sequence)
+            metrics.DEAD_LETTERS_TOTAL.labels(self.topic.name, letter.reason).inc()
+        return len(new)
+
+    # --- after a failure -----------------------------------------------------------------------------------------
+
+    async def _recover(self, tps: set[TopicPartition], seek: bool = True) -> None:
+        """Asks the cursors what became of the last transaction, for as long as it takes, and goes on from there."""
+        delay = 0.1
+        while not (self._stopping.is_set() or self._revoking):
+            try:
+                async with self._pool.acquire() as db:
+                    for tp in sorted(tps):
+                        partition = self.partitions.get(tp)
+                        if partition is None:
+                            continue
+                        cursor = await store.reclaim(
+                            db, self.group, tp.topic, tp.partition, partition.cursor.epoch, self._clock.now()
+                        )
+                        if cursor is None:
+                            self._on_fenced(tp)
+                            continue
+                        partition.cursor = cursor
+                break
+            except (*TRANSIENT, asyncpg.PostgresError) as error:
+                self.tick()
+                log.warning("%s: waiting for the database: %s", self.topic.name, type(error).__name__)
+                await self._pause_for(delay * (0.5 + self._random.random() / 2))
+                delay = min(delay * 2, 10.0)
+        if seek:
+            self._seek_back(tps)
+
+    def _seek_back(self, tps: Iterable[TopicPartition] | None = None) -> None:
+        consumer = self._consumer()
+        for tp in self.partitions if tps is None else tps:
+            partition = self.partitions.get(tp)
+            if partition is None or tp in self._fenced_at or partition.stopped:
+                continue
+            try:
+                consumer.seek(tp, partition.cursor.next_offset)
+            except IllegalStateError:
+                log.info("%s-%s is no longer assigned", tp.topic, tp.partition)
+
+    def _stop(self, tp: TopicPartition, partition: Partition, reason: str) -> None:
+        partition.stopped = reason
+        metrics.PARTITIONS_STOPPED.labels(tp.topic, reason).inc()
+        try:
+            self._consumer().pause(tp)
+        except IllegalStateError:
+            log.info("%s-%s is no longer assigned", tp.topic, tp.partition)
+
+    # --- the rest ------------------------------------------------------------------------------------------------
+
+    async def commit_hints(self) -> None:
+        """Tells Kafka where the cursors are, for lag tools. Best effort; never ahead of a cursor."""
+        consumer = self.consumer
+        offsets = {tp: p.cursor.next_offset for tp, p in self.partitions.items()}
+        if consumer is None or not offsets:
+            return
+        try:
+            await asyncio.wait_for(consumer.commit(offsets), 4)
+        except (KafkaError, IllegalStateError, TimeoutError, asyncio.TimeoutError) as error:
+            metrics.KAFKA_COMMIT_FAILURES_TOTAL.labels(self.topic.name).inc()
+            log.info("%s: Kafka did not take the offset hint: %s", self.topic.name, type(error).__name__)
+
+    def lag(self) -> dict[TopicPartition, int | None]:
+        """Records behind the end, by claimed partition; None = not known yet."""
+        consumer = self.consumer
+        result: dict[TopicPartition, int | None] = {}
+        for tp, partition in self.partitions.items():
+            try:
+                high = None if consumer is None else consumer.highwater(tp)
+            except (IllegalStateError, AssertionError):
+                high = None
+            result[tp] = None if high is None else max(0, high - partition.cursor.next_offset)
+        return result
+
+    async def true_lag(self) -> int:
+        """Records behind the end of the claimed partitions, asked of Kafka; unclaimed ones count as one behind."""
+        consumer = self.consumer
+        if consumer is None or not self.ready():
+            return 1
+        ends = await consumer.end_offsets(list(self.partitions)) if self.partitions else {}
+        behind = [max(0, end - p.cursor.next_offset) for tp, end in ends.items() if (p := self.partitions.get(tp))]
+        return sum(behind)
+
+    def observe(self) -> None:
+        """Sets the lag gauges."""
+        now_ms = self._clock.now().timestamp() * 1000
+        for tp, records in self.lag().items():
+            if records is None:
+                continue
+            partition = self.partitions[tp]
+            labels = (tp.topic, str(tp.partition))
+            metrics.CONSUMER_LAG_RECORDS.labels(*labels).set(records)
+            metrics.CONSUMER_LAG_SECONDS.labels(*labels).set(
+                max(0.0, (now_ms - partition.last_ms) / 1000) if records else 0.0
+            )
+        metrics.LOOP_TICK_SECONDS.labels(self.topic.name).set(time.monotonic() - self.progress.ticked_at)
+
+    def trouble(self) -> str | None:
+        """Why this consumer is not alive; None if it is. Kafka or PostgreSQL being away is no reason."""
+        now = time.monotonic()
+        busy = self.progress.working_since is not None
+        if not busy and now - self.progress.ticked_at > 30:
+            return f"{self.topic.name}: the loop has not turned for 30 s"
+        if busy and now - self.progress.ticked_at > 90:
+            return f"{self.topic.name}: one batch has taken more than 90 s"
+        for tp, since in self.progress.paused_since.items():
+            if now - since > 60:
+                return f"{tp.topic}-{tp.partition}: assigned but not claimed for 60 s"
+        consumer = self.consumer
+        if consumer is not None:
+            for tp in consumer.paused():
+                partition = self.partitions.get(tp)
+                if partition is not None and partition.stopped is None and tp not in self._fenced_at:
+                    return f"{tp.topic}-{tp.partition}: paused without a reason"
+        return None
+
+    def ready(self) -> bool:
+        """Assigned, and everything assigned is claimed."""
+        consumer = self.consumer
+        if consumer is None:
+            return False
+        assignment = consumer.assignment()
+        return all(tp in self.partitions for tp in assignment) and self._generation > 0
+
+    def _consumer(self) -> AIOKafkaConsumer:
+        assert self.consumer is not None, "the consumer is set before it subscribes"
+        return self.consumer
+
+    async def _pause_for(self, seconds: float) -> None:
+        """Waits, unless the service stops first."""
+        if seconds <= 0:
+            return
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            return
+
+    async def _at(self, point: str) -> None:
+        if self._fault is not None:
+            await self._fault(point)

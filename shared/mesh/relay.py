@@ -1,0 +1,144 @@
+"""The relay: outbox rows to Kafka, in order per key, at least once.
+
+One relay per shard at a time, by a session lock of PostgreSQL; a crash frees the lock, and the next relay may publish
+a row again under the same event id. The producer is idempotent and sends record by record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from shared.mesh import metrics, store
+from shared.mesh.consumer import TRANSIENT
+from shared.mesh.settings import KafkaSettings
+from shared.mesh.store import Connection, Pool
+from shared.mesh.transaction import SHARDS
+
+log = logging.getLogger("steward.mesh")
+
+MAX_RECORD_BYTES = 8 * 1024 * 1024
+_ROWS = 500
+_IDLE_SECONDS = 0.5
+_CONTENT_TYPE = ("content-type", b"application/cloudevents+json")
+
+
+class Relay:
+    """Publishes one service's outbox for as long as `run` runs."""
+
+    def __init__(
+        self,
+        service: str,
+        url: str,
+        pool: Pool,
+        kafka: KafkaSettings,
+        *,
+        fault: Callable[[str], Awaitable[None]] | None = None,
+        locking: bool = True,
+    ) -> None:
+        self._service, self._url, self._pool, self._kafka = service, url, pool, kafka
+        self._fault = fault
+        self._locking = locking
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self.idle = asyncio.Event()
+
+    def wake(self) -> None:
+        """There may be rows."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Finishes the rows in hand, then `run` returns."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publishes until stopped; a database or broker that is away is waited for."""
+        delay = 0.1
+        while not self._stopping:
+            try:
+                await self._session()
+                delay = 0.1
+            except (*TRANSIENT, asyncpg.PostgresError, KafkaError) as error:
+                log.warning("relay waits: %s", type(error).__name__)
+                await self._sleep(delay)
+                delay = min(delay * 2, 10.0)
+
+    async def _session(self) -> None:
+        """One database session (and its locks) with one producer, until something breaks."""
+        lock = await store.connect(self._url, f"steward-{self._service}-relay")
+        # A producer that has seen an out-of-order or unknown-producer error never recovers: each session has its own.
+        producer = AIOKafkaProducer(
+            **self._kafka.client(),
+            client_id=f"steward-{self._service}-relay",
+            enable_idempotence=True,
+            acks="all",
+            compression_type="lz4",
+            linger_ms=2,
+            max_batch_size=128 * 1024,
+            max_request_size=MAX_RECORD_BYTES,
+            request_timeout_ms=20_000,
+        )
+        try:
+            await producer.start()
+            shards: set[int] = set() if self._locking else set(range(SHARDS))
+            while not self._stopping:
+                if len(shards) < SHARDS:
+                    shards |= await store.take_shards(lock, set(range(SHARDS)) - shards)
+                self._wake.clear()
+                if not shards or not await self._publish_some(lock, producer, shards):
+                    self.idle.set()
+                    await self._sleep(_IDLE_SECONDS)
+                    self.idle.clear()
+        finally:
+            try:
+                await asyncio.wait_for(producer.stop(), 10)
+            finally:
+                await lock.close(timeout=5)
+
+    async def _publish_some(self, db: Connection, producer: AIOKafkaProducer, shards: set[int]) -> bool:
+        # Read on the connection that holds the locks: without them there are no rows to be had.
+        rows = await store.next_outbox(db, sorted(shards), _ROWS)
+        if not rows:
+            return False
+        await self._at("relay_read")
+        sent = []
+        for row in rows:
+            headers = store.unpack_headers(row["headers"]) if row["headers"] else [_CONTENT_TYPE]
+            if row["traceparent"]:
+                headers = [("traceparent", row["traceparent"].encode()), *headers]
+            sent.append(
+                await producer.send(
+                    row["topic"], row["value"], key=row["key"], partition=row["part"], headers=headers
+                )
+            )
+        outcomes = await asyncio.gather(*sent, return_exceptions=True)
+        failure = next((o for o in outcomes if isinstance(o, BaseException)), None)
+        await self._at("relay_acknowledged")
+        # Only rows before the first failure of the batch: a later row of the same key must not overtake an earlier one.
+        done = []
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                break
+            done.append(row["id"])
+            metrics.OUTBOX_SENT_TOTAL.labels(row["topic"]).inc()
+        if done:
+            await store.drop_outbox(db, done)
+        if failure is not None:
+            raise failure
+        return True
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            return
+
+    async def _at(self, point: str) -> None:
+        if self._fault is not None:
+            await self._fault(point)

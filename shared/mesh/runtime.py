@@ -1,0 +1,415 @@
+"""One service in one process: wires declaration, database, Kafka, relay, jobs, tasks and HTTP, and drains in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import asyncpg
+from aiokafka.errors import KafkaError
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker
+from faststream.kafka.message import KafkaMessage
+
+from shared.contract.topics import COMMANDS, TOPICS
+from shared.mesh import metrics, store, tracing
+from shared.mesh.admin import ensure_topics
+from shared.mesh.clock import Clock, clock_from
+from shared.mesh.commands import RELEASE_PARKED, command_consumer, release_parked_task
+from shared.mesh.consumer import TRANSIENT, Limit, TopicConsumer
+from shared.mesh.http import Port
+from shared.mesh.migrate import migrate
+from shared.mesh.relay import Relay
+from shared.mesh.service import Consumer, Partitioned, Service
+from shared.mesh.settings import ServiceSettings
+from shared.mesh.store import Pool
+from shared.mesh.transaction import Transaction
+from shared.mesh.work import Worker
+
+log = logging.getLogger("steward.mesh")
+
+_HINT_SECONDS = 3.0
+_MESH_PARTITIONED = (Partitioned("mesh_dead_letter", ahead=9),)
+
+Fault = Callable[[str], Awaitable[None]]
+
+
+class Runtime:
+    """A running service. `start`, then `stop`; or `serve` for a whole process.
+
+    `fault` is called at each numbered point of the crash table (tests only); `fencing`, `relay_locking` and
+    `dedupe` switch guards off, so that tests can show that the guards matter.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        settings: ServiceSettings,
+        *,
+        clock: Clock | None = None,
+        fault: Fault | None = None,
+        limit: Limit | None = None,
+        fencing: bool = True,
+        relay_locking: bool = True,
+        http: bool = True,
+    ) -> None:
+        self.service, self.settings = service, settings
+        self.clock = clock or clock_from(settings.clock, settings.environment)
+        self.consumers: list[TopicConsumer] = []
+        self._fault, self._limit = fault, limit
+        self._fencing, self._relay_locking, self._http = fencing, relay_locking, http
+        self._broker: KafkaBroker | None = None
+        self._pool: Pool | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._started = False
+        self._closers: list[Callable[[], Awaitable[Any]]] = []
+        self.exit_reason: str | None = None
+        self._exit = asyncio.Event()
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{id(self) & 0xFFFF:x}"
+
+    def on_close(self, close: Callable[[], Awaitable[Any]]) -> None:
+        """`close` is awaited when the service stops, before its own pool closes."""
+        self._closers.append(close)
+
+    @property
+    def pool(self) -> Pool:
+        """The pool on the service's database, with the rights of its app role."""
+        assert self._pool is not None, "the runtime is not started"
+        return self._pool
+
+    async def start(self) -> None:
+        """Migrates, opens everything and starts to consume. Raises what makes a start impossible."""
+        settings, service = self.settings, self.service
+        await migrate(settings.owner_database_url, service.name, service.migrations)
+        await self.make_partitions()
+        self._pool = await store.open_pool(settings.database_url, application=f"steward-{service.name}")
+        if service.on_start is not None:
+            await service.on_start(self)
+        await ensure_topics(settings.kafka)
+        self.relay = Relay(
+            service.name, settings.database_url, self._pool, settings.kafka,
+            fault=self._fault, locking=self._relay_locking,
+        )  # fmt: skip
+        jobs = service.jobs | {"mesh-partitions": (timedelta(hours=1), self._partitions_job)}
+        tasks = service.tasks | {RELEASE_PARKED: release_parked_task(self)}
+        self.worker = Worker(
+            service.name, self._pool, self.clock, jobs, tasks,
+            wake_relay=self.relay.wake, fault=self._fault,
+        )  # fmt: skip
+        self._broker = KafkaBroker(
+            **self._broker_security(),
+            client_id=f"steward-{service.name}",
+            allow_auto_create_topics=False,
+            logger=logging.getLogger("steward.faststream"),
+            graceful_timeout=settings.drain_seconds,
+            consumer_only=True,
+        )
+        declarations = [*service.consumers]
+        if service.name in COMMANDS.readers:
+            declarations.append(command_consumer(self))
+        for declaration in declarations:
+            self._subscribe(declaration)
+        self.port = Port(
+            settings.host, settings.port, alive=self.troubles, ready=self.not_ready,
+            observe=self.observe, answer=self.answer,
+        )  # fmt: skip
+        if self._http:
+            await self.port.open()
+        await self._broker.start()
+        for consumer, subscriber in zip(self.consumers, self._broker.subscribers, strict=True):
+            self._count_turns(consumer, subscriber)
+        for run in (self.relay.run, self.worker.run_jobs, self.worker.run_tasks, self._hints):
+            self._tasks.append(asyncio.create_task(run(), name=run.__qualname__))
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
+        self._started = True
+        log.info("%s is started", service.name)
+
+    def _broker_security(self) -> dict[str, Any]:
+        """The same settings as for every client, in the framework's words."""
+        from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
+
+        kafka = self.settings.kafka
+        context = kafka.client().get("ssl_context")
+        kinds = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
+        security: BaseSecurity
+        if kafka.sasl_mechanism:
+            security = kinds[kafka.sasl_mechanism](
+                username=kafka.sasl_username or "", password=kafka.sasl_password or "", ssl_context=context,
+                use_ssl=context is not None,
+            )  # fmt: skip
+        else:
+            security = BaseSecurity(ssl_context=context, use_ssl=context is not None)
+        return {"bootstrap_servers": kafka.bootstrap_servers, "security": security}
+
+    def _subscribe(self, declaration: Consumer) -> None:
+        assert self._broker is not None
+        settings = self.settings
+        consumer = TopicConsumer(
+            self.service.name,
+            declaration,
+            self.pool,
+            self.clock,
+            owner=self._owner,
+            session_timeout_ms=settings.session_timeout_ms,
+            linger_ms=settings.linger_ms,
+            filter=self.service.filter,
+            limit=self._limit,
+            wake_relay=self.relay.wake,
+            wake_tasks=self.worker.wake,
+            fault=self._fault,
+            give_up=self.give_up,
+            fencing=self._fencing,
+        )
+        self.consumers.append(consumer)
+        listener = consumer.listener()
+        subscriber = self._broker.subscriber(
+            declaration.topic.name,
+            batch=True,
+            group_id=consumer.group,
+            ack_policy=AckPolicy.MANUAL,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            no_reply=True,
+            max_records=min(declaration.batch, settings.batch_records),
+            batch_timeout_ms=20,
+            fetch_max_wait_ms=100,
+            max_partition_fetch_bytes=2 * 1024 * 1024,
+            session_timeout_ms=settings.session_timeout_ms,
+            heartbeat_interval_ms=min(3_000, settings.session_timeout_ms // 3),
+            rebalance_timeout_ms=60_000,
+            max_poll_interval_ms=300_000,
+            listener=listener,
+            parser=_parse,
+            decoder=_decode,
+        )
+        consumer.attach = lambda: subscriber.consumer
+
+        @subscriber
+        async def handle(records: Any) -> None:
+            await consumer.on_batch(records)
+
+    @staticmethod
+    def _count_turns(consumer: TopicConsumer, subscriber: Any) -> None:
+        """Liveness needs to know that the loop turns, also when there is nothing to read."""
+        client = subscriber.consumer
+        fetch = client.getmany
+
+        async def getmany(*args: Any, **kwargs: Any) -> Any:
+            consumer.tick()
+            return await fetch(*args, **kwargs)
+
+        client.getmany = getmany
+
+    async def stop(self) -> None:
+        """Drains: the batch in hand is finished and committed, the group left, the relay's rows sent, then the pool closed."""
+        self._exit.set()
+        for consumer in self.consumers:
+            consumer.stop()
+        for consumer in self.consumers:
+            await consumer.drained()
+        with contextlib.suppress(KafkaError):
+            for consumer in self.consumers:
+                await consumer.commit_hints()
+        if self._broker is not None:
+            await self._broker.stop()
+        if self._started:
+            self.worker.stop()
+            self.relay.stop()
+            done, late = await asyncio.wait(self._tasks, timeout=self.settings.drain_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        if hasattr(self, "port"):
+            await self.port.close()
+        if self._pool is not None:
+            for close in self._closers:
+                await close()
+            try:
+                await asyncio.wait_for(self._pool.close(), 10)
+            except (TimeoutError, asyncio.TimeoutError):
+                self._pool.terminate()
+        log.info("%s is stopped", self.service.name)
+
+    async def abandon(self) -> None:
+        """Ends as a killed process does: nothing finished, nothing said. For tests of crashes within one process."""
+        for task in self._tasks:
+            task.cancel()
+        for consumer in self.consumers:
+            consumer.stop()
+        if self._pool is not None:
+            self._pool.terminate()
+        for close in self._closers:
+            await close()
+        if self._broker is not None:
+            with contextlib.suppress(Exception):
+                await self._broker.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "port"):
+            await self.port.close()
+
+    async def serve(self) -> int:
+        """Runs until SIGTERM or SIGINT; returns the exit code (1 when the service gave up)."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._exit.set)
+        try:
+            await self.start()
+            gc.collect()
+            gc.freeze()
+            # Most objects live for one batch; looking at them again and again costs a third of the decoding.
+            gc.set_threshold(50_000, 20, 100)
+            await self._exit.wait()
+        finally:
+            await self.stop()
+        return 1 if self.exit_reason else 0
+
+    def give_up(self, reason: str) -> None:
+        """Ends the process: what is wrong cannot be mended from inside."""
+        log.critical("%s gives up: %s", self.service.name, reason)
+        self.exit_reason = reason
+        self._exit.set()
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.give_up(f"{task.get_name()} ended with {type(error).__name__}: {error}")
+
+    # --- partitions, hints, probes -------------------------------------------------------------------------------
+
+    async def make_partitions(self) -> None:
+        """Makes the day partitions that the service's tables will need."""
+        owner = await store.connect(self.settings.owner_database_url, f"steward-{self.service.name}-partitions")
+        try:
+            today = self.clock.now().astimezone(UTC).date()
+            for table in (*_MESH_PARTITIONED, *self.service.partitioned):
+                await store.ensure_partitions(owner, table.table, table.spans(today), table.bound)
+        finally:
+            await owner.close()
+
+    async def _partitions_job(self, now: datetime, tx: Transaction) -> None:
+        await self.make_partitions()
+
+    async def _hints(self) -> None:
+        while not self._exit.is_set():
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._exit.wait(), _HINT_SECONDS)
+            for consumer in self.consumers:
+                await consumer.commit_hints()
+
+    def troubles(self) -> list[str]:
+        """Why this process should be restarted; empty if it should not."""
+        found = [t for c in self.consumers if (t := c.trouble()) is not None]
+        found += [f"{t.get_name()} has ended" for t in self._tasks if t.done()]
+        return found
+
+    def not_ready(self) -> list[str]:
+        """Why this process is not (yet) at work."""
+        if not self._started:
+            return ["starting"]
+        return [f"{c.topic.name}: not assigned or not claimed" for c in self.consumers if not c.ready()]
+
+    async def observe(self) -> None:
+        """Refreshes the gauges that need a look at the database."""
+        for consumer in self.consumers:
+            consumer.observe()
+        try:
+            async with self.pool.acquire(timeout=2) as db:
+                waiting = await store.pending(db)
+                if self.service.on_observe is not None:
+                    await self.service.on_observe(db, self.clock.now())
+        except (*TRANSIENT, asyncpg.PostgresError) as error:
+            log.info("gauges are stale: %s", type(error).__name__)
+            return
+        now = self.clock.now()
+        metrics.OUTBOX_PENDING.set(waiting["outbox"])
+        metrics.OUTBOX_OLDEST_SECONDS.set(_age(waiting["oldest"], now))
+        metrics.DEAD_LETTER_OLDEST_SECONDS.set(_age(waiting["oldest_dead"], now))
+        for topic in TOPICS:
+            if self.service.name in topic.readers:
+                metrics.DEAD_LETTERS_WAITING.labels(topic.name).set(waiting["dead"].get(topic.name, 0))
+        for name in self.service.tasks:
+            metrics.TASKS_PENDING.labels(name).set(waiting["tasks"].get(name, 0))
+
+    async def answer(self, name: str, query: Mapping[str, str], actor: str, role: str, reason: str) -> Any:
+        """Answers a read and notes who asked. Raises KeyError for a read that this service does not have."""
+        if name == "idle":
+            return await self.idle()
+        handler = self.service.read_handlers.get(name) or _COMMON_READS[name]
+        async with self.pool.acquire() as db, db.transaction():
+            now = self.clock.now()
+            await store.log_read(db, name, actor, role, reason, now)
+            return await handler(query, Transaction(self.service.name, db, now))
+
+    async def idle(self) -> dict[str, Any]:
+        """Whether nothing is on its way: lag 0 (asked of Kafka, not of a cache), outbox and tasks empty."""
+        lag: dict[str, int] = {}
+        for consumer in self.consumers:
+            lag[consumer.topic.name] = await consumer.true_lag()
+        async with self.pool.acquire() as db:
+            waiting = await store.pending(db)
+            own = 0 if self.service.on_idle is None else await self.service.on_idle(db)
+        tasks = sum(waiting["tasks"].values()) + own
+        quiet = not any(lag.values()) and not waiting["outbox"] and not tasks
+        return {"idle": quiet, "lag": lag, "outbox": waiting["outbox"], "tasks": tasks}
+
+
+def _age(since: datetime | None, now: datetime) -> float:
+    return 0.0 if since is None else max(0.0, (now - since).total_seconds())
+
+
+async def _parse(message: Any, original: Any) -> KafkaMessage:
+    # The framework's parser decodes every header, and one that is null or not UTF-8 would lose the whole batch.
+    return KafkaMessage(body=message, headers={}, raw_message=message, message_id="", consumer=None)  # type: ignore[arg-type]
+
+
+async def _decode(message: Any, original: Any) -> Any:
+    return message.body
+
+
+async def _read_dead_letters(query: Mapping[str, str], tx: Transaction) -> Any:
+    return await store.dead_letters(
+        tx.db,
+        state=query.get("state", "waiting") or None,
+        topic=query.get("topic"),
+        after=int(query.get("after", "0")),
+        limit=min(int(query.get("limit", "100")), 1000),
+    )
+
+
+async def _read_dead_letter(query: Mapping[str, str], tx: Transaction) -> Any:
+    from shared.mesh.http import NotFound
+
+    letter = await store.dead_letter(tx.db, int(query.get("id", "0")))
+    if letter is None:
+        raise NotFound("no such dead letter")
+    shown = dict(letter)
+    for name in ("payload", "key"):
+        raw = shown[name]
+        shown[name] = None if raw is None else bytes(raw).decode("utf-8", "backslashreplace")
+    shown["headers"] = [(k, v.decode("utf-8", "backslashreplace")) for k, v in store.unpack_headers(shown["headers"])]
+    shown.pop("subject_hash")
+    return shown
+
+
+async def _read_counters(query: Mapping[str, str], tx: Transaction) -> Any:
+    return await store.counters(tx.db)
+
+
+async def _read_cursors(query: Mapping[str, str], tx: Transaction) -> Any:
+    return await store.cursors(tx.db)
+
+
+_COMMON_READS = {
+    "dead-letters": _read_dead_letters,
+    "dead-letter": _read_dead_letter,
+    "counters": _read_counters,
+    "cursors": _read_cursors,
+}

@@ -1,0 +1,177 @@
+"""A service as a declaration: topics to handlers, jobs, tasks, reads. Nothing here runs anything."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from aiokafka import ConsumerRecord
+
+from shared.contract.topics import Topic
+from shared.mesh.store import Connection
+from shared.mesh.transaction import Transaction
+
+Record: TypeAlias = ConsumerRecord  # of bytes or None, as they came
+
+
+@dataclass(slots=True)
+class Received:
+    """A decoded event and the record that carried it (topic, partition, offset, timestamp = LogAppendTime in ms)."""
+
+    event: Any
+    record: Record
+
+
+@dataclass(slots=True)
+class Batch:
+    """The decoded events of one effect transaction, in order per partition.
+
+    `replay`: these offsets were passed before (a rewound cursor), so counters stand still.
+    """
+
+    topic: Topic
+    events: list[Received]
+    replay: bool = False
+
+
+@dataclass(slots=True)
+class Task:
+    """A long piece of work: `payload` says what, `position` how far it got (None at the start)."""
+
+    id: int
+    name: str
+    cause: str
+    payload: Any
+    position: Any
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A task's last chunk is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partitioned:
+    """A table partitioned by day (or month) that the runtime keeps supplied with partitions, from `back` days ago to
+    `ahead`."""
+
+    table: str
+    ahead: int
+    back: int = 1
+    monthly: bool = False
+    # The SQL literal of the instant at which `day` (UTC) starts; the default suits a date column.
+    bound: Callable[[date], str] = lambda day: f"'{day}'"
+
+    def spans(self, today: date) -> list[tuple[date, date]]:
+        """(first day, first day after it) of each partition that there should be."""
+        if not self.monthly:
+            days = [today + timedelta(days=n) for n in range(-self.back, self.ahead + 1)]
+            return [(day, day + timedelta(days=1)) for day in days]
+        spans = []
+        first = (today - timedelta(days=self.back)).replace(day=1)
+        while first <= today + timedelta(days=self.ahead):
+            after = (first + timedelta(days=32)).replace(day=1)
+            spans.append((first, after))
+            first = after
+        return spans
+
+
+Handler = Callable[[Batch, Transaction], Awaitable[None]]
+JobHandler = Callable[[datetime, Transaction], Awaitable[None]]
+TaskHandler = Callable[[Task, Transaction], Awaitable[Any]]
+CommandHandler = Callable[[Any, Transaction], Awaitable[None]]
+ReadHandler = Callable[[Mapping[str, str], Transaction], Awaitable[Any]]
+Units = Callable[[Any], Sequence[tuple[str, Any]]]
+
+
+class Filter(Protocol):
+    """Called in every effect transaction before the handler: what of these events may still have effects."""
+
+    async def __call__(self, batch: Batch, tx: Transaction) -> Batch: ...
+
+
+@dataclass(slots=True)
+class Consumer:
+    """One topic of the contract, and who handles it."""
+
+    topic: Topic
+    handler: Handler
+    batch: int
+    linger_ms: int | None
+
+
+@dataclass(slots=True)
+class Service:
+    """One room of the house. `publishes` is checked against the contract when a record is published."""
+
+    name: str
+    migrations: Path
+    partitioned: tuple[Partitioned, ...] = ()
+    egress: tuple[str, ...] = ()
+    replicas: int = 1
+    uses_keys: bool = False
+    filter: Filter | None = None
+    # Opens what the handlers need once, before anything is consumed (key ring, price book, ...).
+    on_start: Callable[[Any], Awaitable[None]] | None = None
+    # Extra gauges, refreshed every few seconds: reads the database, sets metrics.
+    on_observe: Callable[[Connection, datetime], Awaitable[None]] | None = None
+    # How much work waits in the service's own tables (beside outbox and tasks).
+    on_idle: Callable[[Connection], Awaitable[int]] | None = None
+    consumers: list[Consumer] = field(default_factory=list)
+    jobs: dict[str, tuple[timedelta, JobHandler]] = field(default_factory=dict)
+    tasks: dict[str, TaskHandler] = field(default_factory=dict)
+    read_handlers: dict[str, ReadHandler] = field(default_factory=dict)
+    commands: dict[str, CommandHandler] = field(default_factory=dict)
+
+    def consumes(
+        self, topic: Topic, *, batch: int = 5_000, linger_ms: int | None = None
+    ) -> Callable[[Handler], Handler]:
+        """The decorated handler reads `topic`. Raises ValueError if the contract does not let this service read it."""
+        if self.name not in topic.readers:
+            raise ValueError(f"the contract does not let {self.name} read {topic.name}")
+
+        def register(handler: Handler) -> Handler:
+            self.consumers.append(Consumer(topic, handler, batch, linger_ms))
+            return handler
+
+        return register
+
+    def job(self, name: str, *, every: timedelta) -> Callable[[JobHandler], JobHandler]:
+        """The decorated handler runs once per slot of length `every`, whatever the number of replicas."""
+
+        def register(handler: JobHandler) -> JobHandler:
+            self.jobs[name] = (every, handler)
+            return handler
+
+        return register
+
+    def task(self, name: str) -> Callable[[TaskHandler], TaskHandler]:
+        """The decorated handler does one chunk of a task and returns its new position, or `Done()`."""
+
+        def register(handler: TaskHandler) -> TaskHandler:
+            self.tasks[name] = handler
+            return handler
+
+        return register
+
+    def command(self, action: str) -> Callable[[CommandHandler], CommandHandler]:
+        """The decorated handler does what an operator asks for with `action`."""
+
+        def register(handler: CommandHandler) -> CommandHandler:
+            self.commands[action] = handler
+            return handler
+
+        return register
+
+    def reads(self, name: str) -> Callable[[ReadHandler], ReadHandler]:
+        """The decorated handler answers `GET /reads/<name>`; actor, role and reason of the caller are logged."""
+
+        def register(handler: ReadHandler) -> ReadHandler:
+            self.read_handlers[name] = handler
+            return handler
+
+        return register

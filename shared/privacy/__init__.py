@@ -1,0 +1,7 @@
+"""Personal data as declarations, from which the runtime expires, exports, restricts and erases."""
+
+from __future__ import annotations
+
+from shared.privacy.data_map import Column, DataMap, by_column, contradictions, personal, plain
+
+__all__ = ["Column", "DataMap", "by_column", "contradictions", "personal", "plain"]

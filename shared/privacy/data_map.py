@@ -1,0 +1,255 @@
+"""The data map: what every column holds, why, for how long, and what an erasure does to it.
+
+Each service has a `data_map.py` with `DATA_MAP: DataMap`, one entry for every column of its migrations. The
+words are those of fideslang 3.1; what may never be stored (card numbers, passwords) or never be a purpose
+(marketing, sale, model training) is left out of the vocabulary, so it cannot be declared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
+from typing import Literal, get_args
+
+from shared.policy import Policy, policy
+
+DataMap = tuple["Column", ...]
+
+# fideslang data categories; "none" is for what is about nobody, such as a price.
+Category = Literal[
+    "none",
+    "system.operations",
+    "user.account.settings",
+    "user.authorization.credentials",
+    "user.behavior",
+    "user.behavior.purchase_history",
+    "user.childrens",
+    "user.contact.email",
+    "user.contact.organization",
+    "user.content.private",
+    "user.device.cookie_id",
+    "user.device.ip_address",
+    "user.name",
+    "user.payment",
+    "user.privacy_preferences",
+    "user.telemetry",
+    "user.unique_id",
+    "user.unique_id.pseudonymous",
+    "user.workplace",
+]
+# fideslang data uses: to provide, to secure and to improve the service, and nothing else.
+DataUse = Literal[
+    "none",
+    "analytics.reporting.system.performance",
+    "essential.fraud_detection",
+    "essential.legal_obligation",
+    "essential.service",
+    "essential.service.authentication",
+    "essential.service.notifications.email",
+    "essential.service.operations",
+    "essential.service.operations.improve",
+    "essential.service.operations.support",
+    "essential.service.payment_processing",
+    "essential.service.security",
+    "finance",
+    "functional.service.improve",
+    "third_party_sharing.legal_obligation",
+]
+# The instant from which the period runs.
+ClockStart = Literal[
+    "none",
+    "account_closed",  # of the account or workspace that the row belongs to
+    "arrival",  # the row's own creation
+    "booking_year_end",
+    "connection",
+    "erasure_confirmed",
+    "event",  # the event's own time
+    "hour",  # start of the hour that a rollup counts
+    "id_day",  # the day in the event's id
+    "request",  # the request, or its receipt if that was earlier
+    "transaction",
+]
+# A period that the policy or a setting decides. Everything else is a timedelta.
+NamedPeriod = Literal[
+    "account_closure",  # the cap between closing an account and its end
+    "billing_record",  # the account's life, then the years that its legal class demands
+    "deduplication_window",  # W
+    "request_log",  # the workspace's own setting, 0 days to the policy's maximum
+    "usage_rollup",
+]
+OnErasure = Literal[
+    "none",
+    "clear",  # the column becomes NULL, the row stays
+    "delete_row",
+    "expire",  # left to its own clock, which ends before the erasure's does
+    "pseudonymise",  # replaced by a value that leads to nobody
+    "retain",  # the law wants it; the receipt says until when
+    "shred",  # its key is destroyed
+]
+# Legal bases, as fideslang names them.
+Ground = Literal["none", "consent", "contract", "legal_obligation", "legitimate_interests"]
+
+# Maxima that the policy states for a kind of data or for a use of it, whatever a service would like.
+CATEGORY_MAXIMA: Mapping[str, timedelta] = {"user.device.ip_address": timedelta(days=30)}
+USE_MAXIMA: Mapping[str, timedelta] = {"essential.service.security": timedelta(days=90)}
+CLOSURE_CAP = timedelta(days=30)
+ERASURE_CAP = timedelta(days=30)
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+_VOCABULARIES: Mapping[str, tuple[str, ...]] = {
+    "category": get_args(Category),
+    "use": get_args(DataUse),
+    "clock_start": get_args(ClockStart),
+    "on_erasure": get_args(OnErasure),
+    "ground": get_args(Ground),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What one column of one table holds.
+
+    `period` runs from `clock_start`; None is for what is kept without end, so only for what is about nobody.
+    `note` is for the reader: how a value is made, why a period is as it is.
+    """
+
+    table: str
+    column: str
+    category: Category
+    use: DataUse
+    clock_start: ClockStart
+    period: timedelta | NamedPeriod | None
+    on_erasure: OnErasure
+    ground: Ground
+    note: str = ""
+
+    @property
+    def personal(self) -> bool:
+        """True when the column says something about a person."""
+        return self.category.startswith("user.")
+
+    def __str__(self) -> str:
+        return f"{self.table}.{self.column}"
+
+
+def plain(table: str, *columns: str, category: Literal["none", "system.operations"] = "none") -> DataMap:
+    """Entries for the columns of `table` that hold nothing personal."""
+    return tuple(Column(table, column, category, "none", "none", None, "none", "none") for column in columns)
+
+
+def personal(
+    table: str,
+    *columns: str,
+    category: Category,
+    use: DataUse,
+    clock_start: ClockStart,
+    period: timedelta | NamedPeriod,
+    on_erasure: OnErasure,
+    ground: Ground,
+    note: str = "",
+) -> DataMap:
+    """Entries for columns of `table` that share one classification."""
+    return tuple(
+        Column(table, column, category, use, clock_start, period, on_erasure, ground, note)
+        for column in columns
+    )
+
+
+def by_column(data_map: Iterable[Column]) -> dict[tuple[str, str], Column]:
+    """The map by (table, column). Raises ValueError when a column has two entries."""
+    found: dict[tuple[str, str], Column] = {}
+    for column in data_map:
+        key = (column.table, column.column)
+        if key in found:
+            raise ValueError(f"data map: {column} is declared twice")
+        found[key] = column
+    return found
+
+
+def longest(period: timedelta | NamedPeriod | None, numbers: Policy | None = None) -> timedelta | None:
+    """The longest that `period` can be; None where only an account's life or a law ends it."""
+    if isinstance(period, timedelta):
+        return period
+    numbers = numbers or policy()
+    match period:
+        case "account_closure":
+            return CLOSURE_CAP
+        case "deduplication_window":
+            return numbers.window
+        case "request_log":
+            return timedelta(days=numbers.request_log_max_days)
+        case "usage_rollup":
+            return timedelta(days=31 * numbers.rollup_months)
+        case _:
+            return None
+
+
+def contradictions(data_map: Iterable[Column], numbers: Policy | None = None) -> tuple[str, ...]:
+    """Everything in the map that cannot be true at once, a sentence each; empty when it is sound."""
+    columns = tuple(data_map)
+    return (
+        *(f"{column}: {why}" for column in columns for why in _column(column, numbers or policy())),
+        *_duplicates(columns),
+        *_tables(columns),
+    )
+
+
+def _column(column: Column, numbers: Policy) -> Iterator[str]:
+    if not (_NAME.fullmatch(column.table) and _NAME.fullmatch(column.column)):
+        yield "names are those of PostgreSQL: lower case, no schema, no quotes"
+    unknown = [field for field, words in _VOCABULARIES.items() if getattr(column, field) not in words]
+    if unknown:
+        yield f"{', '.join(unknown)}: not in the vocabulary"
+    elif isinstance(column.period, str) and column.period not in get_args(NamedPeriod):
+        yield "period: not in the vocabulary"
+    elif column.personal:
+        yield from _personal(column, numbers)
+    else:
+        yield from _plain(column)
+
+
+def _plain(column: Column) -> Iterator[str]:
+    if (column.use, column.clock_start, column.on_erasure, column.ground) != ("none",) * 4 or column.period:
+        yield "a use, a clock, an erasure or a ground, yet nothing personal"
+
+
+def _personal(column: Column, numbers: Policy) -> Iterator[str]:
+    if column.use == "none":
+        yield "personal, but no use"
+    if column.ground == "none":
+        yield "personal, but no legal ground"
+    if column.on_erasure == "none":
+        yield "personal, but an erasure would not touch it"
+    if column.clock_start == "none" or column.period is None:
+        yield "personal, but no clock that ends it"
+        return
+    if isinstance(column.period, timedelta) and column.period <= timedelta(0):
+        yield "the period is not positive"
+    end = longest(column.period, numbers)
+    for what, maximum in (
+        (column.category, CATEGORY_MAXIMA.get(column.category)),
+        (column.use, USE_MAXIMA.get(column.use)),
+    ):
+        if maximum is not None and (end is None or end > maximum):
+            yield f"the period can be longer than the {maximum.days} days of {what}"
+    if column.on_erasure == "expire" and (end is None or end > ERASURE_CAP):
+        yield f"an erasure waits for its clock, which can run longer than {ERASURE_CAP.days} days"
+    if column.on_erasure == "retain" and column.ground != "legal_obligation":
+        yield "retained at erasure, but no law demands it"
+
+
+def _duplicates(columns: Iterable[Column]) -> Iterator[str]:
+    for (table, name), group in groupby(sorted((c.table, c.column) for c in columns)):
+        if len(tuple(group)) > 1:
+            yield f"{table}.{name}: declared twice"
+
+
+def _tables(columns: Iterable[Column]) -> Iterator[str]:
+    ordered = sorted(columns, key=lambda column: column.table)
+    for table, group in groupby(ordered, key=lambda column: column.table):
+        actions = {column.on_erasure for column in group}
+        if "delete_row" in actions and actions & {"clear", "pseudonymise", "retain"}:
+            yield f"{table}: an erasure deletes the row and keeps some of its columns"

@@ -1,0 +1,1 @@
+"""Everything that checks the tree: lint, unit, integration, faults; bench measures it."""

@@ -1,0 +1,1 @@
+"""The whole mesh while things break; a failure prints its seed."""

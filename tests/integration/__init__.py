@@ -1,0 +1,1 @@
+"""One part at a time against real Kafka and real PostgreSQL."""

@@ -1,0 +1,1 @@
+"""Pure code, in milliseconds: no Kafka, no PostgreSQL, no clock."""
