@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hypothesis import settings
+
+from tests.support.world import Mesh, World
 
 # A failing seed is worth more than a new one: the usual run is the same run every time.
 SEEDS = (1, 7, 11, 23, 42, 101, 977, 2026, 31337, 65537)
@@ -69,3 +72,25 @@ def nothing_unretrieved(request: pytest.FixtureRequest) -> Iterator[None]:
         logger.removeHandler(handler)
     if handler.messages and request.node.get_closest_marker("unretrieved") is None:
         pytest.fail("asyncio reported: " + "; ".join(handler.messages), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """Kafka and PostgreSQL, started once per run."""
+    made = World()
+    asyncio.run(made.start())
+    try:
+        yield made
+    finally:
+        asyncio.run(made.stop())
+
+
+@pytest.fixture
+async def mesh(world: World) -> AsyncIterator[Mesh]:
+    """Empty databases and topics, and a place to start services in."""
+    await world.reset()
+    made = Mesh(world)
+    try:
+        yield made
+    finally:
+        await made.close()

@@ -44,9 +44,7 @@ def translate(error: Exception) -> click.ClickException | None:
         return Unavailable(str(error))
     if isinstance(error, ConnectionError | TimeoutError) or _from_a_client(error):
         said = str(error) or type(error).__name__
-        return Unavailable(
-            f"a server does not answer ({said}): see `steward status`, or start with `steward up`"
-        )
+        return Unavailable(f"a server does not answer ({said}): see `steward status`, or start with `steward up`")
     return None
 
 
@@ -56,6 +54,4 @@ _AWAY = {"KafkaConnectionError", "NodeNotReadyError", "CannotConnectNowError", "
 def _from_a_client(error: Exception) -> bool:
     """An error by which a database or Kafka client says that its server is away."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(
-        names & {"KafkaConnectionError", "NodeNotReadyError", "CannotConnectNowError", "ClientConnectorError"}
-    )
+    return bool(names & {"KafkaConnectionError", "NodeNotReadyError", "CannotConnectNowError", "ClientConnectorError"})

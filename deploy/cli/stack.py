@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -29,9 +30,7 @@ _NUMBERS = ("pid", "restarts")
 
 @click.command(epilog="Example: steward up --detach && steward status")
 @click.option("--detach", is_flag=True, help="Return when everything is ready and leave it running.")
-@click.option(
-    "--take-over", is_flag=True, help="On your PostgreSQL: new passwords for another stack's roles."
-)
+@click.option("--take-over", is_flag=True, help="On your PostgreSQL: new passwords for another stack's roles.")
 def up(detach: bool, take_over: bool) -> None:
     """Start Kafka, PostgreSQL and every service on this machine.
 
@@ -39,6 +38,7 @@ def up(detach: bool, take_over: bool) -> None:
     drains and stops. STEWARD_KAFKA_BOOTSTRAP_SERVERS and STEWARD_POSTGRES_URL use servers that you have
     instead.
     """
+    _quiet()
     console = _console()
     home = env.home()
     running = state.read(home)
@@ -150,6 +150,7 @@ def doctor(as_json: bool) -> None:
     """
     from deploy.local.doctor import examine
 
+    _quiet()
     findings = asyncio.run(examine(env.home(), os.environ))
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
@@ -163,6 +164,11 @@ def doctor(as_json: bool) -> None:
         sys.exit(UNAVAILABLE)
     if any(finding.level == "FAIL" for finding in findings):
         sys.exit(NO)
+
+
+def _quiet() -> None:
+    """A client library's complaint about a server that is away says less than our own one line."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def _console() -> Console:
@@ -208,7 +214,7 @@ def _detach(console: Console, home: Path, take_over: bool) -> None:
                 break
             if (code := process.poll()) is not None:
                 said = mine.detail if mine is not None and mine.detail else tail(log, 5)
-                raise Unavailable(f"the stack did not start (code {code}): {said}")
+                raise (Refused if code == NO else Unavailable)(f"the stack did not start: {said}")
             if mine is not None and mine.detail:
                 spinner.update(mine.detail)
             time.sleep(_POLL_SECONDS)

@@ -16,7 +16,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -64,21 +64,30 @@ class Names:
 
 
 async def provision(
-    admin_url: str, services: Iterable[str], known: Mapping[str, str], *, take_over: bool = False
+    admin_url: str,
+    services: Iterable[str],
+    known: Mapping[str, str],
+    *,
+    take_over: bool = False,
+    remember: Callable[[Mapping[str, str]], object] | None = None,
 ) -> dict[str, str]:
     """Makes what is missing and returns every database URL by the name of its variable.
 
+    `remember` is given the URLs before the first change, so that no password is lost when a later step fails.
     `known` are the settings of the env file: passwords there are kept. A role that exists on the server
     while its password is not in `known` belongs to somebody: LocalRefusal, unless `take_over` gives it a new
     password. Raises LocalError when the server cannot be reached or refuses.
     """
     rooms = [Names(name) for name in (*services, KEYS)]
     passwords = _passwords(rooms, known)
+    urls = _urls(admin_url, rooms, passwords)
     admin = await connect(admin_url)
     try:
         await admin.execute("SELECT pg_advisory_lock($1)", _LOCK)
         if not take_over:
-            await _refuse_strangers(admin, passwords, known, rooms)
+            await _refuse_strangers(admin, passwords, known)
+        if remember is not None:
+            remember(urls)
         for role, password in passwords.items():
             await _role(admin, role, password)
         for room in rooms:
@@ -92,7 +101,7 @@ async def provision(
         ) from error
     finally:
         await admin.close()
-    return _urls(admin_url, rooms, passwords)
+    return urls
 
 
 async def connect(url: str, timeout: float = 10.0) -> asyncpg.Connection[asyncpg.Record]:
@@ -166,7 +175,6 @@ async def _refuse_strangers(
     admin: asyncpg.Connection[asyncpg.Record],
     passwords: Mapping[str, str],
     known: Mapping[str, str],
-    rooms: Iterable[Names],
 ) -> None:
     ours = {unquote(urlsplit(url).username or "") for url in known.values() if url.startswith("postgres")}
     there = await admin.fetch("SELECT rolname FROM pg_roles WHERE rolname = ANY($1)", list(passwords))
@@ -193,9 +201,7 @@ async def _database(admin: asyncpg.Connection[asyncpg.Record], room: Names) -> N
     if not await admin.fetchval("SELECT true FROM pg_database WHERE datname = $1", room.database):
         # Who makes a database for another role must be a member of it; an administrator may make itself one.
         await _ddl(admin, "GRANT %I TO CURRENT_USER", room.owner)
-        await _ddl(
-            admin, "CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING 'UTF8'", room.database, room.owner
-        )
+        await _ddl(admin, "CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING 'UTF8'", room.database, room.owner)
 
 
 async def _rights(owner_url: str, room: Names) -> None:
@@ -221,7 +227,5 @@ async def _rights(owner_url: str, room: Names) -> None:
 
 async def _ddl(connection: asyncpg.Connection[asyncpg.Record], statement: str, *arguments: str) -> None:
     """Runs a statement that takes no parameters: the server itself quotes the names (%I) and texts (%L)."""
-    text: str = await connection.fetchval(
-        "SELECT format($1, VARIADIC $2::text[])", statement, list(arguments)
-    )
+    text: str = await connection.fetchval("SELECT format($1, VARIADIC $2::text[])", statement, list(arguments))
     await connection.execute(text)

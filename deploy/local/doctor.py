@@ -69,9 +69,7 @@ def _python() -> Finding:
     version = ".".join(str(number) for number in sys.version_info[:3])
     if (3, 11) <= sys.version_info[:2] <= (3, 13):
         return Finding("OK", f"Python {version}")
-    return Finding(
-        "FAIL", f"Python {version}", "Python 3.11 to 3.13 is needed: run `make install` with one of them"
-    )
+    return Finding("FAIL", f"Python {version}", "Python 3.11 to 3.13 is needed: run `make install` with one of them")
 
 
 def _local_kafka() -> list[Finding]:
@@ -113,9 +111,7 @@ def _machine(home: Path) -> list[Finding]:
     free = shutil.disk_usage(there).free
     text = f"{free / 1024**3:.0f} GiB free in {there}"
     if free < _FREE_BYTES:
-        findings.append(
-            Finding("WARN", text, "5 GiB are good to have: free some, or set STEWARD_HOME elsewhere")
-        )
+        findings.append(Finding("WARN", text, "5 GiB are good to have: free some, or set STEWARD_HOME elsewhere"))
     else:
         findings.append(Finding("OK", text))
     try:
@@ -217,14 +213,10 @@ async def _topics(settings: Any) -> list[Finding]:
             if have[topic.name].get(name) != value
         ]
         if wrong:
-            todo = (
-                "set them with kafka-configs.sh --alter: the contract's bounds on personal data rest on them"
-            )
+            todo = "set them with kafka-configs.sh --alter: the contract's bounds on personal data rest on them"
             findings.append(Finding("FAIL", f"topic {topic.name}: {'; '.join(wrong)}", todo))
     if not findings:
-        findings.append(
-            Finding("OK", f"{len(present)} of the contract's {len(TOPICS)} topics exist, all as it says")
-        )
+        findings.append(Finding("OK", f"{len(present)} of the contract's {len(TOPICS)} topics exist, all as it says"))
     return findings
 
 
@@ -284,9 +276,7 @@ async def _clock(connection: asyncpg.Connection[asyncpg.Record]) -> Finding:
 
 async def _honesty(connection: asyncpg.Connection[asyncpg.Record]) -> Finding:
     """Whether a COMMIT that was answered is kept through a crash."""
-    off = [
-        name for name in ("fsync", "full_page_writes") if await connection.fetchval(f"SHOW {name}") == "off"
-    ]
+    off = [name for name in ("fsync", "full_page_writes") if await connection.fetchval(f"SHOW {name}") == "off"]
     if await connection.fetchval("SHOW synchronous_commit") in ("off", "local"):
         off.append("synchronous_commit")
     if off:

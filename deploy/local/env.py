@@ -12,9 +12,15 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from deploy.local.errors import LocalRefusal
+
 DEFAULT_HOME = ".steward"
 _LINE = re.compile(r"^\s*(?:export\s+)?(?P<key>[A-Za-z_][A-Za-z0-9_]*)=(?P<value>.*)$")
 _HEADER = "# Written by `steward up`. Holds passwords: keep it private. Lines of your own are kept."
+
+
+class BadEnvFile(LocalRefusal, ValueError):
+    """An env file, or a setting for it, that cannot be understood; the text names the line."""
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -40,7 +46,7 @@ def env_file(folder: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The settings in an env file; nothing when there is no such file. Raises ValueError with the number of
+    """The settings in an env file; nothing when there is no such file. Raises BadEnvFile with the number of
     a bad line.
     """
     if not path.exists():
@@ -51,7 +57,7 @@ def read(path: Path) -> dict[str, str]:
             continue
         match = _LINE.match(line)
         if match is None:
-            raise ValueError(f"{path}, line {number}: not KEY=value")
+            raise BadEnvFile(f"{path}, line {number}: not KEY=value")
         values[match["key"]] = _unquote(match["value"].strip(), path, number)
     return values
 
@@ -94,9 +100,9 @@ def write_private(path: Path, text: str) -> None:
 
 def _line(key: str, value: str) -> str:
     if _LINE.match(f"{key}=") is None:
-        raise ValueError(f"{key!r} is no name for a setting")
+        raise BadEnvFile(f"{key!r} is no name for a setting")
     if "\n" in value or "\r" in value:
-        raise ValueError(f"{key}: a value is one line")
+        raise BadEnvFile(f"{key}: a value is one line")
     return f"{key}={shlex.quote(value) if value else ''}"
 
 
@@ -106,7 +112,7 @@ def _unquote(value: str, path: Path, number: int) -> str:
     try:
         words = shlex.split(value)
     except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}") from error
+        raise BadEnvFile(f"{path}, line {number}: {error}") from error
     if len(words) != 1:
-        raise ValueError(f"{path}, line {number}: quote the whole value")
+        raise BadEnvFile(f"{path}, line {number}: quote the whole value")
     return words[0]

@@ -76,9 +76,7 @@ async def wait_idle(settings: Mapping[str, str], timeout: float, rooms: Sequence
 def _port(settings: Mapping[str, str], room: str) -> int:
     port = settings.get(f"STEWARD_{room.upper()}_PORT")
     if not port:
-        raise LocalError(
-            f"no stack has been started here (no port of {room} is known): start one with `steward up`"
-        )
+        raise LocalError(f"no stack has been started here (no port of {room} is known): start one with `steward up`")
     return int(port)
 
 

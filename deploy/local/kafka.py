@@ -276,9 +276,7 @@ class KafkaNode:
         done = run([*java, *tool, "-t", cluster, "-c", str(self._properties)], cwd=self.folder)
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip().splitlines()
-            raise LocalError(
-                f"Kafka's storage could not be made in {self.folder}: {said[-1] if said else '?'}"
-            )
+            raise LocalError(f"Kafka's storage could not be made in {self.folder}: {said[-1] if said else '?'}")
 
     async def _ready(self, child: Child) -> None:
         while not await answers(self.port):
@@ -290,9 +288,7 @@ class KafkaNode:
 
     def _still_there(self, child: Child) -> None:
         if child.returncode is not None:
-            raise LocalError(
-                f"Kafka ended while starting (code {child.returncode}), {self.log}:\n{child.tail()}"
-            )
+            raise LocalError(f"Kafka ended while starting (code {child.returncode}), {self.log}:\n{child.tail()}")
 
     def _archiving(self) -> list[str]:
         """Without a class archive yet, the first clean stop writes one (3 s, once): it halves every later

@@ -171,9 +171,7 @@ class PostgresServer:
             if self._child is not None:
                 await self._child.stop(signal.SIGQUIT, grace=5.0)
             if isinstance(error, TimeoutError):
-                raise LocalError(
-                    f"PostgreSQL gave no answer within {timeout:.0f} s: see {self.log}"
-                ) from None
+                raise LocalError(f"PostgreSQL gave no answer within {timeout:.0f} s: see {self.log}") from None
             raise
 
     async def stop(self, mode: StopMode = "fast", grace: float = _STOP_SECONDS) -> None:
@@ -254,8 +252,11 @@ class PostgresServer:
         return place
 
     def _initdb(self, binaries: Binaries) -> None:
-        data = self.data
-        if data.exists():  # an initdb that was cut short
+        """Makes the data folder beside its place and moves it there: half a cluster is never taken for
+        one.
+        """
+        data = self.data.with_name("data.new")
+        if data.exists():
             shutil.rmtree(data)
         data.mkdir(mode=0o700)
         secret = data.with_name(f"password-{secrets.token_hex(8)}")
@@ -278,6 +279,7 @@ class PostgresServer:
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise LocalError(f"initdb failed in {data}: {said[-1] if said else f'code {done.returncode}'}")
+        data.rename(self.data)
 
     def _same_major(self, binaries: Binaries) -> None:
         made_by = (self.data / "PG_VERSION").read_text(encoding="utf-8").strip()

@@ -154,9 +154,7 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[Path, bool]]:
     if on_path is not None:
         yield Path(on_path).resolve().parent, False
     for root in _INSTALLED:
-        folders = (
-            sorted(Path(root).glob("*/bin"), key=_by_version, reverse=True) if Path(root).is_dir() else []
-        )
+        folders = sorted(Path(root).glob("*/bin"), key=_by_version, reverse=True) if Path(root).is_dir() else []
         yield from ((folder, False) for folder in folders if (folder / "initdb").exists())
 
 
@@ -179,9 +177,7 @@ def _look(folder: Path, from_wheel: bool) -> Binaries | None:
 def _runs(binaries: Binaries, account: Account) -> bool:
     """Whether `account` can run these programs, and they are still of this version."""
     try:
-        answer = run(
-            [binaries.program("postgres"), "--version"], cwd=Path("/"), owner=account.owner, timeout=20
-        )
+        answer = run([binaries.program("postgres"), "--version"], cwd=Path("/"), owner=account.owner, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return False
     match = _VERSION.search(answer.stdout)

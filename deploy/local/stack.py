@@ -75,7 +75,8 @@ class Part(Protocol):
 
 
 class Stack:
-    """One stack in one folder. Not started twice; `stop` may be called at any time.
+    """One stack in one folder (`owns_home` once it has locked it). Not started twice; `stop` is always
+    allowed.
 
     `use_existing`: servers named in the environment are used instead of our own. `fast_start` trades Kafka's
     throughput for a quick start. `throw_away`: everything is deleted at the end, and the processes end with
@@ -112,6 +113,7 @@ class Stack:
         self._take_over = take_over
         self._serve = tuple(serve)
         self.say: Say = say or (lambda text: None)
+        self.owns_home = False
         self._lock: int | None = None
         logs = self.home / "logs"
         if not (use_existing and self._given(KAFKA_SERVERS)):
@@ -190,9 +192,7 @@ class Stack:
         self._take_lock()
         await self._end_leftovers()
         known = env.read(self.env_file)
-        servers = [
-            name for name, part in (("Kafka", self.kafka), ("PostgreSQL", self.postgres)) if part is not None
-        ]
+        servers = [name for name, part in (("Kafka", self.kafka), ("PostgreSQL", self.postgres)) if part is not None]
         self.say(f"starting {' and '.join(servers)}" if servers else "looking at the servers that you have")
         updates: dict[str, str | None] = {}
         for found in await _both(self._start_kafka(), self._start_postgres(known)):
@@ -246,9 +246,7 @@ class Stack:
         if not value:
             return False
         # A shell that has read this stack's own env file names the stack's own servers.
-        return (
-            value != env.read(self.env_file).get(variable) or not (self.home / _OWN_NOTES[variable]).exists()
-        )
+        return value != env.read(self.env_file).get(variable) or not (self.home / _OWN_NOTES[variable]).exists()
 
     async def _start_kafka(self) -> dict[str, str | None]:
         if self.kafka is None:
@@ -262,12 +260,17 @@ class Stack:
     async def _start_postgres(self, known: Mapping[str, str]) -> dict[str, str | None]:
         if self.postgres is None:
             admin = self._environ[POSTGRES_URL]
-            urls = await provision(admin, self._room_names, known, take_over=self._take_over)
         else:
             await self.postgres.start()
             admin = self.postgres.admin_url
+        urls = await provision(
+            admin,
+            self._room_names,
+            known,
             # Nobody else uses a server of our own: roles without a known password are ours, too.
-            urls = await provision(admin, self._room_names, known, take_over=True)
+            take_over=self._take_over or self.postgres is not None,
+            remember=lambda urls: env.merge(self.env_file, urls),
+        )
         return {POSTGRES_URL: admin, **urls}
 
     async def _make_topics(self) -> None:
@@ -293,9 +296,11 @@ class Stack:
         taken: set[int] = set()
         for name in self._room_names:
             variable = f"STEWARD_{name.upper()}_PORT"
-            wanted = self._environ.get(variable) or known.get(variable) or "0"
-            port = int(wanted)
+            given = self._environ.get(variable)
+            port = int(given or known.get(variable) or 0)
             if not port or port in taken or not is_free(port):
+                if given:
+                    raise LocalRefusal(f"port {given} is taken: set {variable} to a free one, or leave it out")
                 port = free_port(taken)
             taken.add(port)
             ports[variable] = str(port)
@@ -320,7 +325,7 @@ class Stack:
             raise LocalRefusal(
                 f"a stack already runs in {self.home}: see `steward status`, stop it with `steward down`"
             ) from None
-        self._lock = handle
+        self._lock, self.owns_home = handle, True
 
     def _release_lock(self) -> None:
         if self._lock is not None:

@@ -55,7 +55,8 @@ class Supervisor:
     def note(self, phase: Phase, detail: str = "") -> None:
         """Writes the state down, with every process as it is now."""
         self._phase, self._detail = phase, detail
-        if self._stack.home.is_dir():
+        # The state of a folder that another stack holds is not ours to write.
+        if self._stack.owns_home and self._stack.home.is_dir():
             state.write(self._stack.home, self.state())
 
     def state(self) -> StackState:
@@ -89,9 +90,7 @@ class Supervisor:
             delay = _FIRST_DELAY if time.monotonic() - started > _LIVED_SECONDS else delay
             self._restarts[part.name] = self.restarts(part.name) + 1
             self._set(part, "restarting")
-            self._say(
-                f"{part.name} ended ({_reason(code)}, see {part.log}); starting it again in {delay:g} s"
-            )
+            self._say(f"{part.name} ended ({_reason(code)}, see {part.log}); starting it again in {delay:g} s")
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY)
             try:

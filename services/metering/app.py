@@ -50,6 +50,8 @@ PENDING_ROLLUPS = Gauge(
 # A price can release these; the others wait for a person, or for the original that they correct.
 _FOR_PRICES = ("unknown_model", "unknown_price")
 _FOR_ORIGINALS = ("original_unknown",)
+_OTHERS = ("amount_out_of_range", "stale", "future", "original_not_kept", "original_of_other_workspace")
+_REASONS = (*_FOR_PRICES, *_FOR_ORIGINALS, *_OTHERS)
 _CHUNK = 1_000
 _MS = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -194,7 +196,9 @@ def make_service(*, dedupe: bool = True) -> Service:
     async def list_quarantine(query: Mapping[str, str], tx: Transaction) -> Any:
         return {
             "counts": await store.quarantine_counts(tx.db),
-            "rows": await store.quarantine_list(tx.db, int(query.get("after", 0)), min(int(query.get("limit", 100)), 1000)),
+            "rows": await store.quarantine_list(
+                tx.db, int(query.get("after", 0)), min(int(query.get("limit", 100)), 1000)
+            ),
         }
 
     @service.reads("usage-by-model")
@@ -276,18 +280,22 @@ class Metering:
         return fresh, stale, (duplicates, conflicts)
 
     def _rate(self, fresh: Mapping[bytes, tuple[Received, int, int]]) -> None:
-        book, effects = self._room.book, self._effects
+        book, add = self._room.book, self._effects.add
         corrected = events.UsageCorrected.TYPE
+        now_ms = self._now_ms
+        appended_ms, known_at = -1, _EPOCH
         for key, (r, ms, _) in fresh.items():
             event = r.event
             if event.type == corrected:
                 continue
-            known_at = instant(r.record.timestamp)
+            if r.record.timestamp != appended_ms:  # the same for all records of a producer's batch
+                appended_ms = r.record.timestamp
+                known_at = instant(appended_ms)
             priced = price(book, event.data, event.time, known_at)
             if isinstance(priced, Unpriced):
                 self._hold(priced.reason, priced.missing, event.type, event.id, event.data, key, event.time, known_at)
             else:
-                effects.add(event.data, event.id, key, ms, event.time, priced, self._now_ms)
+                add(event.data, event.id, key, ms, event.time, priced, now_ms)
 
     def _hold(
         self, reason: str, missing: str, kind: str, event_id: str | None, usage: Any, key: bytes, event_at: datetime,
@@ -301,7 +309,20 @@ class Metering:
             kept.pop("generation_ref", None)
             event_at = event_at.replace(minute=0, second=0, microsecond=0)
         self._quarantine.append(
-            (reason, missing, kind, event_id, event_at, known_at, self._tx.now, usage.provider, usage.model, kept, key, ident)
+            (
+                reason,
+                missing,
+                kind,
+                event_id,
+                event_at,
+                known_at,
+                self._tx.now,
+                usage.provider,
+                usage.model,
+                kept,
+                key,
+                ident,
+            )
         )
 
     async def _keep_stale(self, stale: Sequence[tuple[Received, str]]) -> int:
@@ -347,9 +368,7 @@ class Metering:
                 return True
             else:
                 reason = "unknown_price"
-        self._hold(
-            reason or "", "", events.UsageCorrected.TYPE, event_id, usage, key, instant(ms), known_at
-        )
+        self._hold(reason or "", "", events.UsageCorrected.TYPE, event_id, usage, key, instant(ms), known_at)
         return False
 
     async def _replace(self, original: Any, version: PriceVersion, usage: Any, key: bytes, priced: Any) -> None:
@@ -514,7 +533,7 @@ async def observe(db: Connection, now: datetime) -> None:
     counts: dict[str, int] = {}
     for row in await store.quarantine_counts(db):
         counts[row["reason"]] = counts.get(row["reason"], 0) + row["n"]
-    for reason in ("unknown_model", "unknown_price", "stale", "future", "original_unknown", "original_not_kept"):
+    for reason in _REASONS:
         QUARANTINED.labels(reason).set(counts.get(reason, 0))
     PENDING_ROLLUPS.set(await store.pending_count(db))
 

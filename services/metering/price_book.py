@@ -111,9 +111,7 @@ class PriceBook:
         """Every version that a name on the wire can be rated by, the preferred first."""
         return self._ranked(provider, model, None)
 
-    def card(
-        self, provider: str, model: str, tier: str, event_at: datetime, known_at: datetime
-    ) -> Card | Unpriced:
+    def card(self, provider: str, model: str, tier: str, event_at: datetime, known_at: datetime) -> Card | Unpriced:
         """The card that rates a generation; see the module for the choice. Both instants are aware; names are
         as on the wire."""
         name = (provider, model, tier)
@@ -135,9 +133,7 @@ class PriceBook:
         if len(self._answers) + len(self._candidates) >= _NAMES_MAX:
             self._forget()
         provider, model, tier = name
-        candidates = tuple(
-            _candidate(self.card_of(version)) for version in self._ranked(provider, model, tier)
-        )
+        candidates = tuple(_candidate(self.card_of(version)) for version in self._ranked(provider, model, tier))
         if not candidates:
             known = bool(self._ranked(provider, model, None))
             self._answers[name] = Unpriced("unknown_price", f"tier:{tier}") if known else UNKNOWN_MODEL
@@ -199,9 +195,7 @@ class PriceBook:
         known = self._by_version.get(version.version)
         key = (version.provider.lower(), version.model.lower())
         if known is not None and (known.provider.lower(), known.model.lower()) != key:
-            raise ValueError(
-                f"price version {known.version} names two models: {known.model!r} and {version.model!r}"
-            )
+            raise ValueError(f"price version {known.version} names two models: {known.model!r} and {version.model!r}")
         self._by_version[version.version] = version
         self._by_model.setdefault(key, {})[version.version] = version
 
@@ -217,9 +211,7 @@ def _candidate(card: Card) -> _Candidate:
     return _Candidate(card, version.valid_from, version.valid_to or END, version.known_from, simple)
 
 
-def _first_usable(
-    candidates: Iterable[_Candidate], event_at: datetime, known_at: datetime
-) -> Card | Unpriced:
+def _first_usable(candidates: Iterable[_Candidate], event_at: datetime, known_at: datetime) -> Card | Unpriced:
     """Nothing was usable yet: whatever became usable first. `min` keeps the first of equals, and they come in
     the order of rule 1."""
     later = [

@@ -142,9 +142,7 @@ class PriceVersion:
             raise ValueError(f"price version: tier {self.tier!r} is none of {', '.join(TIERS)}")
         _freeze(self, "prices", {unit: _checked_price(unit, price) for unit, price in self.prices.items()})
         _freeze(self, "per", {unit: _checked_count("per", unit, count) for unit, count in self.per.items()})
-        _freeze(
-            self, "minimum", {unit: _checked_count("minimum", unit, n) for unit, n in self.minimum.items()}
-        )
+        _freeze(self, "minimum", {unit: _checked_count("minimum", unit, n) for unit, n in self.minimum.items()})
         object.__setattr__(self, "context_tiers", _checked_tiers(self.context_tiers))
         self._check_units()
         self._check_times()
@@ -238,9 +236,7 @@ def seed_version_id(content: Mapping[str, Any]) -> str:
     return "pv_" + hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def from_event(
-    data: Mapping[str, Any], known_from: datetime, version: str, *, held: bool = False
-) -> PriceVersion:
+def from_event(data: Mapping[str, Any], known_from: datetime, version: str, *, held: bool = False) -> PriceVersion:
     """The version that a `price.published` event states; `held` = the guard holds it from birth.
 
     `data`: provider, model, tier, prices {unit: decimal string per unit}, source, and optionally not_billed
@@ -311,9 +307,7 @@ def _checked_price(unit: str, price: Decimal) -> Decimal:
     if unit not in _UNIT_SET:
         raise ValueError(f"price version: unknown unit {unit!r}")
     if not price.is_finite() or not 0 <= price <= _PRICE_MAX:
-        raise ValueError(
-            f"price of {unit}: expected a decimal from 0 to {_PRICE_MAX} US dollars, got {price!r}"
-        )
+        raise ValueError(f"price of {unit}: expected a decimal from 0 to {_PRICE_MAX} US dollars, got {price!r}")
     # By hand, because every operation of the decimal module rounds to 28 digits.
     _, digits, exponent = price.as_tuple()
     kept = list(digits)

@@ -85,9 +85,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         if not 0 <= self.data_sharing_discount <= 1:
-            raise ValueError(
-                f"data_sharing_discount must lie between 0 and 1, got {self.data_sharing_discount}"
-            )
+            raise ValueError(f"data_sharing_discount must lie between 0 and 1, got {self.data_sharing_discount}")
         kept = 1 - Fraction(self.data_sharing_discount)
         object.__setattr__(self, "kept_numerator", kept.numerator)
         object.__setattr__(self, "kept_denominator", kept.denominator)
@@ -193,9 +191,7 @@ def rate(
     """What a generation costs on this card. `tokens`: exclusive buckets; `counts`: the other units; both may
     leave zeros out."""
     if cache_hit or byok or data_sharing or finish_reason not in _PLAIN_FINISH or card.version.minimum:
-        return _rate_by_rule(
-            card, tokens, counts, finish_reason, cancelled, cache_hit, byok, data_sharing, rules
-        )
+        return _rate_by_rule(card, tokens, counts, finish_reason, cancelled, cache_hit, byok, data_sharing, rules)
     prices = card.prices
     label = card.label
     border = card.lowest_border
@@ -349,9 +345,7 @@ def explain(
         )
         unknown = unknown or (unit if price is None and used else "")
         units.append(
-            ExplainedUnit(
-                unit, quantity, used, price, per, Fraction(price or 0) / per * used * 10**PICO_DIGITS
-            )
+            ExplainedUnit(unit, quantity, used, price, per, Fraction(price or 0) / per * used * 10**PICO_DIGITS)
         )
     exact_list = sum((part.amount_pico for part in units), Fraction(0))
     exact = exact_list
@@ -360,9 +354,7 @@ def explain(
     elif rule == "data_sharing":
         model = sum((part.amount_pico for part in units if part.unit not in TOOL_UNITS), Fraction(0))
         exact = exact_list - model * Fraction(rules.data_sharing_discount)
-    borders = [
-        tier.above_input_tokens for tier in version.context_tiers if input_tokens > tier.above_input_tokens
-    ]
+    borders = [tier.above_input_tokens for tier in version.context_tiers if input_tokens > tier.above_input_tokens]
     label = f"{version.tier}>{borders[-1]}" if borders else version.tier
     # round() of a Fraction is half to even.
     rated: Rated | Unpriced = Rated(round(exact), round(exact_list), version.version, label, rule)

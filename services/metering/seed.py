@@ -35,7 +35,6 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cached_property
-from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, NamedTuple
 
 from services.metering.price_book import Resolved
@@ -164,7 +163,9 @@ class GenaiPrices:
 
     @cached_property
     def source(self) -> str:
-        return f"genai-prices {package_version('genai-prices')}"
+        from genai_prices import __version__
+
+        return f"genai-prices {__version__}"
 
     @cached_property
     def _all(self) -> list[Provider]:
@@ -225,9 +226,7 @@ def _timeline(info: ModelInfo, context: Mapping[str, str]) -> Iterator[_Stretch]
             yield _Stretch(start_at, end_at, window, price)
 
 
-def _hours(
-    info: ModelInfo, context: Mapping[str, str], day: date
-) -> Iterator[tuple[DailyWindow | None, ModelPrice]]:
+def _hours(info: ModelInfo, context: Mapping[str, str], day: date) -> Iterator[tuple[DailyWindow | None, ModelPrice]]:
     """The day's answers: the one outside all windows (else that of midnight), then the hours that differ."""
     windows = _windows(info)
     edges = sorted({time(0)}.union(*windows))
@@ -245,9 +244,7 @@ def _hours(
 def _answer(info: ModelInfo, context: Mapping[str, str], at: datetime) -> ModelPrice | None:
     """The package's price, or None if it has none for this context and would fall back to the standard
     one."""
-    variants = [
-        item for item in _variants(info, context) if item.constraint is None or item.constraint.active(at)
-    ]
+    variants = [item for item in _variants(info, context) if item.constraint is None or item.constraint.active(at)]
     return info.get_prices(at, context) if variants or not context else None
 
 
@@ -327,9 +324,7 @@ def _card(provider: str, info: ModelInfo, tier: str, price: ModelPrice) -> Price
     below = prices
     for border in borders:
         above = {unit: _per_unit(key, stated[key], border) for unit, key in covered.items()}
-        tiers.append(
-            ContextTier(border, {unit: value for unit, value in above.items() if value != below[unit]})
-        )
+        tiers.append(ContextTier(border, {unit: value for unit, value in above.items() if value != below[unit]}))
         below = above
     return PriceVersion(
         version="pv_unnamed",

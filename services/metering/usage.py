@@ -36,7 +36,8 @@ class Identity(NamedTuple):
 
 def identity(event_id: str, ms: int, day_key: bytes, content: bytes) -> Identity:
     """The de-duplication key of an event id under its day's key, and a short digest of its content."""
-    hashed = _blake(event_id.encode(), digest_size=10, key=day_key).digest()
+    # The key as a prefix: one block to hash instead of two, and BLAKE2 has no length extension to fear.
+    hashed = _blake(day_key + event_id.encode(), digest_size=10).digest()
     return Identity(ms.to_bytes(6, "big") + hashed, zlib.crc32(content, int.from_bytes(day_key[:4], "big")))
 
 
@@ -69,7 +70,9 @@ class Priced(NamedTuple):
     amount_pico: int
 
 
-def price(book: PriceBook, usage: Any, event_at: datetime, known_at: datetime, rules: Rules = DEFAULT_RULES) -> Priced | Unpriced:
+def price(
+    book: PriceBook, usage: Any, event_at: datetime, known_at: datetime, rules: Rules = DEFAULT_RULES
+) -> Priced | Unpriced:
     """What `usage` costs by the version that is valid at `event_at` and was known at `known_at`."""
     card = book.card(usage.provider, usage.model, usage.tier, event_at, known_at)
     if isinstance(card, Unpriced):
@@ -203,7 +206,7 @@ class Effects:
             open_units: list[dict[str, Any]] = []
             open_rows: list[list[Any] | None] = []
             for workspace, unit in members:
-                order = sorted(range(len(unit.lines)), key=lambda n: unit.lines[n][0][12:])  # noqa: B023
+                order = sorted(range(len(unit.lines)), key=lambda n: unit.lines[n][0][12:])
                 for start in range(0, len(order), LINES_PER_RECORD):
                     chosen = order[start : start + LINES_PER_RECORD]
                     if open_rows and len(open_rows) + len(chosen) > LINES_PER_RECORD:
@@ -231,7 +234,9 @@ class Effects:
         """The sums as one row for the rollup worker; None if there are none."""
         if not self.hourly and not self.daily:
             return None
-        return msgspec.msgpack.encode(([(*k, *v) for k, v in self.hourly.items()], [(*k, *v) for k, v in self.daily.items()]))
+        return msgspec.msgpack.encode(
+            ([(*k, *v) for k, v in self.hourly.items()], [(*k, *v) for k, v in self.daily.items()])
+        )
 
 
 def merge_pending(payloads: Iterable[bytes]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:

@@ -7,6 +7,7 @@ refuses is explained by the model, in words that name fields and never repeat a 
 
 from __future__ import annotations
 
+import json
 import re
 import types
 import typing
@@ -23,14 +24,30 @@ from pydantic.fields import FieldInfo
 # neither an address nor a sentence has a place in an id).
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:~+/@-]{0,127}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$")]
-EventId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
-Pico = Annotated[str, StringConstraints(pattern=r"^-?(0|[1-9][0-9]{0,29})$"), Field(description="Pico-US-dollars (1e-12 USD), a whole number as a string.")]
-PositivePico = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,29}$"), Field(description="Pico-US-dollars (1e-12 USD), a positive whole number as a string.")]
-UnitPrice = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,24})?$"), Field(description="US dollars for one unit, an exact decimal as a string.")]
+EventId = Annotated[
+    str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
+]
+Pico = Annotated[
+    str,
+    StringConstraints(pattern=r"^-?(0|[1-9][0-9]{0,29})$"),
+    Field(description="Pico-US-dollars (1e-12 USD), a whole number as a string."),
+]
+PositivePico = Annotated[
+    str,
+    StringConstraints(pattern=r"^[1-9][0-9]{0,29}$"),
+    Field(description="Pico-US-dollars (1e-12 USD), a positive whole number as a string."),
+]
+UnitPrice = Annotated[
+    str,
+    StringConstraints(pattern=r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,24})?$"),
+    Field(description="US dollars for one unit, an exact decimal as a string."),
+]
 Sequence = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
 Quantity = Annotated[int, Field(ge=0, le=10**12)]
 # Mail addresses, names, IP addresses, free text: sealed by the emitter to the mesh's ingress key of the day.
-Sealed = Annotated[str, StringConstraints(pattern=r"^sealed:v1:[A-Za-z0-9_-]{1,64}:[A-Za-z0-9_-]{43}:[A-Za-z0-9_-]{24,10944}$")]
+Sealed = Annotated[
+    str, StringConstraints(pattern=r"^sealed:v1:[A-Za-z0-9_-]{1,64}:[A-Za-z0-9_-]{43}:[A-Za-z0-9_-]{24,10944}$")
+]
 
 
 def _aware(value: datetime) -> datetime:
@@ -100,9 +117,30 @@ def explain_refusal(model: type[BaseModel], raw: bytes, fallback: str) -> Refuse
     return Refused("invalid", fallback)
 
 
+def declared_part(model: type[BaseModel], raw: bytes) -> tuple[bytes, str]:
+    """`raw` without what nobody declared, and the names and lengths of that rest: what a dead letter may keep."""
+    document = json.loads(raw)
+    rest = []
+    try:
+        model.model_validate_json(raw)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_context=False, include_input=False):
+            if detail["type"] != "extra_forbidden":
+                continue
+            *way, name = detail["loc"]
+            holder: Any = document
+            for step in way:
+                holder = holder[step]
+            size = len(json.dumps(holder.pop(name)))
+            rest.append(f"{_path(detail['loc'])} ({size} bytes)")
+    return json.dumps(document, separators=(",", ":")).encode(), ", ".join(rest)
+
+
 def _path(loc: tuple[int | str, ...]) -> str:
     # A field nobody declared may itself be named by a person's data: only names of a plain shape are repeated.
-    return ".".join(str(part) if re.fullmatch(r"[A-Za-z0-9_]{1,40}", str(part)) else "<name>" for part in loc) or "event"
+    return (
+        ".".join(str(part) if re.fullmatch(r"[A-Za-z0-9_]{1,40}", str(part)) else "<name>" for part in loc) or "event"
+    )
 
 
 # --- the fast twin ---------------------------------------------------------------------------------------------
@@ -128,7 +166,9 @@ def _derive(model: type[BaseModel]) -> type[msgspec.Struct]:
             fields.append((name, kind))
         else:
             default = info.get_default(call_default_factory=True)
-            fields.append((name, kind, msgspec.field(default_factory=type(default)) if default in ([], {}) else default))
+            fields.append(
+                (name, kind, msgspec.field(default_factory=type(default)) if default in ([], {}) else default)
+            )
         pattern = _pattern(info)
         if pattern is not None:
             # Ids of events and amounts hardly repeat; names do, by the thousand: those are remembered.
@@ -150,23 +190,35 @@ def _derive(model: type[BaseModel]) -> type[msgspec.Struct]:
 def _post_init(
     patterns: tuple[tuple[str, re.Pattern[str], set[str] | None], ...], instants: tuple[str, ...], check: Any
 ) -> Any:
-    def __post_init__(self: Any) -> None:
-        for name, pattern, known in patterns:
-            value = getattr(self, name)
-            if value is None or (known is not None and value in known):
-                continue
-            if pattern.search(value) is None:
-                raise ValueError(f"{name}: does not match its pattern")
-            if known is not None and len(known) < _CACHE_LIMIT:
-                known.add(value)
-        for name in instants:
-            value = getattr(self, name)
-            if value is not None and value.tzinfo is None:
-                raise ValueError(f"{name}: an instant needs a time zone")
-        if check is not None:
-            check(self)
+    """The twin's check after decoding, written out field by field: a loop over the fields costs twice as much."""
+    scope: dict[str, Any] = {"check": check}
+    lines = ["def __post_init__(self):"]
+    for n, (name, pattern, known) in enumerate(patterns):
+        scope[f"known{n}"], scope[f"verify{n}"] = known, _verifier(name, pattern, known)
+        lines.append(f"    value = self.{name}")
+        if known is None:
+            lines.append(f"    if value is not None: verify{n}(value)")
+        else:
+            lines.append(f"    if value not in known{n} and value is not None: verify{n}(value)")
+    for name in instants:
+        lines.append(f"    value = self.{name}")
+        lines.append("    if value is not None and value.tzinfo is None:")
+        lines.append(f"        raise ValueError('{name}: an instant needs a time zone')")
+    lines.append("    check(self)" if check is not None else "    return None")
+    exec("\n".join(lines), scope)  # noqa: S102 -- names of the contract's own fields, nothing from outside
+    return scope["__post_init__"]
 
-    return __post_init__
+
+def _verifier(name: str, pattern: re.Pattern[str], known: set[str] | None) -> Any:
+    search = pattern.search
+
+    def verify(value: str) -> None:
+        if search(value) is None:
+            raise ValueError(f"{name}: does not match its pattern")
+        if known is not None and len(known) < _CACHE_LIMIT:
+            known.add(value)
+
+    return verify
 
 
 def _python_pattern(pattern: str) -> re.Pattern[str]:
@@ -205,7 +257,10 @@ def _twin_type(annotation: Any, metadata: typing.Iterable[Any] = (), nested: boo
         return NamedTuple(annotation.__name__, [(f, _twin_type(hints[f], (), True)) for f in annotation._fields])
     limits: dict[str, Any] = {}
     for meta in metadata:
-        for item in meta if isinstance(meta, GroupedMetadata) else getattr(meta, "metadata", None) or (meta,):
+        items: tuple[Any, ...] = (
+            tuple(meta) if isinstance(meta, GroupedMetadata) else getattr(meta, "metadata", None) or (meta,)
+        )
+        for item in items:
             if isinstance(item, Ge):
                 limits["ge"] = item.ge
             elif isinstance(item, Le):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from shared.contract.base import Event, NewerVersion, Refused, explain_refusal, twin, without_none
+from shared.contract.base import Event, NewerVersion, Refused, declared_part, explain_refusal, twin, without_none
 from shared.contract.topics import Topic
 
 _NAME = re.compile(r"([a-z_]+(?:\.[a-z_]+)+)\.v([0-9]{1,6})")
@@ -66,6 +66,10 @@ class Codec:
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             fallback = "refused by the decoder" if "`$" not in str(error) else "at " + str(error).rsplit("`", 2)[1]
             raise explain_refusal(self._models[kind], raw, fallback) from None
+
+    def declared(self, raw: bytes) -> tuple[bytes, str]:
+        """A record that was refused for undeclared fields: its declared part, and names and lengths of the rest."""
+        return declared_part(self._models[self._head(raw).type], raw)
 
 
 def _split(kind: str) -> tuple[str, int]:

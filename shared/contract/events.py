@@ -97,7 +97,9 @@ class Usage(Closed):
     account: Id = Field(description="The account that owns the workspace.")
     workspace: Id = Field(description="The workspace that pays.")
     key: Id = Field(description="Id of the API key (never the key).")
-    generation_ref: Id | None = Field(default=None, description="The gateway's own id of the generation, if it has one.")
+    generation_ref: Id | None = Field(
+        default=None, description="The gateway's own id of the generation, if it has one."
+    )
     model: Name = Field(description="Model id as the provider names it.")
     provider: Name = Field(description="The provider that served it.")
     tier: Tier = Field(default="standard", description="The service tier actually served.")
@@ -162,8 +164,12 @@ class PriceList(Closed):
     tier: Tier = "standard"
     prices: dict[Unit, UnitPrice] = Field(description="US dollars for one unit; exact decimals.")
     not_billed: list[Unit] = Field(default=[], description="Units the provider does not bill (free, not unknown).")
-    context_tiers: list[Prices] = Field(default=[], description="A cliff: the highest passed one rates the whole request.")
-    daily_window: Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3])[0-5][0-9]-([01][0-9]|2[0-3])[0-5][0-9]$")] | None = Field(
+    context_tiers: list[Prices] = Field(
+        default=[], description="A cliff: the highest passed one rates the whole request."
+    )
+    daily_window: (
+        Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3])[0-5][0-9]-([01][0-9]|2[0-3])[0-5][0-9]$")] | None
+    ) = Field(
         default=None, description="Only within this daily window, UTC: `HHMM-HHMM`, end excluded; may wrap midnight."
     )
     valid_from: Instant = Field(description="In force from this instant (event time).")
@@ -192,7 +198,9 @@ class Settlement(Payer):
     payment: Id = Field(description="The processor's payment id; one purchase has one.")
     credit_pico: PositivePico = Field(description="Credit bought; the fee comes on top of it.")
     method: Id | None = Field(default=None, description="Id of the payment method (never a number).")
-    jurisdiction: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = Field(default="US", description="Legal class of the payer.")
+    jurisdiction: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = Field(
+        default="US", description="Legal class of the payer."
+    )
 
 
 class PaymentSettled(Event):

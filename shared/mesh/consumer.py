@@ -206,13 +206,7 @@ class TopicConsumer:
         while generation == self._generation and not self._stopping.is_set():
             try:
                 async with self._pool.acquire() as db:
-                    await db.execute("SET lock_timeout = '15s'")
-                    try:
-                        cursor = await store.claim(
-                            db, self.group, tp.topic, tp.partition, self._owner, self._clock.now()
-                        )
-                    finally:
-                        await db.execute("RESET lock_timeout")
+                    cursor = await store.claim(db, self.group, tp.topic, tp.partition, self._owner, self._clock.now())
                     self._parked = await store.parked_keys(db, self.group, self.topic.name)
                 await self._at("claimed")
                 if generation != self._generation:
@@ -593,10 +587,14 @@ class TopicConsumer:
                 continue
             source = _header(record, "ce_source")
             sequence = _header(record, "ce_sequence")
+            payload = record.value
+            if reason == "undeclared_field" and payload is not None:
+                # A field that nobody declared may hold what must not be kept: only its name and length stay.
+                payload, detail = self._codec.declared(payload)
             letters.append(
                 DeadLetter(
                     self.group, record.topic, record.partition, record.offset, stage, reason, detail[:500], record.key,
-                    store.pack_headers(record.headers), record.value,
+                    store.pack_headers(record.headers), payload,
                     source.decode("ascii", "replace")[:64] if source else None,
                     int(sequence) if sequence and sequence.isdigit() and len(sequence) <= 18 else None,
                     None, not tx.replay,
@@ -670,7 +668,7 @@ class TopicConsumer:
             return
         try:
             await asyncio.wait_for(consumer.commit(offsets), 4)
-        except (KafkaError, IllegalStateError, TimeoutError, asyncio.TimeoutError) as error:
+        except (KafkaError, IllegalStateError, TimeoutError) as error:
             metrics.KAFKA_COMMIT_FAILURES_TOTAL.labels(self.topic.name).inc()
             log.info("%s: Kafka did not take the offset hint: %s", self.topic.name, type(error).__name__)
 
@@ -746,7 +744,7 @@ class TopicConsumer:
             return
         try:
             await asyncio.wait_for(self._stopping.wait(), seconds)
-        except (TimeoutError, asyncio.TimeoutError):
+        except TimeoutError:
             return
 
     async def _at(self, point: str) -> None:

@@ -90,9 +90,7 @@ class Port:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         await self._observe()
-        return web.Response(
-            body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _read(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]

@@ -79,7 +79,10 @@ PARTITIONS_STOPPED = Gauge(
     registry=REGISTRY,
 )
 RETRIES_TOTAL = Counter(
-    "steward_batch_retries_total", "Batches redone, by reason (database, handler).", ["topic", "reason"], registry=REGISTRY
+    "steward_batch_retries_total",
+    "Batches redone, by reason (database, handler).",
+    ["topic", "reason"],
+    registry=REGISTRY,
 )
 KAFKA_COMMIT_FAILURES_TOTAL = Counter(
     "steward_kafka_commit_failures_total",

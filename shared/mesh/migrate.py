@@ -23,13 +23,11 @@ async def migrate(owner_url: str, service: str, folder: Path | None, *, mesh: bo
     """
     files = [("mesh/" + f.name, f) for f in sorted(_OWN.glob("*.sql"))] if mesh else []
     if folder is not None:
-        files += [(f"{service}/{f.name}", f) for f in sorted(folder.glob("*.sql"))]
+        files += [(f"{service}/{f.name}", f) for f in sorted(folder.glob("*.sql"))]  # noqa: ASYNC240 -- small, and nothing is served yet
     db = await store.connect(owner_url, f"steward-{service}-migrate")
     applied = []
     try:
-        await db.execute("SELECT pg_advisory_lock(1867, -1)")
-        await db.execute("CREATE TABLE IF NOT EXISTS mesh_migration (name text PRIMARY KEY, sha256 text NOT NULL)")
-        known = {row["name"]: row["sha256"] for row in await db.fetch("SELECT name, sha256 FROM mesh_migration")}
+        known = await store.lock_migrations(db)
         for name, file in files:
             text = file.read_text(encoding="utf-8")
             digest = hashlib.sha256(text.encode()).hexdigest()
@@ -37,10 +35,7 @@ async def migrate(owner_url: str, service: str, folder: Path | None, *, mesh: bo
                 if known[name] != digest:
                     raise MigrationChanged(f"{name} was changed after it was applied")
                 continue
-            async with db.transaction():
-                await db.execute("SET LOCAL lock_timeout = '5s'")
-                await db.execute(text)
-                await db.execute("INSERT INTO mesh_migration (name, sha256) VALUES ($1, $2)", name, digest)
+            await store.apply_migration(db, name, text, digest)
             applied.append(name)
     finally:
         await db.close()

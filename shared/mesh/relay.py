@@ -113,9 +113,7 @@ class Relay:
             if row["traceparent"]:
                 headers = [("traceparent", row["traceparent"].encode()), *headers]
             sent.append(
-                await producer.send(
-                    row["topic"], row["value"], key=row["key"], partition=row["part"], headers=headers
-                )
+                await producer.send(row["topic"], row["value"], key=row["key"], partition=row["part"], headers=headers)
             )
         outcomes = await asyncio.gather(*sent, return_exceptions=True)
         failure = next((o for o in outcomes if isinstance(o, BaseException)), None)
@@ -136,7 +134,7 @@ class Relay:
     async def _sleep(self, seconds: float) -> None:
         try:
             await asyncio.wait_for(self._wake.wait(), seconds)
-        except (TimeoutError, asyncio.TimeoutError):
+        except TimeoutError:
             return
 
     async def _at(self, point: str) -> None:

@@ -9,8 +9,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -20,7 +20,7 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.message import KafkaMessage
 
 from shared.contract.topics import COMMANDS, TOPICS
-from shared.mesh import metrics, store, tracing
+from shared.mesh import metrics, store
 from shared.mesh.admin import ensure_topics
 from shared.mesh.clock import Clock, clock_from
 from shared.mesh.commands import RELEASE_PARKED, command_consumer, release_parked_task
@@ -85,11 +85,15 @@ class Runtime:
         assert self._pool is not None, "the runtime is not started"
         return self._pool
 
+    async def prepare(self) -> None:
+        """Brings the service's database to the newest schema and supplies its partitions."""
+        await migrate(self.settings.owner_database_url, self.service.name, self.service.migrations)
+        await self.make_partitions()
+
     async def start(self) -> None:
         """Migrates, opens everything and starts to consume. Raises what makes a start impossible."""
         settings, service = self.settings, self.service
-        await migrate(settings.owner_database_url, service.name, service.migrations)
-        await self.make_partitions()
+        await self.prepare()
         self._pool = await store.open_pool(settings.database_url, application=f"steward-{service.name}")
         if service.on_start is not None:
             await service.on_start(self)
@@ -224,7 +228,7 @@ class Runtime:
         if self._started:
             self.worker.stop()
             self.relay.stop()
-            done, late = await asyncio.wait(self._tasks, timeout=self.settings.drain_seconds)
+            _, late = await asyncio.wait(self._tasks, timeout=self.settings.drain_seconds)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -235,7 +239,7 @@ class Runtime:
                 await close()
             try:
                 await asyncio.wait_for(self._pool.close(), 10)
-            except (TimeoutError, asyncio.TimeoutError):
+            except TimeoutError:
                 self._pool.terminate()
         log.info("%s is stopped", self.service.name)
 
@@ -249,9 +253,12 @@ class Runtime:
             self._pool.terminate()
         for close in self._closers:
             await close()
-        if self._broker is not None:
-            with contextlib.suppress(Exception):
-                await self._broker.stop()
+        for subscriber in self._broker.subscribers if self._broker is not None else ():
+            for task in getattr(subscriber, "tasks", ()):
+                task.cancel()
+            if (client := getattr(subscriber, "consumer", None)) is not None:
+                with contextlib.suppress(KafkaError):
+                    await client.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "port"):
             await self.port.close()

@@ -64,15 +64,20 @@ class Cursor:
 
 
 async def claim(db: Connection, grp: str, topic: str, part: int, owner: str, now: datetime) -> Cursor:
-    """Takes the partition over: whoever held it before is a zombie from here on. Waits for its open transaction."""
-    row = await db.fetchrow(
-        """INSERT INTO mesh_cursor AS c (grp, topic, part, epoch, next_offset, high_offset, owner, claimed_at)
-           VALUES ($1, $2, $3, 1, 0, 0, $4, $5)
-           ON CONFLICT (grp, topic, part) DO UPDATE
-             SET epoch = c.epoch + 1, owner = excluded.owner, claimed_at = excluded.claimed_at
-           RETURNING epoch, next_offset, high_offset""",
-        grp, topic, part, owner, now,
-    )  # fmt: skip
+    """Takes the partition over: whoever held it before is a zombie from here on.
+
+    Waits for its open transaction, 15 s at most (LockNotAvailableError).
+    """
+    async with db.transaction():
+        await db.execute("SET LOCAL lock_timeout = '15s'")
+        row = await db.fetchrow(
+            """INSERT INTO mesh_cursor AS c (grp, topic, part, epoch, next_offset, high_offset, owner, claimed_at)
+               VALUES ($1, $2, $3, 1, 0, 0, $4, $5)
+               ON CONFLICT (grp, topic, part) DO UPDATE
+                 SET epoch = c.epoch + 1, owner = excluded.owner, claimed_at = excluded.claimed_at
+               RETURNING epoch, next_offset, high_offset""",
+            grp, topic, part, owner, now,
+        )  # fmt: skip
     assert row is not None
     return Cursor(row["epoch"], row["next_offset"], row["high_offset"], created=row["epoch"] == 1)
 
@@ -96,9 +101,7 @@ async def moved_by_hand(db: Connection, grp: str, topic: str, part: int) -> bool
     return str(owner).startswith("operator:")
 
 
-async def fence(
-    db: Connection, grp: str, topic: str, moves: Sequence[tuple[int, int, int, int]]
-) -> set[int]:
+async def fence(db: Connection, grp: str, topic: str, moves: Sequence[tuple[int, int, int, int]]) -> set[int]:
     """First statement of every effect transaction: moves the cursors on, if they are still ours.
 
     `moves`: (partition, my epoch, offset I expect, new next offset). Returns the partitions that moved; one that is
@@ -135,7 +138,9 @@ async def move_cursor(db: Connection, grp: str, topic: str, part: int, offset: i
     )  # fmt: skip
 
 
-async def rebase_cursor(db: Connection, grp: str, topic: str, part: int, offset: int, owner: str, now: datetime) -> bool:
+async def rebase_cursor(
+    db: Connection, grp: str, topic: str, part: int, offset: int, owner: str, now: datetime
+) -> bool:
     """For a topic made anew (another cluster): offsets start again, and so does what counts as a first pass."""
     return bool(
         await db.fetchval(
@@ -359,7 +364,9 @@ async def set_dead_letter_state(db: Connection, letter: int, before: str, after:
 
 async def parked_keys(db: Connection, grp: str, topic: str) -> set[bytes]:
     """Keys whose later records must wait."""
-    return {r["key"] for r in await db.fetch("SELECT DISTINCT key FROM mesh_parked WHERE grp=$1 AND topic=$2", grp, topic)}
+    return {
+        r["key"] for r in await db.fetch("SELECT DISTINCT key FROM mesh_parked WHERE grp=$1 AND topic=$2", grp, topic)
+    }
 
 
 async def park(db: Connection, grp: str, topic: str, records: Sequence[Any], reason: str, now: datetime) -> None:
@@ -368,7 +375,18 @@ async def park(db: Connection, grp: str, topic: str, records: Sequence[Any], rea
         """INSERT INTO mesh_parked (grp, topic, key, part, record_offset, record_ms, headers, payload, reason, parked_at)
            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING""",
         [
-            (grp, topic, r.key or b"", r.partition, r.offset, r.timestamp, pack_headers(r.headers), r.value, reason, now)
+            (
+                grp,
+                topic,
+                r.key or b"",
+                r.partition,
+                r.offset,
+                r.timestamp,
+                pack_headers(r.headers),
+                r.value,
+                reason,
+                now,
+            )
             for r in records
         ],
     )
@@ -408,7 +426,11 @@ async def take_job(db: Connection, name: str, now: datetime, first_slot: datetim
 async def finish_job(db: Connection, name: str, next_slot: datetime, missed: int, now: datetime) -> None:
     """Sets the job's next slot, in the transaction of its run."""
     await db.execute(
-        "UPDATE mesh_job SET next_slot = $2, missed = missed + $3, ran_at = $4 WHERE name = $1", name, next_slot, missed, now
+        "UPDATE mesh_job SET next_slot = $2, missed = missed + $3, ran_at = $4 WHERE name = $1",
+        name,
+        next_slot,
+        missed,
+        now,
     )
 
 
@@ -452,8 +474,31 @@ async def finish_task(db: Connection, task: int) -> None:
 async def log_read(db: Connection, name: str, actor: str, role: str, reason: str, now: datetime) -> None:
     """Who read what, as whom, and why."""
     await db.execute(
-        "INSERT INTO mesh_read (name, actor, role, reason, at) VALUES ($1, $2, $3, $4, $5)", name, actor, role, reason, now
+        "INSERT INTO mesh_read (name, actor, role, reason, at) VALUES ($1, $2, $3, $4, $5)",
+        name,
+        actor,
+        role,
+        reason,
+        now,
     )
+
+
+# --- migrations --------------------------------------------------------------------------------------------------
+
+
+async def lock_migrations(db: Connection) -> dict[str, str]:
+    """Waits until nobody else migrates this database; returns what was applied (name -> sha256)."""
+    await db.execute("SELECT pg_advisory_lock(1867, -1)")
+    await db.execute("CREATE TABLE IF NOT EXISTS mesh_migration (name text PRIMARY KEY, sha256 text NOT NULL)")
+    return {row["name"]: row["sha256"] for row in await db.fetch("SELECT name, sha256 FROM mesh_migration")}
+
+
+async def apply_migration(db: Connection, name: str, text: str, digest: str) -> None:
+    """One migration, whole or not at all; it waits 5 s for a lock, and no longer."""
+    async with db.transaction():
+        await db.execute("SET LOCAL lock_timeout = '5s'")
+        await db.execute(text)
+        await db.execute("INSERT INTO mesh_migration (name, sha256) VALUES ($1, $2)", name, digest)
 
 
 # --- partitions by expiry day ------------------------------------------------------------------------------------

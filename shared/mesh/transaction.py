@@ -68,9 +68,7 @@ class Transaction:
         """
         if self.service not in topic.writers:
             raise NotGiven(f"the contract does not let {self.service} write {topic.name}")
-        raw = build(
-            model, id=id, source=self.service, subject=subject, time=rfc3339(time or self.now), data=data
-        )
+        raw = build(model, id=id, source=self.service, subject=subject, time=rfc3339(time or self.now), data=data)
         if not trusted:
             validated(model, raw)
         key_bytes = key.encode() if isinstance(key, str) else key

@@ -145,5 +145,5 @@ class Worker:
 async def _wait(event: asyncio.Event, seconds: float) -> None:
     try:
         await asyncio.wait_for(event.wait(), seconds)
-    except (TimeoutError, asyncio.TimeoutError):
+    except TimeoutError:
         return

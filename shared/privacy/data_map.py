@@ -153,8 +153,7 @@ def personal(
 ) -> DataMap:
     """Entries for columns of `table` that share one classification."""
     return tuple(
-        Column(table, column, category, use, clock_start, period, on_erasure, ground, note)
-        for column in columns
+        Column(table, column, category, use, clock_start, period, on_erasure, ground, note) for column in columns
     )
 
 

@@ -1,4 +1,4 @@
-"""Stands in for `python -m deploy.serve NAME` where only the stack itself is tested: ready at once, idle always."""
+"""Stands in for `python -m deploy.serve NAME` where only the stack is tested: ready at once, always idle."""
 
 from __future__ import annotations
 

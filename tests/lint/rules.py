@@ -267,9 +267,7 @@ def _swallowed(tree: ast.Module, path: PurePosixPath) -> Iterator[Hit]:
 # --------------------------------------------------------------------------------------------------
 # What leaves the process: metrics, logs, error texts
 
-LABELS = frozenset(
-    {"service", "topic", "partition", "group", "reason", "stage", "outcome", "job", "task", "le"}
-)
+LABELS = frozenset({"service", "topic", "partition", "group", "reason", "stage", "outcome", "job", "task", "le"})
 _METRICS = {
     "Counter", "CounterMetricFamily", "Gauge", "GaugeMetricFamily", "Histogram", "HistogramMetricFamily",
     "Info", "Summary",
@@ -334,9 +332,7 @@ def _personal_in_text(tree: ast.Module, path: PurePosixPath) -> Iterator[Hit]:
                 for keyword in node.keywords:
                     if keyword.arg and _leads_to_a_person(keyword.arg):
                         yield keyword.value, f"{keyword.arg} in a log line"
-        elif isinstance(node, ast.Call) and (
-            id(node) in raised or called(node).endswith(("Error", "Exception"))
-        ):
+        elif isinstance(node, ast.Call) and (id(node) in raised or called(node).endswith(("Error", "Exception"))):
             for value in [*node.args, *(keyword.value for keyword in node.keywords)]:
                 yield from _leaks(value, "an error text")
         elif isinstance(node, ast.Call) and called(node) == "dead_letter":

@@ -277,9 +277,7 @@ def test_a_classified_room_passes(tmp_path: Path) -> None:
 
 def test_an_unclassified_column_is_found_where_it_is_made(tmp_path: Path) -> None:
     found = _room(tmp_path, "CREATE TABLE lines (id bigint, workspace_id text,\n email text);", MAP)
-    assert found == [
-        "services/billing/migrations/0001_lines.sql:2: data-map: lines.email is not in the data map"
-    ]
+    assert found == ["services/billing/migrations/0001_lines.sql:2: data-map: lines.email is not in the data map"]
 
 
 def test_a_room_without_a_map_is_found(tmp_path: Path) -> None:

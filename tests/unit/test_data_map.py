@@ -106,9 +106,7 @@ def test_a_column_that_is_declared_twice() -> None:
 
 def test_a_row_is_either_deleted_or_kept() -> None:
     kept = replace(REQUEST, column="amount", on_erasure="retain", ground="legal_obligation")
-    assert contradictions([REQUEST, kept]) == (
-        "request_log: an erasure deletes the row and keeps some of its columns",
-    )
+    assert contradictions([REQUEST, kept]) == ("request_log: an erasure deletes the row and keeps some of its columns",)
 
 
 def test_a_short_clock_may_outlast_an_erasure_command() -> None:

@@ -159,9 +159,7 @@ def test_amounts_are_those_of_the_package_wherever_both_know_the_price(book: Pri
             continue
         tokens, counts = random_usage(dice, frozenset(card.prices) - {"request"})
         result = rated(rate(card, tokens, counts))
-        price = model.calc_price(
-            inclusive(tokens, counts), provider, genai_request_timestamp=at, price_context=context
-        )
+        price = model.calc_price(inclusive(tokens, counts), provider, genai_request_timestamp=at, price_context=context)
         exact = Fraction(price.total_price) * 10**12
         told = f"{provider.id} {model.id} {tier} {at} {tokens} {counts}"
         assert result.amount_pico == round(exact), told

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.metering.price_book import PriceBook, Resolved
@@ -50,6 +50,7 @@ from services.metering.pricing import (
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 MICRO = 10**6  # pico-dollars in a micro-dollar
+MANY = settings(max_examples=max(500, settings().max_examples))
 
 
 def version(**changes: Any) -> PriceVersion:
@@ -173,7 +174,7 @@ def oracle(
     return (model * (1 - discount) if sharing else model) + tools, model + tools
 
 
-@settings(max_examples=400)
+@MANY
 @given(versions(), TOKENS, OTHERS, FINISH, FLAGS, RULES)
 def test_rate_and_explain_are_exact_and_round_once(
     v: PriceVersion,
@@ -199,21 +200,24 @@ def test_rate_and_explain_are_exact_and_round_once(
 
 @given(versions(), TOKENS, st.sampled_from(BUCKETS), st.integers(1, 10**6))
 def test_more_tokens_never_cost_less(v: PriceVersion, tokens: dict[str, int], unit: str, more: int) -> None:
+    """If a longer context never costs less, which the guard of the price book sees to."""
+    prices = {name: min(price, Decimal(1000)) for name, price in v.prices.items()}
     ascending: list[ContextTier] = []
     for tier in v.context_tiers:
-        below = {**v.prices, **(ascending[-1].prices if ascending else {})}
+        below = {**prices, **(ascending[-1].prices if ascending else {})}
         higher = {name: max(price, below[name]) for name, price in tier.prices.items()}
         ascending.append(ContextTier(tier.above_input_tokens, {**below, **higher}))
-    card = Card(replace(v, context_tiers=tuple(ascending)))
+    rest = frozenset(UNITS) - prices.keys()
+    card = Card(replace(v, prices=prices, context_tiers=tuple(ascending), not_billed=rest))
     fewer, most = rate(card, tokens), rate(card, {**tokens, unit: tokens.get(unit, 0) + more})
-    assume(isinstance(fewer, Rated) and isinstance(most, Rated))
-    assert 0 <= rated(fewer).amount_pico <= rated(most).amount_pico
+    if isinstance(most, Unpriced):
+        assert most.reason == "amount_out_of_range"
+    else:
+        assert 0 <= rated(fewer).amount_pico <= most.amount_pico
 
 
 @given(versions(), TOKENS, TOKENS)
-def test_the_exact_amount_of_a_sum_is_the_sum(
-    v: PriceVersion, one: dict[str, int], two: dict[str, int]
-) -> None:
+def test_the_exact_amount_of_a_sum_is_the_sum(v: PriceVersion, one: dict[str, int], two: dict[str, int]) -> None:
     flat = replace(v, context_tiers=(), minimum={}, not_billed=frozenset(UNITS) - v.prices.keys())
     both = {unit: one.get(unit, 0) + two.get(unit, 0) for unit in {*one, *two}}
     parts = explain(flat, one).exact_pico + explain(flat, two).exact_pico
@@ -336,9 +340,7 @@ def test_a_model_without_completion_tokens_is_no_failure() -> None:
 
 
 def test_row_5_a_cache_hit_is_free_with_all_it_reports() -> None:
-    result = rated(
-        rate(Card(version()), {"input": 5, "output": 7}, {"web_search": 1}, "stop", cache_hit=True)
-    )
+    result = rated(rate(Card(version()), {"input": 5, "output": 7}, {"web_search": 1}, "stop", cache_hit=True))
     assert result == Rated(0, 0, "pv_test", "standard", "cache_hit")
     assert rated(rate(Card(version()), {}, {}, None, cache_hit=True)).rule == "cache_hit"
 
@@ -457,9 +459,7 @@ def test_row_18_free_not_billed_and_unknown_are_three_things() -> None:
     st.datetimes(timezones=st.just(UTC)),
     st.booleans(),
 )
-def test_json_keeps_all_of_a_version(
-    v: PriceVersion, window: DailyWindow | None, at: datetime, held: bool
-) -> None:
+def test_json_keeps_all_of_a_version(v: PriceVersion, window: DailyWindow | None, at: datetime, held: bool) -> None:
     hold = Hold(at, at + DAY if at < NOON else None)
     full = replace(v, window=window, known_from=at, holds=(hold,) if held else ())
     text = json.dumps(to_json(full))
@@ -518,9 +518,7 @@ def test_an_event_becomes_a_version() -> None:
         ({"per": {"input": 0}}, "at least 1"),
     ],
 )
-def test_an_event_that_cannot_be_meant_is_refused_with_its_reason(
-    changes: dict[str, Any], reason: str
-) -> None:
+def test_an_event_that_cannot_be_meant_is_refused_with_its_reason(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         from_event(event(**changes), NOON, "pv_x")
 
@@ -637,7 +635,7 @@ def brute_force(
     return Unpriced("unknown_price", "in_force")
 
 
-@settings(max_examples=600)
+@MANY
 @given(
     stated_versions(),
     st.sampled_from(["acme", "broker"]),
@@ -669,11 +667,10 @@ def test_the_book_chooses_as_brute_force_does(
         assert (found.version if isinstance(found, Card) else found) == expected
 
 
-@given(stated_versions(), HOURS, HOURS, HOURS)
+@given(stated_versions(), HOURS, HOURS)
 def test_a_replay_rates_alike_whatever_was_published_since(
-    stated: list[PriceVersion], event_at: datetime, known_at: datetime, now: datetime
+    stated: list[PriceVersion], event_at: datetime, known_at: datetime
 ) -> None:
-    assume(now > known_at)
     before = PriceBook([v for v in stated if v.known_from <= known_at], OneModel())
     after = PriceBook(stated, OneModel())
     first = before.card("acme", "talker-1", "standard", event_at, known_at)

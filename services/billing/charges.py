@@ -1,0 +1,210 @@
+"""From rated usage to charge lines and journals: which lines are new, and what they cost whom. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from services.billing.books import Books
+from services.billing.ledger import byok_fee, charge, lines_digest, period_of_hour, period_start
+
+_encode = msgspec.json.Encoder().encode
+_fromhex = bytes.fromhex
+_EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
+_DAY_MS = 86_400_000
+_HOUR = timedelta(hours=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# A prime below 2**16: the digest fits a smallint and leads no reader from a line's id to its charge.
+_DIGEST_MODULUS = 65_521
+
+
+class Item(NamedTuple):
+    """A rated line, where it came from and who pays."""
+
+    record: UUID
+    number: int
+    unit: Any
+    line: Any
+    amount_pico: int
+
+
+@dataclass(slots=True)
+class Gathered:
+    """The lines of a batch by line id, each once."""
+
+    fresh: dict[bytes, Item] = field(default_factory=dict)
+    duplicates: int = 0
+    conflicts: int = 0
+
+    def drop_seen(self, seen: Iterable[tuple[bytes, int]]) -> None:
+        """Leaves out what billing has already; the same line with another amount is a conflict, and ours stays."""
+        for line_id, digest in seen:
+            item = self.fresh.pop(line_id, None)
+            if item is not None:
+                self.duplicates += 1
+                self.conflicts += digest != digest_of(item.amount_pico)
+
+    def seen_rows(self) -> list[tuple[bytes, int]]:
+        """(line id, digest) of every line, in key order: the index likes it, and so do two writers at once."""
+        return [(line_id, item[4] % _DIGEST_MODULUS - 32_768) for line_id, item in sorted(self.fresh.items())]
+
+
+def digest_of(amount_pico: int) -> int:
+    """16 bits of a rated amount: enough to notice another one, too little to find the line by it."""
+    return amount_pico % _DIGEST_MODULUS - 32_768
+
+
+def gather(events: Iterable[Any]) -> Gathered:
+    """All lines of `usage.rated` events, each once. A line's number counts through its record's units, from 0."""
+    found = Gathered()
+    fresh = found.fresh
+    # By record id, so that a journal's lines lie as its digest wants them.
+    for event in sorted(events, key=lambda e: e.id):  # type: ignore[no-any-return]
+        record = UUID(event.id)
+        number = 0
+        for unit in event.data.units:
+            for line in unit.lines:
+                line_id = _fromhex(line[0])
+                amount = int(line[6])
+                known = fresh.get(line_id)
+                if known is None:
+                    fresh[line_id] = Item(record, number, unit, line, amount)
+                else:
+                    found.duplicates += 1
+                    found.conflicts += known.amount_pico != amount
+                number += 1
+    return found
+
+
+def day_bound(day: date) -> str:
+    """Where the line ids of a day begin, as an SQL literal."""
+    return f"'\\x{_day_ms(day).to_bytes(6, 'big').hex()}'"
+
+
+def low_water(now: datetime, window: timedelta) -> bytes:
+    """The smallest line id that `line_seen` is sure to remember; older ones have been released by a person."""
+    return _day_ms((now - window).astimezone(UTC).date()).to_bytes(6, "big")
+
+
+def by_day(line_ids: list[bytes], low: bytes) -> tuple[list[bytes], list[list[bytes]]]:
+    """(ids older than `low`, the rest by day), given ids in order: each day's ids prune to one partition."""
+    start = bisect_left(line_ids, low)
+    late, days = line_ids[:start], []
+    while start < len(line_ids):
+        ms = int.from_bytes(line_ids[start][:6], "big")
+        bound = (ms // _DAY_MS + 1) * _DAY_MS
+        end = bisect_left(line_ids, bound.to_bytes(6, "big"), start)
+        days.append(line_ids[start:end])
+        start = end
+    return late, days
+
+
+def _day_ms(day: date) -> int:
+    return (day.toordinal() - _EPOCH_ORDINAL) * _DAY_MS
+
+
+class Bill(NamedTuple):
+    """The new lines of one workspace and one period of use: what one journal charges."""
+
+    workspace: str
+    period: str
+    items: list[Item]
+
+
+def bills(items: Iterable[Item]) -> list[Bill]:
+    """The lines by workspace and period."""
+    found: dict[tuple[str, str], list[Item]] = {}
+    for item in items:
+        key = (item[2].workspace, period_of_hour(item[3][1]))
+        group = found.get(key)
+        if group is None:
+            found[key] = [item]
+        else:
+            group.append(item)
+    return [Bill(workspace, period, group) for (workspace, period), group in sorted(found.items())]
+
+
+def owners(items: Iterable[Item]) -> dict[str, str]:
+    """Workspaces and the accounts that own them, as the lines name them."""
+    found: dict[str, str] = {}
+    unit = None
+    for item in items:
+        if item[2] is not unit:
+            unit = item[2]
+            found.setdefault(unit.workspace, unit.account)
+    return found
+
+
+def byok_months(items: Iterable[Item]) -> list[tuple[str, str]]:
+    """The (account, month) pairs whose fee depends on these lines, in order."""
+    return sorted({(i[2].account, period_of_hour(i[3][1])) for i in items if i[3][4] == "byok"})
+
+
+Row = tuple[Any, ...]
+
+
+def post(
+    books: Books,
+    todo: Collection[Bill],
+    ids: Iterator[int],
+    closed: Collection[tuple[str, str]],
+    byok: dict[tuple[str, str], int],
+) -> Iterator[list[Row]]:
+    """Books one journal for each bill and yields its charge lines (the table's columns, in order).
+
+    `closed`: the (class, period) pairs that are closed; usage of theirs is an adjustment that names its period.
+    `byok` holds each month's list price so far and is brought up to date.
+    """
+    config, year = books.config, books.now.year
+    for workspace, period, items in todo:
+        standing = books.standings[workspace]
+        journal_id = next(ids)
+        legal_class, who = standing.legal_class, standing.workspace_id
+        rows: list[Row] = []
+        total = 0
+        latest = 0
+        for record, number, unit, line, listed in items:
+            _, hour, price_version, tier, terms, quantities, _ = line
+            charged = listed
+            if terms == "byok":
+                month = (unit.account, period)
+                before = byok.get(month, 0)
+                charged = byok_fee(before, listed, config)
+                byok[month] = before + listed
+            total += charged
+            if hour > latest:
+                latest = hour
+            rows.append(
+                (
+                    record, number, legal_class, year, who, hour, price_version, tier, terms,
+                    _encode(quantities).decode(), charged, listed, journal_id,
+                )
+            )  # fmt: skip
+        digest = lines_digest(rows)
+        adjusts = period if (legal_class, period) in closed else None
+        books.post(
+            standing,
+            "usage",
+            # A record's lines of one workspace are booked at once or never, so the first record names the journal.
+            f"usage:{items[0].record}:{who}:{period}",
+            charge(standing.balances, total),
+            event_at=_EPOCH + latest * _HOUR,
+            digest=digest,
+            period=period,
+            adjusts_period=adjusts,
+            lines_digest=digest,
+            journal_id=journal_id,
+        )
+        yield rows
+
+
+def months_around(period: str, until: datetime) -> list[int]:
+    """The booking years in which usage of a period can have been booked up to `until`."""
+    first = period_start(period).year - 1  # an event may be minutes ahead of the clock, over a new year's night
+    return list(range(first, until.year + 1))

@@ -1,0 +1,451 @@
+"""All SQL of billing. Time comes in as a parameter.
+
+Every transaction locks in one order: line ids, workspaces (by id), months of own-key usage, periods, and at the very
+end the heads of the chains. Statements on the ledger name class and year, so that one partition is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+
+from services.billing.books import Books, Standing
+from services.billing.charges import Row, by_day
+from services.billing.ledger import Balances, BillingConfig, Grant, block_hash, closes_at
+from services.billing.payments import Dispute, Note, Payments, Purchase, Waiting
+from shared.mesh.store import Connection
+
+# --- lines that are booked ---------------------------------------------------------------------------------------
+
+
+async def seen_lines(
+    db: Connection, line_ids: list[bytes], low: bytes, records: Mapping[bytes, tuple[Any, int]], year: int
+) -> list[tuple[bytes, int]]:
+    """(line id, digest) of those ids (in order) that are booked already. `records` places ids that are below `low`."""
+    late, days = by_day(line_ids, low)
+    found: list[tuple[bytes, int]] = []
+    for ids in days:
+        # Without the range every partition would be searched.
+        found += await db.fetch(
+            "SELECT line_id, digest FROM line_seen WHERE line_id = ANY($1) AND line_id BETWEEN $2 AND $3",
+            ids, ids[0], ids[-1],
+        )  # fmt: skip
+    if late:
+        found += await _seen_late(db, late, records, year)
+    return found
+
+
+async def _seen_late(
+    db: Connection, late: list[bytes], records: Mapping[bytes, tuple[Any, int]], year: int
+) -> list[tuple[bytes, int]]:
+    """Lines so old that their day is forgotten: noted when released, or found by the record that brings them again."""
+    found = list(await db.fetch("SELECT line_id, digest FROM line_late WHERE line_id = ANY($1)", late))
+    known = {line_id for line_id, _ in found}
+    rest = [line_id for line_id in late if line_id not in known]
+    places = [records[line_id] for line_id in rest]
+    booked = await db.fetch(
+        """SELECT v.n, (l.list_pico % 65521 + 65521) % 65521 - 32768 AS digest
+           FROM unnest($1::uuid[], $2::int[]) WITH ORDINALITY AS v(record, line, n)
+           JOIN charge_line l ON l.record = v.record AND l.line = v.line
+           WHERE l.booking_year BETWEEN $3 AND $4""",
+        [p[0] for p in places], [p[1] for p in places], year - 1, year,
+    )  # fmt: skip
+    return found + [(rest[row["n"] - 1], row["digest"]) for row in booked]
+
+
+async def add_seen(db: Connection, rows: list[tuple[bytes, int]], low: bytes, today: date) -> list[tuple[bytes, int]]:
+    """Remembers lines (in order of their ids); returns those that another transaction was quicker to book."""
+    late = [row for row in rows if row[0] < low]
+    usual = rows[len(late) :]
+    lost: list[tuple[bytes, int]] = []
+    if usual:
+        try:
+            async with db.transaction():
+                await db.copy_records_to_table("line_seen", columns=("line_id", "digest"), records=usual)
+        except asyncpg.UniqueViolationError:
+            lost += await _add_seen_slowly(db, usual)
+    if late:
+        added = await db.fetch(
+            """INSERT INTO line_late (line_id, digest, seen_on) SELECT line_id, digest, $3
+               FROM unnest($1::bytea[], $2::smallint[]) AS v(line_id, digest)
+               ON CONFLICT DO NOTHING RETURNING line_id""",
+            [row[0] for row in late], [row[1] for row in late], today,
+        )  # fmt: skip
+        ours = {row["line_id"] for row in added}
+        lost += [row for row in late if row[0] not in ours]
+    return lost
+
+
+async def _add_seen_slowly(db: Connection, rows: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+    added = await db.fetch(
+        """INSERT INTO line_seen (line_id, digest) SELECT * FROM unnest($1::bytea[], $2::smallint[])
+           ON CONFLICT DO NOTHING RETURNING line_id""",
+        [row[0] for row in rows], [row[1] for row in rows],
+    )  # fmt: skip
+    ours = {row["line_id"] for row in added}
+    lost = [row[0] for row in rows if row[0] not in ours]
+    found = await db.fetch(
+        "SELECT line_id, digest FROM line_seen WHERE line_id = ANY($1) AND line_id BETWEEN $2 AND $3",
+        lost, lost[0], lost[-1],
+    )  # fmt: skip
+    return [(row["line_id"], row["digest"]) for row in found]
+
+
+async def forget_late(db: Connection, before: date) -> None:
+    """Forgets released lines whose window is over."""
+    await db.execute("DELETE FROM line_late WHERE seen_on < $1", before)
+
+
+# --- opening the books -------------------------------------------------------------------------------------------
+
+_STANDING = """b.workspace_id, b.version, b.purchased_pico, b.granted_pico, b.receivable_pico, b.class, b.class_stated,
+               b.purchased_account, b.granted_account, b.receivable_account"""
+
+
+async def open_books(
+    db: Connection, now: datetime, config: BillingConfig, owners: Mapping[str, str], classes: Mapping[str, str]
+) -> Books:
+    """The books of `owners` (workspace to account), locked; workspaces never seen before are entered first.
+
+    `classes`: the legal class that new ones start in. Grants that are over are booked as breakage.
+    """
+    names = list(owners)
+    standings = await _lock(db, names)
+    if len(standings) < len(names):
+        unknown = sorted(name for name in names if name not in standings)
+        await _enter(db, unknown, [owners[name] for name in unknown], [classes[name] for name in unknown])
+        standings |= await _lock(db, unknown)
+    return await _books(db, now, config, standings)
+
+
+async def open_books_by_id(
+    db: Connection, now: datetime, config: BillingConfig, workspace_ids: Collection[int]
+) -> Books:
+    """The books of workspaces that are known, locked; those whose names were erased are left out."""
+    rows = await db.fetch(
+        f"""SELECT r.workspace, {_STANDING} FROM balance b JOIN workspace_ref r ON r.id = b.workspace_id
+            WHERE b.workspace_id = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b""",  # noqa: S608 -- a constant of ours
+        list(workspace_ids),
+    )
+    return await _books(db, now, config, {row["workspace"]: _standing(row) for row in rows})
+
+
+async def _books(db: Connection, now: datetime, config: BillingConfig, standings: dict[str, Standing]) -> Books:
+    system = {
+        (row["class"], row["kind"]): row["id"]
+        for row in await db.fetch("SELECT id, class, kind FROM ledger_account WHERE workspace_id IS NULL")
+    }
+    await _load_grants(db, standings)
+    books = Books(now, config, system, standings)
+    books.expire_due()
+    return books
+
+
+async def _lock(db: Connection, workspaces: Sequence[str]) -> dict[str, Standing]:
+    rows = await db.fetch(
+        f"""SELECT r.workspace, {_STANDING} FROM workspace_ref r JOIN balance b ON b.workspace_id = r.id
+            WHERE r.workspace = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b""",  # noqa: S608 -- a constant of ours
+        workspaces,
+    )
+    return {row["workspace"]: _standing(row) for row in rows}
+
+
+def _standing(row: Mapping[str, Any]) -> Standing:
+    # Granted credit is the sum of the open grants, which are loaded where there are any.
+    granted = int(row["granted_pico"])
+    return Standing(
+        row["workspace"], row["workspace_id"], row["class"], row["class_stated"], row["version"],
+        Balances(int(row["purchased_pico"]), int(row["receivable_pico"])),
+        (row["purchased_account"], row["granted_account"], row["receivable_account"]), granted_pico=granted,
+    )  # fmt: skip
+
+
+async def _load_grants(db: Connection, standings: Mapping[str, Standing]) -> None:
+    having = {s.workspace_id: s for s in standings.values() if s.granted_pico}
+    if not having:
+        return
+    found: dict[int, list[Grant]] = {}
+    for row in await db.fetch(
+        """SELECT workspace_id, grant_id, remaining_pico, priority, expires_at, granted_at FROM credit_grant
+           WHERE workspace_id = ANY($1) AND remaining_pico > 0""",
+        list(having),
+    ):
+        grant = Grant(row[1], int(row[2]), row[3], row[4], row[5])
+        found.setdefault(row[0], []).append(grant)
+    for workspace_id, standing in having.items():
+        grants = tuple(sorted(found.get(workspace_id, ()), key=lambda g: g.turn))
+        standing.load_grants(grants)
+
+
+async def _enter(db: Connection, workspaces: list[str], accounts: list[str], classes: list[str]) -> None:
+    """Gives workspaces (in order) their number, their ledger accounts and an empty balance."""
+    await db.execute(
+        """WITH ref AS (
+             INSERT INTO workspace_ref (workspace, account, class)
+             SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) ON CONFLICT DO NOTHING RETURNING id, class),
+           acc AS (
+             INSERT INTO ledger_account (class, kind, workspace_id)
+             SELECT ref.class, kind, ref.id FROM ref, unnest(ARRAY['purchased', 'granted', 'receivable']) AS kind
+             ORDER BY ref.id, kind RETURNING id, kind, workspace_id)
+           INSERT INTO balance (workspace_id, version, purchased_pico, granted_pico, receivable_pico, class, class_stated,
+                                purchased_account, granted_account, receivable_account)
+           SELECT ref.id, 0, 0, 0, 0, ref.class, false, p.id, g.id, r.id
+           FROM ref JOIN acc p ON p.workspace_id = ref.id AND p.kind = 'purchased'
+                    JOIN acc g ON g.workspace_id = ref.id AND g.kind = 'granted'
+                    JOIN acc r ON r.workspace_id = ref.id AND r.kind = 'receivable'""",
+        workspaces, accounts, classes,
+    )  # fmt: skip
+
+
+async def enter_class(db: Connection, moves: Sequence[tuple[int, str]]) -> dict[tuple[int, str], tuple[int, int, int]]:
+    """Ledger accounts of workspaces (whose rows are locked) in another legal class, made where they are missing."""
+    ids, classes = [m[0] for m in moves], [m[1] for m in moves]
+    await db.execute(
+        """INSERT INTO ledger_account (class, kind, workspace_id)
+           SELECT v.class, kind, v.id FROM unnest($1::bigint[], $2::text[]) AS v(id, class),
+                  unnest(ARRAY['purchased', 'granted', 'receivable']) AS kind ON CONFLICT DO NOTHING""",
+        ids, classes,
+    )  # fmt: skip
+    rows = await db.fetch(
+        """SELECT a.workspace_id, a.class, a.kind, a.id FROM ledger_account a
+           JOIN unnest($1::bigint[], $2::text[]) AS v(id, class) ON v.id = a.workspace_id AND v.class = a.class""",
+        ids, classes,
+    )  # fmt: skip
+    found: dict[tuple[int, str], dict[str, int]] = {}
+    for row in rows:
+        found.setdefault((row["workspace_id"], row["class"]), {})[row["kind"]] = row["id"]
+    return {key: (kinds["purchased"], kinds["granted"], kinds["receivable"]) for key, kinds in found.items()}
+
+
+async def lock_byok(db: Connection, months: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    """The list price of own-key usage by (account, month) so far, locked."""
+    if not months:
+        return {}
+    accounts, names = [m[0] for m in months], [m[1] for m in months]
+    await db.execute(
+        """INSERT INTO byok_month (account, month, list_pico) SELECT *, 0 FROM unnest($1::text[], $2::text[])
+           ON CONFLICT DO NOTHING""",
+        accounts, names,
+    )  # fmt: skip
+    rows = await db.fetch(
+        """SELECT b.account, b.month, b.list_pico FROM byok_month b
+           JOIN unnest($1::text[], $2::text[]) AS v(account, month) ON v.account = b.account AND v.month = b.month
+           ORDER BY b.account, b.month FOR UPDATE OF b""",
+        accounts, names,
+    )  # fmt: skip
+    return {(row["account"], row["month"]): int(row["list_pico"]) for row in rows}
+
+
+async def set_byok(db: Connection, months: Mapping[tuple[str, str], int]) -> None:
+    """Keeps what `lock_byok` gave and the charges have added to."""
+    if months:
+        await db.execute(
+            """UPDATE byok_month b SET list_pico = v.pico::numeric
+               FROM unnest($1::text[], $2::text[], $3::text[]) AS v(account, month, pico)
+               WHERE b.account = v.account AND b.month = v.month""",
+            [k[0] for k in months], [k[1] for k in months], [str(v) for v in months.values()],
+        )  # fmt: skip
+
+
+async def share_periods(
+    db: Connection, wanted: Collection[tuple[str, str]], config: BillingConfig
+) -> set[tuple[str, str]]:
+    """Holds the (class, period) rows so that none closes before this transaction ends; returns the closed ones."""
+    pairs = sorted(wanted)
+    classes, periods = [p[0] for p in pairs], [p[1] for p in pairs]
+    while True:
+        rows = await db.fetch(
+            """SELECT p.class, p.period, p.closed_at IS NOT NULL AS closed FROM period p
+               JOIN unnest($1::text[], $2::text[]) AS v(class, period) ON v.class = p.class AND v.period = p.period
+               ORDER BY p.class, p.period FOR SHARE OF p""",
+            classes, periods,
+        )  # fmt: skip
+        if len(rows) == len(pairs):
+            return {(row["class"], row["period"]) for row in rows if row["closed"]}
+        await db.execute(
+            """INSERT INTO period (class, period, closes_at) SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[])
+               ON CONFLICT DO NOTHING""",
+            classes, periods, [closes_at(p, config) for p in periods],
+        )  # fmt: skip
+
+
+async def journal_ids(db: Connection, n: int) -> list[int]:
+    """The next `n` journal numbers."""
+    rows = await db.fetch("SELECT nextval('journal_id') FROM generate_series(1, $1)", n)
+    return [row[0] for row in rows]
+
+
+# --- writing the books -------------------------------------------------------------------------------------------
+
+_LINE_COLUMNS = (
+    "record", "line", "class", "booking_year", "workspace_id", "hour", "price_version", "tier", "terms", "quantities",
+    "amount_pico", "list_pico", "journal",
+)  # fmt: skip
+_JOURNAL_COLUMNS = (
+    "id", "class", "booking_year", "cause", "kind", "workspace_id", "period", "booked_at", "event_at", "adjusts_period",
+    "lines_digest", "block",
+)  # fmt: skip
+
+
+async def add_lines(db: Connection, rows: Sequence[Row]) -> None:
+    """Charge lines, straight."""
+    await db.copy_records_to_table("charge_line", columns=_LINE_COLUMNS, records=rows)
+
+
+async def close_books(db: Connection, books: Books) -> list[Standing]:
+    """Writes everything that the books hold, the chain last; returns the standings that changed, at their new version."""
+    if missing := books.unnumbered():
+        books.number(await journal_ids(db, missing))
+    changed = books.changed()
+    await _write_balances(db, changed, books.now)
+    await _write_grants(db, books)
+    if books.journals:
+        await db.copy_records_to_table(
+            "journal_cause",
+            columns=("cause", "journal", "digest"),
+            records=sorted((j.cause, j.id, j.digest) for j in books.journals),
+        )
+        await _write_blocks(db, books)
+    return changed
+
+
+async def _write_balances(db: Connection, changed: Sequence[Standing], now: datetime) -> None:
+    if not changed:
+        return
+    for standing in changed:
+        standing.version += 1
+    moved = [s for s in changed if s.moved]
+    # Amounts go as text: exact at any size, and cheaper than a numeric each.
+    await db.execute(
+        """UPDATE balance b SET version = v.version, purchased_pico = v.purchased::numeric,
+                  granted_pico = v.granted::numeric, receivable_pico = v.receivable::numeric, changed_at = $6
+           FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[])
+                AS v(id, version, purchased, granted, receivable)
+           WHERE b.workspace_id = v.id""",
+        [s.workspace_id for s in changed], [s.version for s in changed],
+        [str(s.balances.purchased_pico) for s in changed], [str(s.balances.granted_pico) for s in changed],
+        [str(s.balances.receivable_pico) for s in changed], now,
+    )  # fmt: skip
+    stated = [s for s in changed if s.newly_stated]
+    if stated:
+        await db.execute(
+            "UPDATE balance SET class_stated = true WHERE workspace_id = ANY($1)", [s.workspace_id for s in stated]
+        )
+    for s in moved:
+        await db.execute(
+            """UPDATE balance SET class = $2, purchased_account = $3, granted_account = $4, receivable_account = $5
+               WHERE workspace_id = $1""",
+            s.workspace_id, s.legal_class, *s.accounts,
+        )  # fmt: skip
+        await db.execute("UPDATE workspace_ref SET class = $2 WHERE id = $1", s.workspace_id, s.legal_class)
+
+
+async def _write_grants(db: Connection, books: Books) -> None:
+    updates, fresh = books.grant_changes()
+    if updates:
+        await db.execute(
+            """UPDATE credit_grant g SET remaining_pico = v.remaining::numeric
+               FROM unnest($1::text[], $2::text[]) AS v(id, remaining) WHERE g.grant_id = v.id""",
+            [u[0] for u in updates], [str(u[1]) for u in updates],
+        )  # fmt: skip
+    if fresh:
+        await db.copy_records_to_table(
+            "credit_grant",
+            columns=("grant_id", "workspace_id", "credit_pico", "remaining_pico", "priority", "expires_at", "granted_at"),
+            records=[
+                (g.grant, who, Decimal(books.granted[g.grant]), Decimal(g.remaining_pico), g.priority, g.expires_at, g.granted_at)
+                for g, who in fresh
+            ],
+        )  # fmt: skip
+
+
+async def _write_blocks(db: Connection, books: Books) -> None:
+    """One block for each legal class. The heads are locked here, last of all, and until the commit."""
+    by_class = dict(books.by_class())
+    heads = await db.fetch(
+        "SELECT class, block, hash FROM chain_head WHERE class = ANY($1) ORDER BY class FOR UPDATE", list(by_class)
+    )
+    for head in heads:
+        legal_class, block, previous = head["class"], head["block"] + 1, head["hash"]
+        journals = by_class[legal_class]
+        digest = block_hash(legal_class, block, previous, books.now, journals)
+        await db.copy_records_to_table(
+            "journal", columns=_JOURNAL_COLUMNS, records=[(*j[:11], block) for j in journals]
+        )
+        await db.copy_records_to_table(
+            "entry",
+            columns=("journal", "class", "booking_year", "account", "amount_pico"),
+            records=[(j.id, legal_class, j.booking_year, a, Decimal(pico)) for j in journals for a, pico in j.entries],
+        )
+        await db.execute(
+            "INSERT INTO chain (class, block, prev, hash, journals, booked_at) VALUES ($1, $2, $3, $4, $5, $6)",
+            legal_class, block, previous, digest, len(journals), books.now,
+        )  # fmt: skip
+        await db.execute("UPDATE chain_head SET block = $2, hash = $3 WHERE class = $1", legal_class, block, digest)
+
+
+# --- payments ----------------------------------------------------------------------------------------------------
+
+
+async def open_payments(
+    db: Connection, books: Books, causes: Collection[str], payments: Collection[str], disputes: Collection[str],
+    notes: Collection[str],
+) -> Payments:  # fmt: skip
+    """What is known of the given causes, payments, disputes and notes."""
+    found = Payments(books)
+    found.causes = {
+        row["cause"]: row["digest"]
+        for row in await db.fetch("SELECT cause, digest FROM journal_cause WHERE cause = ANY($1)", list(causes))
+    }
+    for row in await db.fetch(
+        "SELECT * FROM dispute WHERE dispute = ANY($1) OR payment = ANY($2)", list(disputes), list(payments)
+    ):
+        found.disputes[row["dispute"]] = Dispute(
+            row["dispute"], row["payment"], row["workspace_id"], int(row["taken_pico"]), int(row["suspense_pico"]),
+            row["state"],
+        )  # fmt: skip
+    touched = {*payments, *(d.payment for d in found.disputes.values())}
+    for row in await db.fetch("SELECT * FROM purchase WHERE payment = ANY($1)", list(touched)):
+        found.purchases[row["payment"]] = Purchase(
+            row["payment"], row["workspace_id"], int(row["credit_pico"]), int(row["fee_pico"]), int(row["taken_pico"]),
+            row["settled_at"],
+        )  # fmt: skip
+    for row in await db.fetch("SELECT * FROM waiting_payment WHERE payment = ANY($1)", list(touched)):
+        found.waiting[row["cause"]] = _waiting(row)
+    for row in await db.fetch("SELECT note, workspace_id, text, added_at FROM note WHERE note = ANY($1)", list(notes)):
+        found.notes[row["note"]] = Note(*row)
+    return found
+
+
+def _waiting(row: Mapping[str, Any]) -> Waiting:
+    amount = row["credit_pico"]
+    return Waiting(
+        row["cause"], row["kind"], row["payment"], row["dispute"], row["workspace_id"],
+        None if amount is None else int(amount), row["outcome"], row["digest"], row["event_at"], row["arrived_at"],
+        row["position"], row["state"],
+    )  # fmt: skip
+
+
+async def due_waiting(db: Connection, before: datetime, limit: int) -> list[Waiting]:
+    """What has waited since before `before`, oldest first."""
+    rows = await db.fetch(
+        """SELECT * FROM waiting_payment WHERE state = 'waiting' AND arrived_at <= $1
+           ORDER BY arrived_at, position LIMIT $2""",
+        before, limit,
+    )  # fmt: skip
+    return [_waiting(row) for row in rows]
+
+
+async def close_payments(db: Connection, payments: Payments) -> list[Standing]:
+    """Writes what the payments changed, then closes the books."""
+    for p in sorted(payments.touched_purchases.values(), key=lambda p: p.payment):
+        await db.execute(
+            """INSERT INTO purchase (payment, workspace_id, credit_pico, fee_pico, taken_pico, settled_at)
+               VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (payment) DO UPDATE SET taken_pico = excluded.taken_pico""",
+            p.payment, p.workspace_id, p.credit_pico, p.fee_pico, p.taken_pico, p.settled_at,
+        )  # fmt: skip
+    return await close_books(db, payments.books)

@@ -1,0 +1,72 @@
+"""What metering's columns hold about people, why, for how long, and what an erasure does to it."""
+
+from __future__ import annotations
+
+from shared.privacy import DataMap, personal, plain
+
+DATA_MAP: DataMap = (
+    *personal(
+        "seen", "key",
+        category="user.unique_id.pseudonymous", use="essential.service", clock_start="id_day",
+        period="deduplication_window", on_erasure="expire", ground="contract",
+        note="48 bits of time and a hash of the id under its day's key; the key is destroyed with the partition",
+    ),
+    *personal(
+        "seen", "digest",
+        category="user.behavior", use="essential.service", clock_start="id_day",
+        period="deduplication_window", on_erasure="expire", ground="contract",
+        note="32 bits: tells same from different content, and no more",
+    ),
+    *personal(
+        "request_log", "generation_id", "generation_ref", "account", "workspace", "key_id", "record", "line",
+        category="user.unique_id", use="essential.service", clock_start="request", period="request_log",
+        on_erasure="delete_row", ground="contract",
+    ),
+    *personal(
+        "request_log", "occurred_at", "provider", "model", "tier", "ended", "rule", "quantities", "input_tokens",
+        "output_tokens", "amount_pico",
+        category="user.behavior", use="essential.service", clock_start="request", period="request_log",
+        on_erasure="delete_row", ground="contract",
+    ),
+    *plain("request_log", "expires_on", "retention_days", "price_version"),
+    *personal(
+        "quarantine", "event_id", "usage", "line_key", "ident",
+        category="user.unique_id", use="essential.service", clock_start="arrival", period="account_closure",
+        on_erasure="delete_row", ground="contract",
+        note="usage that waits for its price; at log retention 0 without generation, key and reference",
+    ),
+    *personal(
+        "quarantine", "event_at", "known_at", "arrived_at", "provider", "model",
+        category="user.behavior", use="essential.service", clock_start="arrival", period="account_closure",
+        on_erasure="delete_row", ground="contract",
+    ),
+    *plain("quarantine", "id", "reason", "missing", "event_type"),
+    *plain("price", "version", "provider", "model", "tier", "body", "known_from", "source"),
+    *plain("price_revision", "single", "revision"),
+    *plain("pending", "id"),
+    *personal(
+        "pending", "payload",
+        category="user.behavior", use="essential.service", clock_start="arrival", period="usage_rollup",
+        on_erasure="delete_row", ground="contract", note="sums on their way into the rollups, a second old",
+    ),
+    *personal(
+        "rollup_hourly", "workspace", "key_id",
+        category="user.unique_id", use="essential.service", clock_start="hour", period="usage_rollup",
+        on_erasure="delete_row", ground="contract",
+    ),
+    *personal(
+        "rollup_hourly", "model", "hour", "generations", "input_tokens", "output_tokens", "amount_pico",
+        category="user.behavior", use="essential.service", clock_start="hour", period="usage_rollup",
+        on_erasure="delete_row", ground="contract",
+    ),
+    *personal(
+        "rollup_daily", "workspace",
+        category="user.unique_id", use="essential.service", clock_start="hour", period="usage_rollup",
+        on_erasure="delete_row", ground="contract",
+    ),
+    *personal(
+        "rollup_daily", "day", "generations", "input_tokens", "output_tokens", "amount_pico",
+        category="user.behavior", use="essential.service", clock_start="hour", period="usage_rollup",
+        on_erasure="delete_row", ground="contract",
+    ),
+)  # fmt: skip

@@ -1,0 +1,135 @@
+"""A valid instance of every event, so that an outsider can build one: part of the schemas, and proved by a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared.contract import events as e
+from shared.contract.base import Event
+
+_TIME = "2026-11-24T21:00:00.250Z"
+_PAYER = {"account": "acc-71", "workspace": "ws-204"}
+_SEALED = "sealed:v1:ingress-2026-11-24:" + "q" * 43 + ":" + "Zm9yIG9wZXJhdG9ycyBvbmx5LCBzZWFsZWQ"
+
+_USAGE: dict[str, Any] = {
+    **_PAYER,
+    "key": "key-9",
+    "generation_ref": "gen-1764018000-b3",
+    "model": "claude-sonnet-4-5",
+    "provider": "anthropic",
+    "tier": "standard",
+    "outcome": "completed",
+    "finish_reason": "stop",
+    "byok": False,
+    "data_sharing": False,
+    "log_retention_days": 30,
+    "input_tokens": 1812,
+    "output_tokens": 240,
+    "tokens": {"input": 612, "cache_read": 1200, "output": 180, "reasoning": 60},
+    "counts": {"web_search": 1},
+}
+
+_DATA: Mapping[type[Event], dict[str, Any]] = {
+    e.GenerationCompleted: _USAGE,
+    e.UsageCorrected: {
+        **_USAGE,
+        "output_tokens": 200,
+        "tokens": {"input": 612, "cache_read": 1200, "output": 200},
+        "original": "019ab7d4-1e5a-7c3e-9d52-5b6a0f1c2d3e",
+        "reason": "wrong_usage",
+    },
+    e.PricePublished: {
+        "provider": "anthropic",
+        "model": "claude-sonnet-4-5",
+        "tier": "standard",
+        "prices": {"input": "0.000003", "cache_read": "0.0000003", "output": "0.000015", "reasoning": "0.000015"},
+        "not_billed": ["request"],
+        "context_tiers": [
+            {"above_input_tokens": 200000, "prices": {"input": "0.000006", "output": "0.0000225"}},
+        ],
+        "valid_from": "2026-11-01T00:00:00Z",
+        "source": "price-desk",
+    },
+    e.PaymentSettled: {
+        **_PAYER,
+        "payment": "pay-5512",
+        "credit_pico": "25000000000000",
+        "method": "card-3",
+        "jurisdiction": "US",
+    },
+    e.PaymentRefunded: {**_PAYER, "refund": "re-18", "payment": "pay-5512", "credit_pico": "5000000000000"},
+    e.PaymentDisputed: {**_PAYER, "dispute": "dp-4", "payment": "pay-5512", "credit_pico": "25000000000000"},
+    e.DisputeClosed: {**_PAYER, "dispute": "dp-4", "payment": "pay-5512", "outcome": "won"},
+    e.CreditGranted: {
+        **_PAYER,
+        "grant": "welcome-204",
+        "credit_pico": "1000000000000",
+        "expires_at": "2027-02-01T00:00:00Z",
+        "priority": 10,
+    },
+    e.BalanceOpened: {**_PAYER, "credit_pico": "-120000000000", "jurisdiction": "US"},
+    e.NoteAdded: {**_PAYER, "note": "note-2", "text": _SEALED},
+    e.UsageRated: {
+        "units": [
+            {
+                **_PAYER,
+                "lines": [
+                    [
+                        "019ab7d41e5a4f0d2c9b8a7766554433",
+                        489957,
+                        "pv_3f9a0c1d2e4b",
+                        "standard",
+                        "list",
+                        {"input": 612, "cache_read": 1200, "output": 180, "reasoning": 60},
+                        "5796000000",
+                    ]
+                ],
+            }
+        ]
+    },
+    e.OperatorCommand: {
+        "service": "metering",
+        "action": "release_quarantine",
+        "target": "17",
+        "actor": "op-ines",
+        "ticket": "OPS-381",
+    },
+    e.BalanceChanged: {
+        "workspace": "ws-204",
+        "version": 12,
+        "balance_pico": "24400000000000",
+        "purchased_pico": "23400000000000",
+        "granted_pico": "1000000000000",
+        "receivable_pico": "0",
+    },
+}
+
+# What the gateway emits names the emitting instance and counts; the mesh's own events have a cause instead.
+_SOURCES: Mapping[type[Event], str] = {
+    e.UsageRated: "metering",
+    e.BalanceChanged: "billing",
+    e.OperatorCommand: "operator",
+}
+_SUBJECTS: Mapping[type[Event], str] = {
+    e.PricePublished: "prices",
+    e.UsageRated: "metering",
+    e.OperatorCommand: "metering",
+}
+
+
+def example(model: type[Event]) -> dict[str, Any]:
+    """A valid event of the type, as a JSON document. Raises KeyError for a type that has no example yet."""
+    event: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b",
+        "source": _SOURCES.get(model, "gateway-eu-1"),
+        "type": model.TYPE,
+        "subject": _SUBJECTS.get(model, "ws-204"),
+        "time": _TIME,
+        "datacontenttype": "application/json",
+        "data": _DATA[model],
+    }
+    if model not in _SOURCES:
+        event["sequence"] = "48211"
+    return event

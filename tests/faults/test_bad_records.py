@@ -1,0 +1,127 @@
+"""What comes from outside and is no event: it has a reason, its neighbours go on, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from shared.contract import topics
+from tests.support.books import assert_books
+from tests.support.gateway import Gateway, Sent, body
+from tests.support.world import Mesh
+
+LETTERS = "SELECT reason, detail, payload, headers, source, sequence FROM mesh_dead_letter ORDER BY id"
+
+
+def _bytes(value: bytes | None, headers: list[tuple[str, bytes | None]] | None = None) -> Sent:
+    return Sent(topics.GENERATIONS, b"bad", value, headers or [])
+
+
+async def test_every_kind_of_bad_record(mesh: Mesh, seed: int) -> None:
+    gateway = Gateway(seed)
+    good = gateway.some(50)
+    odd_headers = gateway.generation()
+    odd_headers.headers += [("x-null", None), ("x-latin", b"\xff\xfe\xe9")]
+    prompt = gateway.generation(counted=False)
+    document = body(prompt)
+    document["data"]["prompt"] = "canary-of-a-person"
+    prompt.value = json.dumps(document).encode()
+    wrong_sum = gateway.generation(counted=False, input_tokens=1)
+    unknown = gateway.generation(counted=False)
+    unknown.value = (unknown.value or b"").replace(b"generation.completed.v1", b"generation.imagined.v1")
+    bad = [_bytes(b"\xff\x00 not json"), _bytes(b""), _bytes(None), _bytes(b"[" * 5000), _bytes(b'{"type": 3}')]
+    await gateway.send(
+        mesh.env, [gateway.price(), *good[:25], *bad, odd_headers, prompt, wrong_sum, unknown, *good[25:]]
+    )
+    await mesh.start("metering")
+    await mesh.start("billing")
+    await mesh.owned()
+    await mesh.idle()
+    await assert_books(mesh, gateway)
+    letters = await mesh.fetch("metering", LETTERS)
+    assert sorted(row["reason"] for row in letters) == sorted(
+        ["malformed", "malformed", "empty", "malformed", "unknown_type", "undeclared_field", "invalid", "unknown_type"]
+    )
+    counters = await mesh.counters()
+    assert counters["dead_lettered:gateway.generations"] == len(letters)
+    assert counters["records:gateway.generations"] == counters["rated"] + counters["duplicates"] + len(letters)
+    kept = next(row for row in letters if row["reason"] == "undeclared_field")
+    assert b"canary" not in kept["payload"] and "data.prompt (20 bytes)" in kept["detail"]
+    assert bytes(next(row for row in letters if row["reason"] == "malformed")["payload"]) == b"\xff\x00 not json"
+    # What is missing is what the source numbered and nobody has seen: nothing, since dead letters are seen too.
+    missing = "SELECT max(highest) - sum(seen) FROM mesh_source WHERE topic = 'gateway.generations'"
+    assert await mesh.value("metering", missing) == 0
+
+
+async def test_a_record_of_ten_megabytes(mesh: Mesh, seed: int) -> None:
+    client = AIOKafkaAdminClient(bootstrap_servers=mesh.env["STEWARD_KAFKA_BOOTSTRAP_SERVERS"])
+    await client.start()
+    resource = ConfigResource(
+        ConfigResourceType.TOPIC, topics.GENERATIONS.name,
+        configs=topics.GENERATIONS.config() | {"max.message.bytes": "20000000"},
+    )  # fmt: skip
+    try:
+        await client.alter_configs([resource])
+    finally:
+        await client.close()
+    gateway = Gateway(seed)
+    large = _bytes(b'{"type":"generation.completed.v1","data":"' + b"x" * 10_000_000 + b'"}')
+    await gateway.send(mesh.env, [gateway.price(), *gateway.some(20), large, *gateway.some(20)])
+    await mesh.start("metering")
+    await mesh.start("billing")
+    await mesh.owned()
+    await mesh.idle()
+    await assert_books(mesh, gateway)
+    letters = await mesh.fetch("metering", "SELECT reason, length(payload) AS n FROM mesh_dead_letter")
+    assert [(row["reason"], row["n"]) for row in letters] == [("invalid", len(large.value or b""))]
+
+
+async def test_a_newer_version_waits_for_its_reader(mesh: Mesh, seed: int) -> None:
+    gateway = Gateway(seed)
+    newer = gateway.generation(counted=False)
+    newer.value = (newer.value or b"").replace(b"generation.completed.v1", b"generation.completed.v2")
+    before = [gateway.generation() for _ in range(5)]
+    after = [gateway.generation(counted=False) for _ in range(5)]
+    for record in (*before, newer, *after):
+        record.key = b"same-partition"
+    await gateway.send(mesh.env, [gateway.price(), *before, newer, *after])
+    metering = await mesh.start("metering")
+    await mesh.owned()
+
+    async def stopped() -> bool:
+        return any(p.stopped == "newer_version" for c in metering.consumers for p in c.partitions.values())
+
+    await mesh.until(stopped, 20, "the partition stands")
+    counters = await mesh.counters()
+    assert counters["rated"] == 5 and "dead_lettered:gateway.generations" not in counters
+    # Alive (a restart would not help), not idle (there is work), and the cursor stands before the newer record.
+    assert metering.troubles() == [] and not (await metering.idle())["idle"]
+
+
+async def test_a_dead_letter_is_replayed_as_the_record_that_it_was(mesh: Mesh, seed: int) -> None:
+    gateway = Gateway(seed)
+    record = gateway.generation()
+    document = body(record)
+    document["data"]["prompt"] = "hello"
+    record.value = json.dumps(document).encode()
+    await gateway.send(mesh.env, [gateway.price(), record, *gateway.some(10, duplicates=0)])
+    metering = await mesh.start("metering")
+    await mesh.start("billing")
+    await mesh.owned()
+    await mesh.idle()
+    letter = await mesh.value("metering", "SELECT id FROM mesh_dead_letter")
+    await gateway.send(mesh.env, [gateway.command("metering", "replay_dead_letter", str(letter))])
+    rated = gateway.generations
+
+    async def replayed() -> bool:
+        return (await mesh.counters()).get("rated", 0) == rated
+
+    await mesh.until(replayed, 20, "the dead letter was replayed")
+    await mesh.idle()
+    await assert_books(mesh, gateway)
+    counters = await mesh.counters()
+    assert counters["dead_lettered:gateway.generations"] == 0
+    assert await mesh.value("metering", "SELECT state FROM mesh_dead_letter") == "replayed"
+    assert metering.troubles() == []
