@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
-    logging.getLogger("steward.faststream").setLevel(logging.WARNING)
+    logging.getLogger("steward.faststream").setLevel(logging.ERROR)
     room = arguments[0]
     try:
         settings = ServiceSettings.from_env(room)

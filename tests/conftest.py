@@ -78,8 +78,8 @@ def nothing_unretrieved(request: pytest.FixtureRequest) -> Iterator[None]:
 def world() -> Iterator[World]:
     """Kafka and PostgreSQL, started once per run."""
     made = World()
-    asyncio.run(made.start())
     try:
+        asyncio.run(made.start())
         yield made
     finally:
         asyncio.run(made.stop())

@@ -1,6 +1,4 @@
-"""The `steward` command. Each family of commands is a module of this package; this one only knows where they
-are.
-"""
+"""The `steward` command: a table of command modules, imported when they run."""
 
 from __future__ import annotations
 
@@ -14,6 +12,15 @@ COMMANDS: dict[str, Lazy] = {
     "status": Lazy("deploy.cli.stack:status", "Show what runs, where, and whether it is ready."),
     "wait": Lazy("deploy.cli.stack:wait", "Wait until the mesh has nothing left to do."),
     "doctor": Lazy("deploy.cli.stack:doctor", "Check servers and machine before anything starts."),
+    "emit": Lazy("deploy.cli.emit:emit", "Send events from a file, each checked against the contract."),
+    "check": Lazy("deploy.cli.books:check", "Prove that the books are right."),
+    "explain": Lazy("deploy.cli.books:explain", "Show how a generation came to its charge."),
+    "balance": Lazy("deploy.cli.books:balance", "Show what a workspace has."),
+    "quarantine": Lazy("deploy.cli.quarantine:quarantine", "See usage that could not be priced, and release it."),
+    "dead-letters": Lazy("deploy.cli.dead_letters:dead_letters", "See records that failed, and send them again."),
+    "cursors": Lazy("deploy.cli.cursors:cursors", "See and move where services read on."),
+    "contract": Lazy("deploy.cli.contract:contract", "Write the contract: AsyncAPI and JSON Schemas."),
+    "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
 }
 
 

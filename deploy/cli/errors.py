@@ -1,6 +1,4 @@
-"""How a command ends: 0 yes, 1 no, 2 usage, 3 unavailable, 4 not kept. Each text is one sentence that says
-what next.
-"""
+"""How a command ends: 0 yes, 1 no, 2 usage, 3 unavailable, 4 not kept. A text says what to do next."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A group whose commands are imported when they run: `steward --help` answers before any client library is
-loaded.
-"""
+"""A group whose commands are imported when they run, so that `steward --help` answers at once."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 
@@ -45,8 +45,16 @@ class Account:
     purchases_pico: int = 0
     refunds_pico: int = 0
     disputes_pico: int = 0
+    disputes_won_pico: int = 0
     grants_pico: int = 0
     openings_pico: int = 0
+    credited: Counter[str] = field(default_factory=Counter)
+    """By workspace: all credit given and taken back; what it has spent is this less its balance."""
+
+    @property
+    def paid_pico(self) -> int:
+        """Money of purchases that the platform still has, without fees."""
+        return self.purchases_pico - self.refunds_pico - self.disputes_pico + self.disputes_won_pico
 
     @property
     def records(self) -> int:
@@ -61,16 +69,24 @@ class Account:
         use.output_tokens += output_tokens
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs: money as strings."""
-        said: dict[str, Any] = asdict(self)
-        for name, value in said.items():
-            if name.endswith("_pico"):
-                said[name] = str(value)
+        """For programs: money as strings, as everywhere."""
+        said: dict[str, Any] = {}
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if field_.name == "credited":
+                value = {workspace: str(credit) for workspace, credit in value.items()}
+            elif field_.name == "by_model":
+                value = {model: asdict(use) for model, use in value.items()}
+            elif isinstance(value, Counter):
+                value = dict(value)
+            elif field_.name.endswith("_pico"):
+                value = str(value)
+            said[field_.name] = value
         return said
 
 
 class Comparison(NamedTuple):
-    """One figure, as the gateway counted it and as the mesh's books have it."""
+    """One figure, as the gateway counted it and as the mesh has it."""
 
     what: str
     gateway: Any
@@ -82,28 +98,55 @@ class Comparison(NamedTuple):
         return bool(self.gateway == self.mesh)
 
 
-def compare(
-    account: Account,
-    books: Mapping[str, Any],
-    *,
-    dead_letters: Mapping[str, int],
-    quarantine: Mapping[str, int],
-    by_model: Mapping[str, ModelUse],
-    purchases_pico: int,
-    conflicts: int,
-) -> list[Comparison]:
-    """The mesh's books, figure by figure, against the emitter's account. `books` is the JSON of `steward check`."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the mesh says, gathered from its reads and its topics.
+
+    `books`: the JSON of `steward check`. `dead_letters` and `quarantine`: by reason. `ledger`: sums by kind of account
+    over all legal classes, pico-dollars. `published`: the newest balance of each workspace on the balances topic;
+    `balances`: billing's own.
+    """
+
+    books: Mapping[str, Any]
+    dead_letters: Mapping[str, int]
+    quarantine: Mapping[str, int]
+    by_model: Mapping[str, ModelUse]
+    ledger: Mapping[str, int]
+    published: Mapping[str, int]
+    balances: Mapping[str, int]
+
+
+def compare(account: Account, found: Found) -> list[Comparison]:
+    """The mesh against the emitter's account, figure by figure."""
+    books = found.books
+    payments = books.get("payments") or {}
+    ledger = Counter(found.ledger)
+    spent = sum(account.credited[workspace] - found.published.get(workspace, 0) for workspace in account.credited)
+    spent -= sum(balance for workspace, balance in found.published.items() if workspace not in account.credited)
     return [
         Comparison("emitted", account.emitted, books.get("emitted")),
         Comparison("missing", 0, books.get("missing")),
         Comparison("rated", account.rated, books.get("rated")),
         Comparison("duplicates", account.duplicates, books.get("duplicates")),
-        Comparison("conflicts", account.conflicts, conflicts),
+        Comparison("of them conflicts", account.conflicts, books.get("conflicts")),
+        Comparison("dead-lettered", account.dead_lettered.total(), books.get("dead_lettered")),
+        Comparison("dead letters by reason", dict(account.dead_lettered), dict(found.dead_letters)),
         Comparison("quarantined", account.quarantined.total(), books.get("quarantined")),
-        Comparison("quarantined, by reason", dict(account.quarantined), dict(quarantine)),
-        Comparison("dead_lettered", account.dead_lettered.total(), books.get("dead_lettered")),
-        Comparison("dead letters, by reason", dict(account.dead_lettered), dict(dead_letters)),
+        Comparison("quarantine by reason", dict(account.quarantined), dict(found.quarantine)),
         Comparison("erased", 0, books.get("erased")),
-        Comparison("usage by model", account.by_model, dict(by_model)),
-        Comparison("credit bought, pico-dollars", account.purchases_pico, purchases_pico),
+        Comparison("usage by model", account.by_model, dict(found.by_model)),
+        Comparison("payment records", account.payments_sent, payments.get("records")),
+        Comparison("of them repeats", account.payments_sent - account.payments, payments.get("repeated")),
+        Comparison(
+            "credit bought, less refunds and disputes", account.paid_pico, ledger["payment_clearing"] + ledger["fees"]
+        ),
+        Comparison("credit granted", account.grants_pico, ledger["promotions"]),
+        Comparison("opening balances", account.openings_pico, ledger["opening"]),
+        Comparison("credit given less balances = charges", spent, _whole(books.get("charges_pico"))),
+        Comparison("balances published = billing's", dict(found.balances), dict(found.published)),
     ]
+
+
+def _whole(text: Any) -> int | None:
+    """An amount from JSON; None where there is none."""
+    return None if text is None else int(text)

@@ -143,6 +143,8 @@ class Workspace:
     data_sharing: bool
     weight: float
     models: Draw[Model]
+    chats: Draw[Model]
+    """Of its models those that answer in tokens."""
 
 
 _COLOURS = (
@@ -176,7 +178,7 @@ def workspaces(random: Random, count: int, models: Sequence[Model]) -> list[Work
         if owned == 0:
             account, owned = f"acct-{name}", random.choice((1, 1, 1, 2, 3))
         owned -= 1
-        favourites = Draw((model, model.habits.share * random.uniform(0.2, 3.0) ** 2) for model in models)
+        favourites = [(model, model.habits.share * random.uniform(0.2, 3.0) ** 2) for model in models]
         made.append(
             Workspace(
                 name=name,
@@ -187,7 +189,8 @@ def workspaces(random: Random, count: int, models: Sequence[Model]) -> list[Work
                 byok=0.5 if rank == 1 or random.random() < 0.06 else 0.0,
                 data_sharing=rank == 3 or random.random() < 0.08,
                 weight=1 / (rank + 1) ** _ZIPF,
-                models=favourites,
+                models=Draw(favourites),
+                chats=Draw((model, weight) for model, weight in favourites if model.habits.output_median),
             )
         )
     return made

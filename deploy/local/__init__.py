@@ -1,3 +1,1 @@
-"""The local stack: Apache Kafka, PostgreSQL and every service as processes of this machine, no container
-needed.
-"""
+"""The local stack: Apache Kafka, PostgreSQL and every service as processes of this machine."""

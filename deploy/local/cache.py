@@ -11,8 +11,7 @@ from deploy.local.errors import LocalError
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """`STEWARD_CACHE`, else `steward` in the platform's cache folder; made when missing. It outlives
-    `STEWARD_HOME`.
+    """`STEWARD_CACHE`, else the platform's cache folder; made when missing. It outlives `STEWARD_HOME`.
 
     Raises LocalError when it cannot be written.
     """

@@ -116,9 +116,7 @@ async def connect(url: str, timeout: float = 10.0) -> asyncpg.Connection[asyncpg
 
 
 def scram_secret(password: str) -> str:
-    """What the server stores of a password (SCRAM-SHA-256, RFC 5802): so the password itself reaches no
-    server log.
-    """
+    """What the server stores of a password (SCRAM-SHA-256, RFC 5802), so that no server log can hold it."""
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _SCRAM_ITERATIONS)
     client = hmac.digest(salted, b"Client Key", "sha256")
@@ -205,9 +203,7 @@ async def _database(admin: asyncpg.Connection[asyncpg.Record], room: Names) -> N
 
 
 async def _rights(owner_url: str, room: Names) -> None:
-    """As the owner, in its own database: it alone can give these rights, and it needs no superuser for
-    them.
-    """
+    """As the owner, in its own database: it alone can give these rights, without a superuser."""
     owner = await connect(owner_url)
     try:
         async with owner.transaction():

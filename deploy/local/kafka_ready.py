@@ -1,6 +1,4 @@
-"""When is a broker ready? When it answers for a group: it finds the coordinator, whose topic it makes on
-demand.
-"""
+"""When is a broker ready? When it answers for a group: an open port says less."""
 
 from __future__ import annotations
 

@@ -175,9 +175,7 @@ class PostgresServer:
             raise
 
     async def stop(self, mode: StopMode = "fast", grace: float = _STOP_SECONDS) -> None:
-        """Stops it: `fast` ends sessions and writes a checkpoint, `immediate` is a crash that recovery
-        repairs.
-        """
+        """Stops it: `fast` ends sessions and writes a checkpoint, `immediate` is as good as a crash."""
         self.stopping = True
         if self._child is None:
             return
@@ -235,9 +233,7 @@ class PostgresServer:
         self._binaries = binaries
 
     def _find_place(self, known: str | None) -> Path:
-        """The folder that holds the data folder: ours, where the server's user gets in, else one made for
-        it.
-        """
+        """What holds the data folder: our folder, where the server's user gets in, else one made for it."""
         if known and Path(known, "data", "PG_VERSION").exists():
             return Path(known)
         if self._account is None:
@@ -252,9 +248,7 @@ class PostgresServer:
         return place
 
     def _initdb(self, binaries: Binaries) -> None:
-        """Makes the data folder beside its place and moves it there: half a cluster is never taken for
-        one.
-        """
+        """Makes the data folder under another name first: half a cluster is never taken for a whole one."""
         data = self.data.with_name("data.new")
         if data.exists():
             shutil.rmtree(data)

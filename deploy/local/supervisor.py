@@ -1,6 +1,4 @@
-"""Keeps a stack up: starts again what ends by itself, says so, writes the state down, and drains on a
-signal.
-"""
+"""Keeps a stack up: starts again what ends, says so, writes the state down, drains on a signal."""
 
 from __future__ import annotations
 

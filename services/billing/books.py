@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from services.billing.ledger import (
     AccountKind,
@@ -18,11 +19,23 @@ from services.billing.ledger import (
     Journal,
     Leg,
     Movement,
+    Unbalanced,
     balanced,
     expire,
     leave_class,
     period_of,
 )
+
+
+class State(NamedTuple):
+    """A workspace's balance as it is published."""
+
+    workspace: str
+    version: int
+    purchased_pico: int
+    granted_pico: int
+    receivable_pico: int
+    changed_at: datetime
 
 
 @dataclass(slots=True)
@@ -40,8 +53,26 @@ class Standing:
     version: int
     balances: Balances
     accounts: tuple[int, int, int]
+    granted_pico: int = 0
+    """Granted credit as the balance's row has it; `load_grants` brings the grants that it is the sum of."""
     loaded_grants: tuple[Grant, ...] = ()
     changed: bool = False
+    newly_stated: bool = False
+    moved: bool = False
+
+    def load_grants(self, grants: tuple[Grant, ...]) -> None:
+        """The open grants, in the order in which they burn. They are the granted credit, or the books are wrong."""
+        self.balances = Balances(self.balances.purchased_pico, self.balances.receivable_pico, grants)
+        self.loaded_grants = grants
+        if self.balances.granted_pico != self.granted_pico:
+            raise Unbalanced("open grants do not sum to the granted credit")
+
+    def state(self, changed_at: datetime) -> State:
+        """What there is to publish of it."""
+        has = self.balances
+        return State(
+            self.workspace, self.version, has.purchased_pico, has.granted_pico, has.receivable_pico, changed_at
+        )
 
     def account(self, kind: AccountKind) -> int | None:
         """The workspace's account of that kind; None if the kind is the house's."""
@@ -66,6 +97,8 @@ class Books:
     other_accounts: dict[tuple[int, str], tuple[int, int, int]] = field(default_factory=dict)
     """Accounts of workspaces that are about to change their class, by (workspace, new class)."""
     journals: list[Journal] = field(default_factory=list)
+    granted: dict[str, int] = field(default_factory=dict)
+    """What new grants are worth, after what they paid of a debt."""
 
     def post(
         self,
@@ -118,8 +151,7 @@ class Books:
         stated = self.config.legal_class(jurisdiction)
         if standing.class_stated:
             return standing.legal_class == stated
-        standing.class_stated = True
-        standing.changed = True
+        standing.class_stated = standing.newly_stated = standing.changed = True
         if standing.legal_class != stated:
             self._move(standing, stated, event_at)
         return True
@@ -129,7 +161,7 @@ class Books:
         legs, balances = leave_class(standing.balances), standing.balances
         who = standing.workspace_id
         self.post(standing, "class_left", f"class_left:{who}", Movement(legs, balances), event_at=event_at, digest=b"")
-        standing.legal_class = legal_class
+        standing.legal_class, standing.moved = legal_class, True
         standing.accounts = self.other_accounts[who, legal_class]
         back = tuple(Leg(kind, -amount) for kind, amount in legs)
         self.post(

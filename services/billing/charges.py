@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, NamedTuple
-from uuid import UUID
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from services.billing.books import Books
-from services.billing.ledger import byok_fee, charge, lines_digest, period_of_hour, period_start
+from services.billing.ledger import byok_fee, charge, hour_start, lines_digest, period_of_hour, period_start
 
 _encode = msgspec.json.Encoder().encode
 _fromhex = bytes.fromhex
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _DAY_MS = 86_400_000
-_HOUR = timedelta(hours=1)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# A prime below 2**16: the digest fits a smallint and leads no reader from a line's id to its charge.
+# A prime below 2**16. The digest of a rated amount is its remainder, as a smallint: enough to notice another amount,
+# too little to lead from a line's id to its charge.
 _DIGEST_MODULUS = 65_521
 
 
-class Item(NamedTuple):
-    """A rated line, where it came from and who pays."""
-
-    record: UUID
-    number: int
-    unit: Any
-    line: Any
-    amount_pico: int
+# A rated line: (record, number in the record, its unit, the line, its rated amount). A plain tuple, since there are
+# thousands in a batch and naming their fields would cost more than all else that is done with them.
+Item: TypeAlias = tuple[str, int, Any, Any, int]
 
 
 @dataclass(slots=True)
 class Gathered:
-    """The lines of a batch by line id, each once."""
+    """The lines of a batch by line id, each once, and what was left out."""
 
     fresh: dict[bytes, Item] = field(default_factory=dict)
-    duplicates: int = 0
+    repeats: list[tuple[bytes, int]] = field(default_factory=list)
+    """(line id, amount) of further lines of the batch with an id that it has already."""
+    booked: dict[bytes, int] = field(default_factory=dict)
+    """Digests of those that billing has."""
     conflicts: int = 0
 
     def drop_seen(self, seen: Iterable[tuple[bytes, int]]) -> None:
@@ -47,37 +43,49 @@ class Gathered:
         for line_id, digest in seen:
             item = self.fresh.pop(line_id, None)
             if item is not None:
-                self.duplicates += 1
-                self.conflicts += digest != digest_of(item.amount_pico)
+                self.booked[line_id] = digest
+                self.conflicts += digest != item[4] % _DIGEST_MODULUS - 32_768
+
+    def settle_repeats(self) -> None:
+        """Compares the repeats within the batch with what is booked in the end."""
+        for line_id, amount in self.repeats:
+            item = self.fresh.get(line_id)
+            if item is None:
+                self.conflicts += self.booked[line_id] != amount % _DIGEST_MODULUS - 32_768
+            else:
+                self.conflicts += item[4] != amount
+
+    @property
+    def duplicates(self) -> int:
+        """Lines that are not booked because they are already."""
+        return len(self.repeats) + len(self.booked)
 
     def seen_rows(self) -> list[tuple[bytes, int]]:
         """(line id, digest) of every line, in key order: the index likes it, and so do two writers at once."""
         return [(line_id, item[4] % _DIGEST_MODULUS - 32_768) for line_id, item in sorted(self.fresh.items())]
 
 
-def digest_of(amount_pico: int) -> int:
-    """16 bits of a rated amount: enough to notice another one, too little to find the line by it."""
-    return amount_pico % _DIGEST_MODULUS - 32_768
+def _record_id(event: Any) -> str:
+    found: str = event.id
+    return found
 
 
 def gather(events: Iterable[Any]) -> Gathered:
     """All lines of `usage.rated` events, each once. A line's number counts through its record's units, from 0."""
     found = Gathered()
-    fresh = found.fresh
+    fresh, repeats = found.fresh, found.repeats
     # By record id, so that a journal's lines lie as its digest wants them.
-    for event in sorted(events, key=lambda e: e.id):  # type: ignore[no-any-return]
-        record = UUID(event.id)
+    for event in sorted(events, key=_record_id):
+        record = event.id
         number = 0
         for unit in event.data.units:
             for line in unit.lines:
                 line_id = _fromhex(line[0])
                 amount = int(line[6])
-                known = fresh.get(line_id)
-                if known is None:
-                    fresh[line_id] = Item(record, number, unit, line, amount)
+                if line_id in fresh:
+                    repeats.append((line_id, amount))
                 else:
-                    found.duplicates += 1
-                    found.conflicts += known.amount_pico != amount
+                    fresh[line_id] = (record, number, unit, line, amount)
                 number += 1
     return found
 
@@ -118,15 +126,18 @@ class Bill(NamedTuple):
 
 
 def bills(items: Iterable[Item]) -> list[Bill]:
-    """The lines by workspace and period."""
+    """The lines by workspace and period, in order."""
     found: dict[tuple[str, str], list[Item]] = {}
+    unit: Any = None
+    period, hour = "", -1
+    group: list[Item] = []
     for item in items:
-        key = (item[2].workspace, period_of_hour(item[3][1]))
-        group = found.get(key)
-        if group is None:
-            found[key] = [item]
-        else:
-            group.append(item)
+        # Lines of a unit follow each other, and most are of one hour: look only where something changes.
+        if item[3][1] != hour or item[2] is not unit:
+            unit, hour = item[2], item[3][1]
+            period = period_of_hour(hour)
+            group = found.setdefault((unit.workspace, period), [])
+        group.append(item)
     return [Bill(workspace, period, group) for (workspace, period), group in sorted(found.items())]
 
 
@@ -146,7 +157,7 @@ def byok_months(items: Iterable[Item]) -> list[tuple[str, str]]:
     return sorted({(i[2].account, period_of_hour(i[3][1])) for i in items if i[3][4] == "byok"})
 
 
-Row = tuple[Any, ...]
+Row: TypeAlias = tuple[Any, ...]
 
 
 def post(
@@ -155,13 +166,14 @@ def post(
     ids: Iterator[int],
     closed: Collection[tuple[str, str]],
     byok: dict[tuple[str, str], int],
-) -> Iterator[list[Row]]:
-    """Books one journal for each bill and yields its charge lines (the table's columns, in order).
+) -> dict[str, list[Row]]:
+    """Books one journal for each bill; the charge lines (the table's columns, in order) by legal class.
 
     `closed`: the (class, period) pairs that are closed; usage of theirs is an adjustment that names its period.
     `byok` holds each month's list price so far and is brought up to date.
     """
     config, year = books.config, books.now.year
+    lines: dict[str, list[Row]] = {}
     for workspace, period, items in todo:
         standing = books.standings[workspace]
         journal_id = next(ids)
@@ -192,19 +204,20 @@ def post(
             standing,
             "usage",
             # A record's lines of one workspace are booked at once or never, so the first record names the journal.
-            f"usage:{items[0].record}:{who}:{period}",
+            f"usage:{items[0][0]}:{who}:{period}",
             charge(standing.balances, total),
-            event_at=_EPOCH + latest * _HOUR,
+            event_at=hour_start(latest),
             digest=digest,
             period=period,
             adjusts_period=adjusts,
             lines_digest=digest,
             journal_id=journal_id,
         )
-        yield rows
+        lines.setdefault(legal_class, []).extend(rows)
+    return lines
 
 
-def months_around(period: str, until: datetime) -> list[int]:
+def booking_years(period: str, until: datetime) -> list[int]:
     """The booking years in which usage of a period can have been booked up to `until`."""
     first = period_start(period).year - 1  # an event may be minutes ahead of the clock, over a new year's night
     return list(range(first, until.year + 1))

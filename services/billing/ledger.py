@@ -174,8 +174,13 @@ def burn(
     `beyond` is where the debt goes: the workspace's receivable, or suspense when nobody is left who owes it.
     """
     assert amount_pico >= 0
-    left = amount_pico
     grants = balances.grants
+    if not grants and amount_pico <= balances.purchased_pico:  # almost always
+        if not amount_pico:
+            return Movement((), balances)
+        after = Balances(balances.purchased_pico - amount_pico, balances.receivable_pico)
+        return Movement((Leg("purchased", amount_pico), Leg(to, -amount_pico)), after)
+    left = amount_pico
     if grants:
         kept = []
         for grant in grants:
@@ -356,7 +361,13 @@ def period_of(instant: datetime) -> str:
 @lru_cache(maxsize=4096)
 def period_of_hour(hour: int) -> str:
     """The period of an hour counted from 1970."""
-    return period_of(_EPOCH + timedelta(hours=hour))
+    return period_of(hour_start(hour))
+
+
+@lru_cache(maxsize=4096)
+def hour_start(hour: int) -> datetime:
+    """The first instant of an hour counted from 1970; the same object each time."""
+    return _EPOCH + timedelta(hours=hour)
 
 
 def period_start(period: str) -> datetime:
@@ -441,12 +452,18 @@ def block_bytes(
     journal: [id, booking_year, cause, kind, workspace_id, period, booked_at, event_at, adjusts_period,
               lines_digest, [[account, "amount"], ...] by account]
     """
-    listed = [
-        (
-            j.id, j.booking_year, j.cause, j.kind, j.workspace_id, j.period, microseconds(j.booked_at),
-            microseconds(j.event_at), j.adjusts_period, None if j.lines_digest is None else j.lines_digest.hex(),
-            [(account, str(amount)) for account, amount in j.entries],
-        )
-        for j in journals
-    ]  # fmt: skip
-    return _json((legal_class, block, previous.hex(), microseconds(booked_at), listed))
+    booked = microseconds(booked_at)
+    event_at, event = booked_at, booked
+    listed = []
+    for j in journals:
+        if j.event_at is not event_at:  # usage of one hour shares its instant
+            event_at, event = j.event_at, microseconds(j.event_at)
+        listed.append(
+            (
+                j.id, j.booking_year, j.cause, j.kind, j.workspace_id, j.period,
+                booked if j.booked_at is booked_at else microseconds(j.booked_at), event, j.adjusts_period,
+                None if j.lines_digest is None else j.lines_digest.hex(),
+                [(account, str(amount)) for account, amount in j.entries],
+            )
+        )  # fmt: skip
+    return _json((legal_class, block, previous.hex(), booked, listed))

@@ -131,6 +131,9 @@ class Payments:
                 granted = Grant(data.grant, int(data.credit_pico), data.priority, data.expires_at, event.time)
                 movement = ledger.grant(standing.balances, granted, self.books.now)
                 self._post(standing, "grant", cause, movement, event.time, digest)
+                self.books.granted |= {
+                    g.grant: g.remaining_pico for g in movement.balances.grants if g.grant == data.grant
+                }
             case e.BalanceOpened.TYPE:
                 self._state(standing, data.jurisdiction, event.time)
                 movement = ledger.open_balance(standing.balances, int(data.credit_pico))
@@ -235,12 +238,14 @@ class Payments:
 
     def _match(self, payment: str, standing: Standing) -> None:
         """Books what has waited for this payment, in order of arrival, until nothing more fits."""
-        ready = sorted(
-            (w for w in self.waiting.values() if w.payment == payment), key=lambda w: (w.arrived_at, w.position)
-        )
-        for item in ready:
-            if item.cause in self.waiting and self._apply(item, standing):
-                self._forget(item.cause)
+        fits = True
+        while fits:
+            fits = False
+            ready = [w for w in self.waiting.values() if w.payment == payment]
+            for item in sorted(ready, key=lambda w: (w.arrived_at, w.position)):
+                if item.cause in self.waiting and self._apply(item, standing):
+                    self._forget(item.cause)
+                    fits = True
 
     def give_up(self, cause: str, standing: Standing) -> None:
         """`cause` has waited too long: its money is suspense from here on (an end of a dispute moves none)."""
@@ -258,6 +263,7 @@ class Payments:
         if item.dispute is not None and item.dispute not in self.disputes:
             dispute = Dispute(item.dispute, item.payment, item.workspace_id, 0, item.credit_pico, "open")
             self.disputes[item.dispute] = self.touched_disputes[item.dispute] = dispute
+            self._match(item.payment, standing)  # its end may have come before it
 
     def _forget(self, cause: str) -> None:
         if self.waiting.pop(cause, None) is not None:
@@ -303,6 +309,15 @@ def cause_of(event: Any, workspace_id: int) -> str:
             return f"opening:{workspace_id}"
         case _:
             raise ValueError("an event type without a cause")
+
+
+def causes(books: Books, arrived: Iterable[Any]) -> list[str]:
+    """The causes of these events; notes stand beside the ledger and have none."""
+    return [
+        cause_of(event, books.standings[event.data.workspace].workspace_id)
+        for event in arrived
+        if event.type != e.NoteAdded.TYPE
+    ]
 
 
 def content_digest(event: Any, workspace_id: int) -> bytes:

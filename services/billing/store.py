@@ -6,15 +6,15 @@ end the heads of the chains. Statements on the ledger name class and year, so th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
 import asyncpg
 
-from services.billing.books import Books, Standing
-from services.billing.charges import Row, by_day
+from services.billing.books import Books, Standing, State
+from services.billing.charges import Item, Row, by_day
 from services.billing.ledger import Balances, BillingConfig, Grant, block_hash, closes_at
 from services.billing.payments import Dispute, Note, Payments, Purchase, Waiting
 from shared.mesh.store import Connection
@@ -22,31 +22,35 @@ from shared.mesh.store import Connection
 # --- lines that are booked ---------------------------------------------------------------------------------------
 
 
+# Without the range every partition would be searched; without the inner ARRAY the planner would look at every id.
+_SEEN = """SELECT line_id, digest FROM line_seen
+           WHERE line_id = ANY(ARRAY(SELECT unnest($1::bytea[]))) AND line_id BETWEEN $2 AND $3"""
+
+
 async def seen_lines(
-    db: Connection, line_ids: list[bytes], low: bytes, records: Mapping[bytes, tuple[Any, int]], year: int
+    db: Connection, line_ids: list[bytes], low: bytes, items: Mapping[bytes, Item], year: int
 ) -> list[tuple[bytes, int]]:
-    """(line id, digest) of those ids (in order) that are booked already. `records` places ids that are below `low`."""
+    """(line id, digest) of those ids (in order) that are booked already. `items` places those that are below `low`."""
     late, days = by_day(line_ids, low)
     found: list[tuple[bytes, int]] = []
     for ids in days:
-        # Without the range every partition would be searched.
         found += await db.fetch(
-            "SELECT line_id, digest FROM line_seen WHERE line_id = ANY($1) AND line_id BETWEEN $2 AND $3",
+            _SEEN,
             ids, ids[0], ids[-1],
         )  # fmt: skip
     if late:
-        found += await _seen_late(db, late, records, year)
+        found += await _seen_late(db, late, items, year)
     return found
 
 
 async def _seen_late(
-    db: Connection, late: list[bytes], records: Mapping[bytes, tuple[Any, int]], year: int
+    db: Connection, late: list[bytes], items: Mapping[bytes, Item], year: int
 ) -> list[tuple[bytes, int]]:
     """Lines so old that their day is forgotten: noted when released, or found by the record that brings them again."""
     found = list(await db.fetch("SELECT line_id, digest FROM line_late WHERE line_id = ANY($1)", late))
     known = {line_id for line_id, _ in found}
     rest = [line_id for line_id in late if line_id not in known]
-    places = [records[line_id] for line_id in rest]
+    places = [items[line_id] for line_id in rest]
     booked = await db.fetch(
         """SELECT v.n, (l.list_pico % 65521 + 65521) % 65521 - 32768 AS digest
            FROM unnest($1::uuid[], $2::int[]) WITH ORDINALITY AS v(record, line, n)
@@ -89,7 +93,7 @@ async def _add_seen_slowly(db: Connection, rows: list[tuple[bytes, int]]) -> lis
     ours = {row["line_id"] for row in added}
     lost = [row[0] for row in rows if row[0] not in ours]
     found = await db.fetch(
-        "SELECT line_id, digest FROM line_seen WHERE line_id = ANY($1) AND line_id BETWEEN $2 AND $3",
+        _SEEN,
         lost, lost[0], lost[-1],
     )  # fmt: skip
     return [(row["line_id"], row["digest"]) for row in found]
@@ -101,9 +105,6 @@ async def forget_late(db: Connection, before: date) -> None:
 
 
 # --- opening the books -------------------------------------------------------------------------------------------
-
-_STANDING = """b.workspace_id, b.version, b.purchased_pico, b.granted_pico, b.receivable_pico, b.class, b.class_stated,
-               b.purchased_account, b.granted_account, b.receivable_account"""
 
 
 async def open_books(
@@ -127,11 +128,14 @@ async def open_books_by_id(
 ) -> Books:
     """The books of workspaces that are known, locked; those whose names were erased are left out."""
     rows = await db.fetch(
-        f"""SELECT r.workspace, {_STANDING} FROM balance b JOIN workspace_ref r ON r.id = b.workspace_id
-            WHERE b.workspace_id = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b""",  # noqa: S608 -- a constant of ours
+        """SELECT r.workspace, b.workspace_id, b.class, b.class_stated, b.version, b.purchased_pico::text,
+                  b.receivable_pico::text, b.granted_pico::text, b.purchased_account, b.granted_account,
+                  b.receivable_account
+           FROM balance b JOIN workspace_ref r ON r.id = b.workspace_id
+           WHERE b.workspace_id = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b""",
         list(workspace_ids),
     )
-    return await _books(db, now, config, {row["workspace"]: _standing(row) for row in rows})
+    return await _books(db, now, config, {row[0]: _standing(row) for row in rows})
 
 
 async def _books(db: Connection, now: datetime, config: BillingConfig, standings: dict[str, Standing]) -> Books:
@@ -147,20 +151,22 @@ async def _books(db: Connection, now: datetime, config: BillingConfig, standings
 
 async def _lock(db: Connection, workspaces: Sequence[str]) -> dict[str, Standing]:
     rows = await db.fetch(
-        f"""SELECT r.workspace, {_STANDING} FROM workspace_ref r JOIN balance b ON b.workspace_id = r.id
-            WHERE r.workspace = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b""",  # noqa: S608 -- a constant of ours
+        """SELECT r.workspace, b.workspace_id, b.class, b.class_stated, b.version, b.purchased_pico::text,
+                  b.receivable_pico::text, b.granted_pico::text, b.purchased_account, b.granted_account,
+                  b.receivable_account
+           FROM workspace_ref r JOIN balance b ON b.workspace_id = r.id
+           WHERE r.workspace = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b""",
         workspaces,
     )
-    return {row["workspace"]: _standing(row) for row in rows}
+    return {row[0]: _standing(row) for row in rows}
 
 
-def _standing(row: Mapping[str, Any]) -> Standing:
-    # Granted credit is the sum of the open grants, which are loaded where there are any.
-    granted = int(row["granted_pico"])
+def _standing(row: Sequence[Any]) -> Standing:
+    """Amounts come as text, which is exact and half the work. Grants are loaded where there is granted credit."""
+    name, number, legal_class, stated, version, purchased, receivable, granted, *accounts = row
     return Standing(
-        row["workspace"], row["workspace_id"], row["class"], row["class_stated"], row["version"],
-        Balances(int(row["purchased_pico"]), int(row["receivable_pico"])),
-        (row["purchased_account"], row["granted_account"], row["receivable_account"]), granted_pico=granted,
+        name, number, legal_class, stated, version, Balances(int(purchased), int(receivable)),
+        (accounts[0], accounts[1], accounts[2]), int(granted),
     )  # fmt: skip
 
 
@@ -291,13 +297,18 @@ _JOURNAL_COLUMNS = (
 )  # fmt: skip
 
 
-async def add_lines(db: Connection, rows: Sequence[Row]) -> None:
-    """Charge lines, straight."""
-    await db.copy_records_to_table("charge_line", columns=_LINE_COLUMNS, records=rows)
+def _part(table: str, legal_class: str, year: int) -> str:
+    """The partition of a class and year: written to directly, since a row finds its own way more slowly."""
+    return f"{table}_{legal_class.lower()}_{year}"
 
 
-async def close_books(db: Connection, books: Books) -> list[Standing]:
-    """Writes everything that the books hold, the chain last; returns the standings that changed, at their new version."""
+async def add_lines(db: Connection, legal_class: str, year: int, rows: Sequence[Row]) -> None:
+    """Charge lines of one class and year, straight."""
+    await db.copy_records_to_table(_part("charge_line", legal_class, year), columns=_LINE_COLUMNS, records=rows)
+
+
+async def close_books(db: Connection, books: Books) -> list[State]:
+    """Writes everything that the books hold, the chain last; returns what there is to publish."""
     if missing := books.unnumbered():
         books.number(await journal_ids(db, missing))
     changed = books.changed()
@@ -310,7 +321,7 @@ async def close_books(db: Connection, books: Books) -> list[Standing]:
             records=sorted((j.cause, j.id, j.digest) for j in books.journals),
         )
         await _write_blocks(db, books)
-    return changed
+    return [standing.state(books.now) for standing in changed]
 
 
 async def _write_balances(db: Connection, changed: Sequence[Standing], now: datetime) -> None:
@@ -374,10 +385,12 @@ async def _write_blocks(db: Connection, books: Books) -> None:
         journals = by_class[legal_class]
         digest = block_hash(legal_class, block, previous, books.now, journals)
         await db.copy_records_to_table(
-            "journal", columns=_JOURNAL_COLUMNS, records=[(*j[:11], block) for j in journals]
+            _part("journal", legal_class, books.now.year),
+            columns=_JOURNAL_COLUMNS,
+            records=[(*j[:11], block) for j in journals],
         )
         await db.copy_records_to_table(
-            "entry",
+            _part("entry", legal_class, books.now.year),
             columns=("journal", "class", "booking_year", "account", "amount_pico"),
             records=[(j.id, legal_class, j.booking_year, a, Decimal(pico)) for j in journals for a, pico in j.entries],
         )
@@ -414,7 +427,9 @@ async def open_payments(
             row["payment"], row["workspace_id"], int(row["credit_pico"]), int(row["fee_pico"]), int(row["taken_pico"]),
             row["settled_at"],
         )  # fmt: skip
-    for row in await db.fetch("SELECT * FROM waiting_payment WHERE payment = ANY($1)", list(touched)):
+    for row in await db.fetch(
+        "SELECT * FROM waiting_payment WHERE payment = ANY($1) OR cause = ANY($2)", list(touched), list(causes)
+    ):
         found.waiting[row["cause"]] = _waiting(row)
     for row in await db.fetch("SELECT note, workspace_id, text, added_at FROM note WHERE note = ANY($1)", list(notes)):
         found.notes[row["note"]] = Note(*row)
@@ -440,12 +455,216 @@ async def due_waiting(db: Connection, before: datetime, limit: int) -> list[Wait
     return [_waiting(row) for row in rows]
 
 
-async def close_payments(db: Connection, payments: Payments) -> list[Standing]:
+async def close_payments(db: Connection, payments: Payments) -> list[State]:
     """Writes what the payments changed, then closes the books."""
-    for p in sorted(payments.touched_purchases.values(), key=lambda p: p.payment):
-        await db.execute(
-            """INSERT INTO purchase (payment, workspace_id, credit_pico, fee_pico, taken_pico, settled_at)
-               VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (payment) DO UPDATE SET taken_pico = excluded.taken_pico""",
-            p.payment, p.workspace_id, p.credit_pico, p.fee_pico, p.taken_pico, p.settled_at,
-        )  # fmt: skip
+    await db.executemany(
+        """INSERT INTO purchase (payment, workspace_id, credit_pico, fee_pico, taken_pico, settled_at)
+           VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (payment) DO UPDATE SET taken_pico = excluded.taken_pico""",
+        [
+            (p.payment, p.workspace_id, p.credit_pico, p.fee_pico, p.taken_pico, p.settled_at)
+            for p in payments.touched_purchases.values()
+        ],
+    )
+    await db.executemany(
+        """INSERT INTO dispute (dispute, payment, workspace_id, taken_pico, suspense_pico, state)
+           VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (dispute) DO UPDATE
+             SET taken_pico = excluded.taken_pico, suspense_pico = excluded.suspense_pico, state = excluded.state""",
+        [
+            (d.dispute, d.payment, d.workspace_id, d.taken_pico, d.suspense_pico, d.state)
+            for d in payments.touched_disputes.values()
+        ],
+    )
+    await db.executemany(
+        """INSERT INTO waiting_payment (cause, kind, payment, dispute, workspace_id, credit_pico, outcome, digest,
+               event_at, arrived_at, position, state)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+           ON CONFLICT (cause) DO UPDATE SET state = excluded.state""",
+        [
+            (
+                w.cause, w.kind, w.payment, w.dispute, w.workspace_id, w.credit_pico, w.outcome, w.digest, w.event_at,
+                w.arrived_at, w.position, w.state,
+            )
+            for w in payments.touched_waiting.values()
+        ],
+    )  # fmt: skip
+    if payments.gone_waiting:
+        await db.execute("DELETE FROM waiting_payment WHERE cause = ANY($1)", list(payments.gone_waiting))
+    await db.executemany(
+        "INSERT INTO note (note, workspace_id, text, added_at) VALUES ($1, $2, $3, $4)",
+        [(n.note, n.workspace_id, n.text, n.added_at) for n in payments.new_notes],
+    )
     return await close_books(db, payments.books)
+
+
+# --- jobs --------------------------------------------------------------------------------------------------------
+
+
+async def due_grants(db: Connection, now: datetime, limit: int) -> list[int]:
+    """Workspaces with a grant that is over at `now`, at most `limit`."""
+    rows = await db.fetch(
+        """SELECT DISTINCT workspace_id FROM (
+             SELECT workspace_id FROM credit_grant WHERE remaining_pico > 0 AND expires_at <= $1
+             ORDER BY expires_at LIMIT $2) AS due""",
+        now, limit,
+    )  # fmt: skip
+    return [row["workspace_id"] for row in rows]
+
+
+async def closable_periods(db: Connection, now: datetime) -> list[tuple[str, str]]:
+    """(class, period) of what may close at `now`, locked: no usage is being booked into it from here on."""
+    rows = await db.fetch(
+        """SELECT class, period FROM period WHERE closed_at IS NULL AND closes_at <= $1
+           ORDER BY class, period FOR UPDATE""",
+        now,
+    )
+    return [(row["class"], row["period"]) for row in rows]
+
+
+async def close_period(
+    db: Connection, legal_class: str, period: str, start: datetime, end: datetime, years: Sequence[int], now: datetime
+) -> None:
+    """Writes what each workspace used in a period, and what was booked in it of closed ones; then it is closed."""
+    await db.execute(
+        """INSERT INTO period_total (class, period, workspace_id, charged_pico, adjusted_pico, journals)
+           SELECT $1, $2, j.workspace_id,
+                  coalesce(sum(-e.amount_pico) FILTER (WHERE j.adjusts_period IS NULL), 0),
+                  coalesce(sum(-e.amount_pico) FILTER (WHERE j.adjusts_period IS NOT NULL), 0), count(*)
+           FROM journal j
+           JOIN ledger_account a ON a.class = $1 AND a.kind = 'revenue' AND a.workspace_id IS NULL
+           LEFT JOIN entry e ON e.class = $1 AND e.booking_year = ANY($3) AND e.booking_year = j.booking_year
+                            AND e.journal = j.id AND e.account = a.id
+           WHERE j.class = $1 AND j.booking_year = ANY($3) AND j.kind = 'usage' AND j.workspace_id IS NOT NULL
+             AND ((j.period = $2 AND j.adjusts_period IS NULL)
+                  OR (j.adjusts_period IS NOT NULL AND j.booked_at >= $4 AND j.booked_at < $5))
+           GROUP BY j.workspace_id""",
+        legal_class, period, list(years), start, end,
+    )  # fmt: skip
+    await db.execute("UPDATE period SET closed_at = $3 WHERE class = $1 AND period = $2", legal_class, period, now)
+
+
+async def next_balances(db: Connection, limit: int, now: datetime, round_started_before: datetime) -> list[State]:
+    """The next balances of the round of re-publishing, locked.
+
+    A new round starts when the last one is through and began before `round_started_before`.
+    """
+    await db.execute("INSERT INTO balance_round (position, started_at) VALUES (0, $1) ON CONFLICT DO NOTHING", now)
+    state = await db.fetchrow("SELECT position, started_at FROM balance_round FOR UPDATE")
+    assert state is not None
+    position = state["position"]
+    if position < 0:
+        if state["started_at"] > round_started_before:
+            return []
+        position = 0
+        await db.execute("UPDATE balance_round SET started_at = $1", now)
+    rows = await db.fetch(
+        """SELECT r.workspace, b.* FROM balance b JOIN workspace_ref r ON r.id = b.workspace_id
+           WHERE b.workspace_id > $1 AND b.version > 0 ORDER BY b.workspace_id LIMIT $2 FOR UPDATE OF b""",
+        position, limit,
+    )  # fmt: skip
+    # -1: through.
+    await db.execute("UPDATE balance_round SET position = $1", rows[-1]["workspace_id"] if len(rows) == limit else -1)
+    return [
+        State(
+            row["workspace"], row["version"], int(row["purchased_pico"]), int(row["granted_pico"]),
+            int(row["receivable_pico"]), row["changed_at"],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+# --- reads -------------------------------------------------------------------------------------------------------
+
+
+async def balance(db: Connection, workspace: str) -> Mapping[str, Any] | None:
+    """A workspace's balance row, with its name and account."""
+    row = await db.fetchrow(
+        """SELECT r.workspace, r.account, b.* FROM workspace_ref r JOIN balance b ON b.workspace_id = r.id
+           WHERE r.workspace = $1""",
+        workspace,
+    )
+    return None if row is None else dict(row)
+
+
+async def open_grants(db: Connection, workspace_id: int) -> list[Grant]:
+    """A workspace's open grants in the order in which they burn."""
+    rows = await db.fetch(
+        """SELECT grant_id, remaining_pico, priority, expires_at, granted_at FROM credit_grant
+           WHERE workspace_id = $1 AND remaining_pico > 0""",
+        workspace_id,
+    )
+    return sorted((Grant(row[0], int(row[1]), row[2], row[3], row[4]) for row in rows), key=lambda g: g.turn)
+
+
+async def byok_list(db: Connection, account: str, month: str) -> int:
+    """An account's own-key usage of a month, at list price."""
+    return int(
+        await db.fetchval("SELECT list_pico FROM byok_month WHERE account = $1 AND month = $2", account, month) or 0
+    )
+
+
+async def line(db: Connection, record: str, number: int, years: Sequence[int]) -> Mapping[str, Any] | None:
+    """A charge line by its place in a rated record."""
+    row = await db.fetchrow(
+        """SELECT * FROM charge_line WHERE record = $1 AND line = $2 AND class IN ('US', 'EU', 'OTHER')
+             AND booking_year = ANY($3)""",
+        record, number, list(years),
+    )  # fmt: skip
+    return None if row is None else dict(row)
+
+
+async def journal(db: Connection, journal_id: int, legal_class: str, year: int) -> Mapping[str, Any] | None:
+    """A journal with its entries and its block."""
+    row = await db.fetchrow(
+        """SELECT j.*, c.hash, c.prev FROM journal j JOIN chain c ON c.class = j.class AND c.block = j.block
+           WHERE j.id = $1 AND j.class = $2 AND j.booking_year = $3""",
+        journal_id, legal_class, year,
+    )  # fmt: skip
+    if row is None:
+        return None
+    entries = await db.fetch(
+        """SELECT e.account, a.kind, e.amount_pico FROM entry e JOIN ledger_account a ON a.id = e.account
+           WHERE e.journal = $1 AND e.class = $2 AND e.booking_year = $3 ORDER BY e.account""",
+        journal_id, legal_class, year,
+    )  # fmt: skip
+    return dict(row) | {"entries": [dict(entry) for entry in entries]}
+
+
+async def periods(db: Connection) -> list[Mapping[str, Any]]:
+    """Every period with what was charged in it, once it is closed."""
+    rows = await db.fetch(
+        """SELECT p.class, p.period, p.closes_at, p.closed_at, sum(t.charged_pico) AS charged_pico,
+                  sum(t.adjusted_pico) AS adjusted_pico, count(t.workspace_id) AS workspaces
+           FROM period p LEFT JOIN period_total t ON t.class = p.class AND t.period = p.period
+           GROUP BY p.class, p.period ORDER BY p.period, p.class"""
+    )
+    return [dict(row) for row in rows]
+
+
+async def ledger(db: Connection) -> list[Mapping[str, Any]]:
+    """The sum of each account kind by class, over the whole ledger."""
+    rows = await db.fetch(
+        """SELECT a.class, a.kind, sum(e.amount_pico) AS amount_pico, count(*) AS entries
+           FROM entry e JOIN ledger_account a ON a.id = e.account GROUP BY a.class, a.kind ORDER BY a.class, a.kind"""
+    )
+    return [dict(row) for row in rows]
+
+
+async def heads(db: Connection) -> list[Mapping[str, Any]]:
+    """The newest block of each chain."""
+    return [dict(row) for row in await db.fetch("SELECT class, block, hash FROM chain_head ORDER BY class")]
+
+
+async def waiting(db: Connection, limit: int) -> list[Mapping[str, Any]]:
+    """Refunds and disputes that wait for what they are about, and those that have become suspense."""
+    rows = await db.fetch(
+        """SELECT cause, kind, payment, dispute, credit_pico, outcome, event_at, arrived_at, state
+           FROM waiting_payment ORDER BY arrived_at, position LIMIT $1""",
+        limit,
+    )
+    return [dict(row) for row in rows]
+
+
+async def waiting_counts(db: Connection) -> dict[str, int]:
+    """How many rows wait, and how many are suspense."""
+    rows = await db.fetch("SELECT state, count(*) AS n FROM waiting_payment GROUP BY state")
+    return {row["state"]: row["n"] for row in rows}

@@ -137,7 +137,9 @@ def make_service(*, dedupe: bool = True) -> Service:
     async def learn_prices(batch: Batch, tx: Transaction) -> None:
         learned = False
         for received in batch.events:
-            data = msgspec.to_builtins(received.event.data)
+            stated = received.event.data
+            # The twin leaves defaults out; here they are part of what was stated.
+            data = msgspec.to_builtins(stated) | {"tier": stated.tier, "source": stated.source}
             known_from = instant(received.record.timestamp)
             version_id = event_version_id(received.event.id)
             try:
@@ -393,6 +395,8 @@ class Metering:
         effects.add(usage, usage.original, key, hour * HOUR_MS, original["occurred_at"], priced, None)
         row = effects.log.pop()
         await self._write()
+        # One rated record and two lines: audit holds the lines that are booked against the sum of both counters.
+        self._tx.count("reversed")
         await store.correct_log(
             self._tx.db, usage.original, original["expires_on"], dict(zip(store.LOG_COLUMNS, row, strict=True))
         )

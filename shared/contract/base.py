@@ -17,7 +17,18 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_arg
 
 import msgspec
 from annotated_types import Ge, GroupedMetadata, Le, MaxLen, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 # Names of models and providers ("@" occurs in model names), and ids of things the gateway made (no "@", no blank:
@@ -50,13 +61,40 @@ Sealed = Annotated[
 ]
 
 
+# What the twin reads as an instant; the schema says the stricter form that everybody should send.
+_READ_INSTANT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?"
+)
+_SENT_INSTANT = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+
+
+def _rfc3339(value: Any) -> Any:
+    # The model alone would also take seconds since 1970, or an instant without seconds.
+    if not isinstance(value, datetime) and (not isinstance(value, str) or _READ_INSTANT.fullmatch(value) is None):
+        raise ValueError("not an instant of RFC 3339 (e.g. 2026-11-24T21:00:00Z)")
+    return value
+
+
 def _aware(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError("an instant needs a time zone (RFC 3339, e.g. 2026-11-24T21:00:00Z)")
     return value
 
 
-Instant = Annotated[datetime, AfterValidator(_aware)]
+Instant = Annotated[
+    datetime,
+    Strict(False),  # what a validator has looked at counts as Python's, where strict takes no text for an instant
+    BeforeValidator(_rfc3339),
+    AfterValidator(_aware),
+    WithJsonSchema({"type": "string", "format": "date-time", "pattern": _SENT_INSTANT}),
+]
+
+
+def as_array(value: Any) -> Any:
+    """For a tuple with names: on the wire it is an array, and nothing else."""
+    if not isinstance(value, list | tuple):
+        raise ValueError("expected an array")
+    return value
 
 
 class Closed(BaseModel):
@@ -159,7 +197,6 @@ def twin(model: type[BaseModel]) -> type[msgspec.Struct]:
 def _derive(model: type[BaseModel]) -> type[msgspec.Struct]:
     fields: list[Any] = []
     patterns: list[tuple[str, re.Pattern[str], set[str] | None]] = []
-    instants: list[str] = []
     for name, info in model.model_fields.items():
         kind = _twin_type(info.annotation, info.metadata)
         if info.is_required():
@@ -173,8 +210,6 @@ def _derive(model: type[BaseModel]) -> type[msgspec.Struct]:
         if pattern is not None:
             # Ids of events and amounts hardly repeat; names do, by the thousand: those are remembered.
             patterns.append((name, _python_pattern(pattern), None if name in ("id", "sequence") else set()))
-        if datetime in (info.annotation, *get_args(info.annotation)):
-            instants.append(name)
     check = getattr(model, "check", None)
     return msgspec.defstruct(
         model.__name__,
@@ -183,13 +218,11 @@ def _derive(model: type[BaseModel]) -> type[msgspec.Struct]:
         kw_only=True,
         omit_defaults=True,
         gc=False,
-        namespace={"__post_init__": _post_init(tuple(patterns), tuple(instants), check)},
+        namespace={"__post_init__": _post_init(tuple(patterns), check)},
     )
 
 
-def _post_init(
-    patterns: tuple[tuple[str, re.Pattern[str], set[str] | None], ...], instants: tuple[str, ...], check: Any
-) -> Any:
+def _post_init(patterns: tuple[tuple[str, re.Pattern[str], set[str] | None], ...], check: Any) -> Any:
     """The twin's check after decoding, written out field by field: a loop over the fields costs twice as much."""
     scope: dict[str, Any] = {"check": check}
     lines = ["def __post_init__(self):"]
@@ -200,10 +233,6 @@ def _post_init(
             lines.append(f"    if value is not None: verify{n}(value)")
         else:
             lines.append(f"    if value not in known{n} and value is not None: verify{n}(value)")
-    for name in instants:
-        lines.append(f"    value = self.{name}")
-        lines.append("    if value is not None and value.tzinfo is None:")
-        lines.append(f"        raise ValueError('{name}: an instant needs a time zone')")
     lines.append("    check(self)" if check is not None else "    return None")
     exec("\n".join(lines), scope)  # noqa: S102 -- names of the contract's own fields, nothing from outside
     return scope["__post_init__"]
@@ -246,7 +275,7 @@ def _twin_type(annotation: Any, metadata: typing.Iterable[Any] = (), nested: boo
         inner, *rest = get_args(annotation)
         return _twin_type(inner, rest, nested)
     if origin in (Union, types.UnionType):
-        return Union[tuple(_twin_type(arg, (), nested) for arg in get_args(annotation))]
+        return Union[tuple(_twin_type(arg, (), nested) for arg in get_args(annotation))]  # noqa: UP007
     if origin in (list, tuple, dict):
         args = tuple(arg if arg is Ellipsis else _twin_type(arg, (), True) for arg in get_args(annotation))
         return origin[args]
@@ -255,7 +284,7 @@ def _twin_type(annotation: Any, metadata: typing.Iterable[Any] = (), nested: boo
     if isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
         hints = get_type_hints(annotation, include_extras=True)
         return NamedTuple(annotation.__name__, [(f, _twin_type(hints[f], (), True)) for f in annotation._fields])
-    limits: dict[str, Any] = {}
+    limits: dict[str, Any] = {"tz": True} if annotation is datetime else {}
     for meta in metadata:
         items: tuple[Any, ...] = (
             tuple(meta) if isinstance(meta, GroupedMetadata) else getattr(meta, "metadata", None) or (meta,)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from shared.contract.base import (
     Closed,
@@ -22,6 +22,7 @@ from shared.contract.base import (
     Quantity,
     Sealed,
     UnitPrice,
+    as_array,
 )
 
 INPUT_BUCKETS = (
@@ -332,7 +333,7 @@ class RatedUnit(Closed):
 
     workspace: Id
     account: Id
-    lines: list[RatedLine]
+    lines: list[Annotated[RatedLine, BeforeValidator(as_array)]]
 
 
 class RatedUsage(Closed):

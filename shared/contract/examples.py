@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from shared.contract import events as e
@@ -119,7 +120,7 @@ _SUBJECTS: Mapping[type[Event], str] = {
 
 
 def example(model: type[Event]) -> dict[str, Any]:
-    """A valid event of the type, as a JSON document. Raises KeyError for a type that has no example yet."""
+    """A valid event of the type, as a JSON document of its own. Raises KeyError for a type that has no example yet."""
     event: dict[str, Any] = {
         "specversion": "1.0",
         "id": "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b",
@@ -128,7 +129,7 @@ def example(model: type[Event]) -> dict[str, Any]:
         "subject": _SUBJECTS.get(model, "ws-204"),
         "time": _TIME,
         "datacontenttype": "application/json",
-        "data": _DATA[model],
+        "data": deepcopy(_DATA[model]),
     }
     if model not in _SOURCES:
         event["sequence"] = "48211"

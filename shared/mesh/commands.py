@@ -10,6 +10,7 @@ from shared.contract.codec import Codec
 from shared.contract.topics import BY_NAME
 from shared.mesh import store
 from shared.mesh.consumer import REDRIVE
+from shared.mesh.errors import where
 from shared.mesh.service import Batch, Consumer, Done, Received, Record, Task
 from shared.mesh.store import OutboxRow
 from shared.mesh.transaction import Transaction, shard_of
@@ -85,7 +86,7 @@ def release_parked_task(runtime: Runtime) -> Any:
                     await store.unpark(tx.db, [row["id"]])
                 tx.count(f"parked:{topic.name}", -1)
             except Exception as error:
-                log.error("a parked record of %s fails again: %s", topic.name, type(error).__name__, exc_info=error)
+                log.error("a parked record of %s fails again: %s", topic.name, where(error))
                 failed.add(row["key"])
         return rows[-1]["id"]
 

@@ -24,6 +24,7 @@ from shared.contract.base import NewerVersion, Refused
 from shared.contract.codec import Codec
 from shared.mesh import metrics, store, tracing
 from shared.mesh.clock import Clock
+from shared.mesh.errors import where
 from shared.mesh.service import Batch, Consumer, Filter, Received, Record
 from shared.mesh.store import Connection, Cursor, DeadLetter, Pool
 from shared.mesh.transaction import Transaction
@@ -275,9 +276,9 @@ class TopicConsumer:
             self.progress.working_since = time.monotonic()
             try:
                 await self._take(records)
-            except Exception:
+            except Exception as error:
                 # A bug of the runtime itself: the records are read again from the cursors, never skipped.
-                log.exception("the batch is redone: error in the runtime")
+                log.error("the batch is redone: error in the runtime: %s", where(error))
                 metrics.RETRIES_TOTAL.labels(self.topic.name, "runtime").inc()
                 self._seek_back()
                 await self._pause_for(1.0)
@@ -378,10 +379,7 @@ class TopicConsumer:
             log.critical("%s-%s stops: too many records fail in the handler", tp.topic, tp.partition)
             self._stop(tp, partition, "limit")
             return
-        log.error(
-            "%s-%s offset %d fails in the handler: %s", tp.topic, tp.partition, record.offset, type(error).__name__,
-            exc_info=error,
-        )  # fmt: skip
+        log.error("%s-%s offset %d fails in the handler: %s", *tp, record.offset, where(error))
         refusal = (record, "handler", "handler_error", type(error).__name__)
         try:
             await self._effect([(tp, [record])], replay, failed=refusal)
@@ -743,7 +741,8 @@ class TopicConsumer:
         if seconds <= 0:
             return
         try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
         except TimeoutError:
             return
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.mesh import metrics
+from shared.mesh.errors import where
 
 log = logging.getLogger("steward.mesh")
 
@@ -111,8 +112,8 @@ class Port:
             return _json({"error": str(error)}, 410)
         except ValueError as error:
             return _json({"error": str(error)}, 400)
-        except Exception:
-            log.exception("read %s failed", name)
+        except Exception as error:
+            log.error("read %s failed: %s", name, where(error))
             return _json({"error": "the read failed; the service's log says why"}, 500)
         return _json(found, 200)
 

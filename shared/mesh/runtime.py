@@ -114,6 +114,7 @@ class Runtime:
             allow_auto_create_topics=False,
             logger=logging.getLogger("steward.faststream"),
             graceful_timeout=settings.drain_seconds,
+            log_level=logging.DEBUG,
             consumer_only=True,
         )
         declarations = [*service.consumers]
@@ -306,8 +307,9 @@ class Runtime:
 
     async def _hints(self) -> None:
         while not self._exit.is_set():
-            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._exit.wait(), _HINT_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HINT_SECONDS):
+                    await self._exit.wait()
             for consumer in self.consumers:
                 await consumer.commit_hints()
 

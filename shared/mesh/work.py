@@ -13,6 +13,7 @@ import asyncpg
 from shared.mesh import metrics, store
 from shared.mesh.clock import Clock
 from shared.mesh.consumer import TRANSIENT
+from shared.mesh.errors import where
 from shared.mesh.service import Done, JobHandler, Task, TaskHandler
 from shared.mesh.store import Pool
 from shared.mesh.transaction import Transaction, slot_of
@@ -63,9 +64,9 @@ class Worker:
                 except (*TRANSIENT, asyncpg.PostgresError) as error:
                     metrics.JOB_RUNS_TOTAL.labels(name, "failed").inc()
                     log.warning("job %s failed and is tried again: %s", name, type(error).__name__)
-                except Exception:
+                except Exception as error:
                     metrics.JOB_RUNS_TOTAL.labels(name, "failed").inc()
-                    log.exception("job %s failed and is tried again", name)
+                    log.error("job %s failed and is tried again: %s", name, where(error))
             await _wait(self._stopping, pace)
 
     async def run_job(self, name: str, *, force: bool = False) -> bool:
@@ -128,9 +129,9 @@ class Worker:
             except TRANSIENT:
                 await transaction.rollback()
                 raise
-            except Exception:
+            except Exception as error:
                 await transaction.rollback()
-                log.exception("a chunk of task %s failed; again later", task.name)
+                log.error("a chunk of task %s failed; again later: %s", task.name, where(error))
                 metrics.TASK_CHUNKS_TOTAL.labels(task.name, "failed").inc()
                 await store.postpone_task(db, task.id, now + timedelta(seconds=min(2**task.attempts, 300)))
                 return True
@@ -144,6 +145,8 @@ class Worker:
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        # Not wait_for: until Python 3.12 it swallows a cancellation that comes together with the event.
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return

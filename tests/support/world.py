@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import importlib.util
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +27,8 @@ SESSION_TIMEOUT_MS = 6_000
 
 def make(room: str) -> Service:
     """A room's declaration of its own, so that two of them in one process share nothing."""
-    service: Service = importlib.import_module(f"services.{room}.app").make_service()
+    module = importlib.import_module(f"services.{room}.app")
+    service: Service = module.make_service() if hasattr(module, "make_service") else module.service
     return service
 
 
@@ -47,6 +49,8 @@ class World:
         """Starts the servers, migrates every database and keeps a copy of each."""
         await self.stack.start_servers()
         for room in ROOMS:
+            if importlib.util.find_spec(f"services.{room}.app") is None:
+                continue
             runtime = Runtime(load(room), ServiceSettings.from_env(room, self.env), http=False)
             await runtime.prepare()
         async with self.admin() as admin:

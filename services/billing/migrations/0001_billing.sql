@@ -58,7 +58,7 @@ CREATE TABLE journal (
     period         text   NOT NULL CHECK (length(period) = 7),
     booked_at      timestamptz NOT NULL,
     event_at       timestamptz NOT NULL,
-    adjusts_period text   CHECK (adjusts_period = period AND kind = 'usage'),
+    adjusts_period text   CHECK (adjusts_period IS NULL OR (adjusts_period = period AND kind = 'usage')),
     lines_digest   bytea  CHECK (length(lines_digest) = 32),
     block          bigint NOT NULL,
     CHECK ((kind = 'usage') = (lines_digest IS NOT NULL))
@@ -184,7 +184,7 @@ BEGIN
         EXECUTE format('CREATE TRIGGER no_truncate BEFORE TRUNCATE ON %I FOR EACH STATEMENT '
                        'EXECUTE FUNCTION billing_refuse_change()', root);
     END LOOP;
-    FOR year IN 2024..2040 LOOP
+    FOR year IN 2025..2034 LOOP
         PERFORM billing_make_year(year);
     END LOOP;
 END $$;

@@ -1,0 +1,108 @@
+"""An operator's command to a service: it travels over Kafka like every change of state, and names a person."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from deploy.cli.ask import actor, ask
+from deploy.cli.errors import Refused, Unavailable
+
+_POLL_SECONDS = 0.1
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Who commands, why, and how long to wait (seconds; 0 = not at all)."""
+
+    actor: str
+    ticket: str
+    timeout: float
+
+
+def command_options(function: _F) -> _F:
+    """The options of every command that changes something."""
+    for option in (
+        click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True,
+                     help="Seconds to wait until it is done; 0 does not wait."),
+        click.option("--ticket", default="none", show_default=True, help="Why: a reference into your own records."),
+        click.option("--actor", "by", help="Who asks  [default: STEWARD_ACTOR, or your user name]"),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def who(by: str | None, ticket: str, timeout: float) -> Who:
+    """Raises UsageError for a name that is no id of the contract."""
+    import re
+
+    for name, value in (("--actor", by), ("--ticket", ticket)):
+        if value is not None and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}", value) is None:
+            raise click.UsageError(f"{name}: letters, digits and _ . : - only, 64 at most, and no blank")
+    return Who(by or actor(), ticket, timeout)
+
+
+def order(known: Mapping[str, str], service: str, action: str, targets: Sequence[str], by: Who) -> None:
+    """Sends one command for each target, and waits until the service has read them all (not: until it is done)."""
+    offset = asyncio.run(_send(known, service, action, targets, by))
+    if by.timeout:
+        until(by.timeout, f"{service} has not read the command", lambda: _read(known, service) > offset)
+
+
+def until(timeout: float, trouble: str, condition: Callable[[], bool]) -> None:
+    """Polls until `condition` holds. Ends the command after `timeout` seconds: what was asked for may still come."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() >= end:
+            raise Refused(f"{trouble} after {timeout:g} s; it stays ordered: see `steward status`")
+        time.sleep(_POLL_SECONDS)
+
+
+async def _send(known: Mapping[str, str], service: str, action: str, targets: Sequence[str], by: Who) -> int:
+    from aiokafka import AIOKafkaProducer
+    from aiokafka.errors import KafkaError
+
+    from shared.contract import events, topics
+    from shared.contract.codec import build, validated
+    from shared.contract.ids import uuid7
+    from shared.mesh.settings import KafkaSettings
+
+    model, topic = events.OperatorCommand, topics.COMMANDS
+    producer = AIOKafkaProducer(
+        **KafkaSettings.from_env(known).client(), client_id="steward-command", enable_idempotence=True, acks="all"
+    )
+    await producer.start()
+    try:
+        offset = -1
+        for target in targets:
+            now = time.time()
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+            raw = build(
+                model, id=uuid7(int(now * 1000), secrets.randbits), source="operator", subject=service, time=at,
+                data={"service": service, "action": action, "target": target, "actor": by.actor, "ticket": by.ticket},
+            )  # fmt: skip
+            headers = [("content-type", b"application/cloudevents+json"), ("ce_source", b"operator")]
+            sent = await producer.send_and_wait(
+                topic.name, validated(model, raw), key=service.encode(), headers=headers
+            )
+            offset = max(offset, sent.offset)
+        return offset
+    except KafkaError as error:
+        raise Unavailable(f"Kafka did not take the command ({type(error).__name__}): see `steward status`") from error
+    finally:
+        await producer.stop()
+
+
+def _read(known: Mapping[str, str], service: str) -> int:
+    """Up to which offset the service has read its commands."""
+    from shared.contract.topics import COMMANDS
+
+    rows = ask(known, service, "cursors")
+    return max((int(row["next_offset"]) for row in rows if row["topic"] == COMMANDS.name), default=-1)

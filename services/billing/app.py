@@ -1,0 +1,307 @@
+"""Billing: topics to handlers, jobs, reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prometheus_client import Gauge
+
+from services.billing import charges, ledger, payments, store
+from services.billing.books import State
+from services.billing.ledger import BillingConfig
+from shared.contract import events, topics
+from shared.contract.ids import derived_id, id_ms
+from shared.mesh import Batch, Partitioned, Service, Transaction, metrics
+from shared.mesh.http import NotFound
+from shared.mesh.store import Connection
+from shared.policy import policy
+
+WAITING = Gauge(
+    "steward_billing_waiting_payments",
+    "Refunds and disputes that wait for their purchase (outcome=waiting), or are suspense.",
+    ["outcome"],
+    registry=metrics.REGISTRY,
+)
+
+CONFIG = BillingConfig.parse(files("services.billing").joinpath("billing.toml").read_text(encoding="utf-8"))
+
+# Grants, waiting payments and balances that one run of a job takes on; the rest comes with the next run.
+_CHUNK = 2_000
+# Every balance is published again this often, so that a stale record of a frozen relay does not stay the last one.
+_ROUND = timedelta(hours=1)
+# Rated records carry up to thousands of lines each: so many of them are one transaction.
+_RECORDS = 32
+
+
+async def observe(db: Connection, now: datetime) -> None:
+    """Refreshes the room's gauges."""
+    counts = await store.waiting_counts(db)
+    for state in ("waiting", "suspense"):
+        WAITING.labels(state).set(counts.get(state, 0))
+
+
+service = Service(
+    "billing",
+    migrations=Path(__file__).parent / "migrations",
+    partitioned=(Partitioned("line_seen", back=policy().window.days + 1, ahead=7, bound=charges.day_bound),),
+    on_observe=observe,
+)
+
+
+@service.consumes(topics.USAGE_RATED, batch=_RECORDS)
+async def post_charges(batch: Batch, tx: Transaction) -> None:
+    """Books the lines that are new: one journal for each workspace and period of use."""
+    db, now = tx.db, tx.now
+    low = charges.low_water(now, policy().window)
+    found = charges.gather(received.event for received in batch.events)
+    fresh = found.fresh
+    found.drop_seen(await store.seen_lines(db, sorted(fresh), low, fresh, now.year))
+    if fresh:
+        found.drop_seen(await store.add_seen(db, found.seen_rows(), low, now.date()))
+    found.settle_repeats()
+    if fresh:
+        items = list(fresh.values())
+        owners = charges.owners(items)
+        default = CONFIG.legal_class()
+        books = await store.open_books(db, now, CONFIG, owners, dict.fromkeys(owners, default))
+        byok = await store.lock_byok(db, charges.byok_months(items))
+        todo = charges.bills(items)
+        touched = {(books.standings[bill.workspace].legal_class, bill.period) for bill in todo}
+        closed = await store.share_periods(db, touched, CONFIG)
+        ids = iter(await store.journal_ids(db, len(todo)))
+        for legal_class, rows in charges.post(books, todo, ids, closed, byok).items():
+            await store.add_lines(db, legal_class, now.year, rows)
+        await store.set_byok(db, byok)
+        publish_balances(tx, await store.close_books(db, books))
+    tx.count("booked", len(fresh))
+    tx.count("line_duplicates", found.duplicates)
+    tx.count("conflicts", found.conflicts)
+
+
+@service.consumes(topics.PAYMENTS, batch=1_000)
+async def post_payments(batch: Batch, tx: Transaction) -> None:
+    """Books payments, grants, opening balances and notes, each once, in order."""
+    db, now = tx.db, tx.now
+    arrived = [received.event for received in batch.events]
+    owners = {event.data.workspace: event.data.account for event in reversed(arrived)}
+    stated = payments.stated_jurisdictions(arrived)
+    classes = {name: CONFIG.legal_class(stated.get(name)) for name in owners}
+    books = await store.open_books(db, now, CONFIG, owners, classes)
+    if moves := payments.moves(books, stated):
+        books.other_accounts = await store.enter_class(db, moves)
+    known = await store.open_payments(
+        db,
+        books,
+        causes=payments.causes(books, arrived),
+        payments={e.data.payment for e in arrived if hasattr(e.data, "payment")},
+        disputes={e.data.dispute for e in arrived if hasattr(e.data, "dispute")},
+        notes={e.data.note for e in arrived if hasattr(e.data, "note")},
+    )
+    for event in arrived:
+        tx.count(f"payments_{known.take(event)}")
+    tx.count("jurisdiction_conflicts", known.jurisdiction_conflicts)
+    publish_balances(tx, await store.close_payments(db, known))
+
+
+@service.job("expire-grants", every=timedelta(minutes=1))
+async def expire_grants(now: datetime, tx: Transaction) -> None:
+    """Granted credit that is over becomes breakage."""
+    due = await store.due_grants(tx.db, now, _CHUNK)
+    if due:
+        # Opening the books is what expires grants, here as everywhere.
+        books = await store.open_books_by_id(tx.db, now, CONFIG, due)
+        publish_balances(tx, await store.close_books(tx.db, books))
+
+
+@service.job("settle-waiting", every=timedelta(minutes=1))
+async def settle_waiting(now: datetime, tx: Transaction) -> None:
+    """What has waited too long for its purchase becomes suspense."""
+    due = await store.due_waiting(tx.db, now - CONFIG.wait, _CHUNK)
+    if not due:
+        return
+    books = await store.open_books_by_id(tx.db, now, CONFIG, {item.workspace_id for item in due})
+    known = await store.open_payments(
+        tx.db, books, causes=(), payments={item.payment for item in due},
+        disputes={item.dispute for item in due if item.dispute}, notes=(),
+    )  # fmt: skip
+    by_id = {standing.workspace_id: standing for standing in books.standings.values()}
+    for item in due:
+        # A purchase may have come between the look and the lock.
+        waiting = known.waiting.get(item.cause)
+        if waiting is not None and waiting.state == "waiting" and item.workspace_id in by_id:
+            known.give_up(item.cause, by_id[item.workspace_id])
+    tx.count("suspense", known.suspense)
+    publish_balances(tx, await store.close_payments(tx.db, known))
+
+
+@service.job("close-periods", every=timedelta(hours=1))
+async def close_periods(now: datetime, tx: Transaction) -> None:
+    """Closes the months whose time for late usage is over."""
+    for legal_class, period in await store.closable_periods(tx.db, now):
+        start, end = ledger.period_start(period), ledger.period_end(period)
+        years = charges.booking_years(period, now)
+        await store.close_period(tx.db, legal_class, period, start, end, years, now)
+        tx.count("periods_closed")
+
+
+@service.job("republish-balances", every=timedelta(minutes=1))
+async def republish_balances(now: datetime, tx: Transaction) -> None:
+    """Goes round all balances and publishes each again, as it is, under the id that it had."""
+    publish_balances(tx, await store.next_balances(tx.db, _CHUNK, now, now - _ROUND))
+
+
+@service.job("forget-late-lines", every=timedelta(hours=1))
+async def forget_late_lines(now: datetime, tx: Transaction) -> None:
+    """Released lines are remembered for W from their arrival."""
+    await store.forget_late(tx.db, (now - policy().window).date())
+
+
+@service.reads("balance")
+async def read_balance(query: Mapping[str, str], tx: Transaction) -> Any:
+    """What a workspace has, in all its parts."""
+    row = await store.balance(tx.db, query.get("workspace", ""))
+    if row is None:
+        raise NotFound("no such workspace is known here")
+    month = ledger.period_of(tx.now)
+    listed = await store.byok_list(tx.db, row["account"], month)
+    return {
+        "workspace": row["workspace"],
+        "account": row["account"],
+        "class": row["class"],
+        "version": row["version"],
+        "changed_at": row["changed_at"],
+        "balance_pico": str(int(row["purchased_pico"] + row["granted_pico"] - row["receivable_pico"])),
+        "purchased_pico": str(int(row["purchased_pico"])),
+        "granted_pico": str(int(row["granted_pico"])),
+        "receivable_pico": str(int(row["receivable_pico"])),
+        "grants": [
+            {
+                "grant": grant.grant,
+                "remaining_pico": str(grant.remaining_pico),
+                "priority": grant.priority,
+                "expires_at": grant.expires_at,
+            }
+            for grant in await store.open_grants(tx.db, row["workspace_id"])
+        ],
+        "byok": {
+            "month": month,
+            "list_pico": str(listed),
+            "allowance_pico": str(CONFIG.byok_allowance_pico),
+            "fee_pico": str(ledger.byok_total(listed, CONFIG)),
+        },
+    }
+
+
+@service.reads("journal")
+async def read_journal(query: Mapping[str, str], tx: Transaction) -> Any:
+    """The charge line at a place in a rated record, the journal that booked it and the block that seals it."""
+    record = str(UUID(query.get("record", "")))
+    number = int(query.get("line", ""))
+    first = datetime.fromtimestamp(id_ms(record) // 1000, UTC)
+    years = charges.booking_years(ledger.period_of(first), tx.now)
+    line = await store.line(tx.db, record, number, years)
+    if line is None:
+        raise NotFound("no charge line is booked for that record and line")
+    journal = await store.journal(tx.db, line["journal"], line["class"], line["booking_year"])
+    assert journal is not None, "a charge line without its journal"
+    digest = journal["lines_digest"]
+    return {
+        "line": {
+            "record": record,
+            "line": number,
+            "hour": line["hour"],
+            "price_version": line["price_version"],
+            "tier": line["tier"],
+            "terms": line["terms"],
+            "quantities": line["quantities"],
+            "amount_pico": str(line["amount_pico"]),
+            "list_pico": str(line["list_pico"]),
+        },
+        "journal": {
+            "id": journal["id"],
+            "cause": journal["cause"],
+            "kind": journal["kind"],
+            "class": journal["class"],
+            "period": journal["period"],
+            "adjusts_period": journal["adjusts_period"],
+            "booked_at": journal["booked_at"],
+            "event_at": journal["event_at"],
+            "lines_digest": None if digest is None else digest.hex(),
+            "entries": [
+                {"account": e["account"], "kind": e["kind"], "amount_pico": str(int(e["amount_pico"]))}
+                for e in journal["entries"]
+            ],
+        },
+        "block": {
+            "class": journal["class"],
+            "block": journal["block"],
+            "hash": journal["hash"].hex(),
+            "prev": journal["prev"].hex(),
+        },
+    }
+
+
+@service.reads("periods")
+async def read_periods(query: Mapping[str, str], tx: Transaction) -> Any:
+    """Periods of use: open or closed, and what was charged in the closed ones."""
+    return [
+        {
+            "class": row["class"],
+            "period": row["period"],
+            "closes_at": row["closes_at"],
+            "closed_at": row["closed_at"],
+            "workspaces": row["workspaces"],
+            "charged_pico": None if row["closed_at"] is None else str(int(row["charged_pico"] or 0)),
+            "adjusted_pico": None if row["closed_at"] is None else str(int(row["adjusted_pico"] or 0)),
+        }
+        for row in await store.periods(tx.db)
+    ]
+
+
+@service.reads("ledger")
+async def read_ledger(query: Mapping[str, str], tx: Transaction) -> Any:
+    """The whole ledger by legal class and kind of account; `sum_pico` is 0 or the books are wrong."""
+    found: dict[str, dict[str, Any]] = {
+        head["class"]: {"sum_pico": 0, "entries": 0, "kinds": {}, "block": head["block"], "hash": head["hash"].hex()}
+        for head in await store.heads(tx.db)
+    }
+    for row in await store.ledger(tx.db):
+        of_class, amount = found[row["class"]], int(row["amount_pico"])
+        of_class["sum_pico"] += amount
+        of_class["entries"] += row["entries"]
+        of_class["kinds"][row["kind"]] = str(amount)
+    return {name: of_class | {"sum_pico": str(of_class["sum_pico"])} for name, of_class in found.items()}
+
+
+@service.reads("waiting")
+async def read_waiting(query: Mapping[str, str], tx: Transaction) -> Any:
+    """Refunds and disputes that nobody could match yet, oldest first."""
+    rows = await store.waiting(tx.db, min(int(query.get("limit", "100")), 1000))
+    return [dict(r) | {"credit_pico": None if r["credit_pico"] is None else str(int(r["credit_pico"]))} for r in rows]
+
+
+def publish_balances(tx: Transaction, states: Iterable[State]) -> None:
+    """One record for each workspace, with what it has at its version."""
+    for workspace, version, purchased, granted, receivable, changed_at in states:
+        tx.publish(
+            topics.BALANCES,
+            events.BalanceChanged,
+            id=derived_id(ledger.microseconds(changed_at) // 1000, "balance", workspace, str(version)),
+            subject=workspace,
+            key=workspace,
+            time=changed_at,
+            data={
+                "workspace": workspace,
+                "version": version,
+                "balance_pico": str(purchased + granted - receivable),
+                "purchased_pico": str(purchased),
+                "granted_pico": str(granted),
+                "receivable_pico": str(receivable),
+            },
+            trusted=True,
+        )
