@@ -13,13 +13,19 @@ COMMANDS: dict[str, Lazy] = {
     "wait": Lazy("deploy.cli.stack:wait", "Wait until the mesh has nothing left to do."),
     "doctor": Lazy("deploy.cli.stack:doctor", "Check servers and machine before anything starts."),
     "emit": Lazy("deploy.cli.emit:emit", "Send events from a file, each checked against the contract."),
-    "check": Lazy("deploy.cli.books:check", "Prove that the books are right."),
-    "explain": Lazy("deploy.cli.books:explain", "Show how a generation came to its charge."),
-    "balance": Lazy("deploy.cli.books:balance", "Show what a workspace has."),
+    "check": Lazy("deploy.cli.books:check", "Prove that the books are right, now, on the running mesh."),
+    "explain": Lazy(
+        "deploy.cli.books:explain", "Show how a generation came to its charge, from its tokens to the ledger."
+    ),
+    "balance": Lazy(
+        "deploy.cli.books:balance", "Show what a workspace has: credit bought, credit granted, and what it owes."
+    ),
     "quarantine": Lazy("deploy.cli.quarantine:quarantine", "See usage that could not be priced, and release it."),
-    "dead-letters": Lazy("deploy.cli.dead_letters:dead_letters", "See records that failed, and send them again."),
-    "cursors": Lazy("deploy.cli.cursors:cursors", "See and move where services read on."),
-    "contract": Lazy("deploy.cli.contract:contract", "Write the contract: AsyncAPI and JSON Schemas."),
+    "dead-letters": Lazy(
+        "deploy.cli.dead_letters:dead_letters", "See the records that could not be handled, and send them again."
+    ),
+    "cursors": Lazy("deploy.cli.cursors:cursors", "See and move where services read on in their topics."),
+    "contract": Lazy("deploy.cli.contract:contract", "Write the contract: AsyncAPI document and JSON Schemas."),
     "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
 }
 

@@ -16,9 +16,10 @@ import click
     help="The folder to write to; it is made when absent.",
 )
 def contract(folder: Path) -> None:
-    """Write the contract: asyncapi.yaml, and schemas/ with a JSON Schema for each event type.
+    """Write the contract: AsyncAPI document and JSON Schemas.
 
-    Every document stands alone, and each schema holds a valid example. Needs no running mesh.
+    asyncapi.yaml says which topics there are, who writes and reads them and what they carry; schemas/ has a JSON
+    Schema for each event type. Every document stands alone, and each schema holds a valid example. Needs no running mesh.
     """
     from shared.contract.export import write
 

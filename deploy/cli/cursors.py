@@ -55,7 +55,7 @@ def cursors() -> None:
     """See and move where services read on in their topics.
 
     The cursors in PostgreSQL decide; the offsets that Kafka shows for a group are hints for lag tools, and moving
-    those does nothing. A running service notices at once.
+    those does nothing. A running service notices with the partition's next record, a restarted one at once.
     """
 
 

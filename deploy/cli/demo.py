@@ -111,33 +111,37 @@ async def _run(options: Options) -> bool:
     # A topic made a moment ago has no leader for some milliseconds: what is not raised, was retried and went well.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     stack = Stack.throw_away(fast_start=not options.is_long, say=_sayer(console), console=console)
-    task = asyncio.current_task()
-    assert task is not None
-    asked = False
+    clock = clock_from(os.environ.get("STEWARD_CLOCK"), os.environ.get("STEWARD_ENV", "local"))
+
+    asked = holds = False
+
+    async def play() -> None:
+        nonlocal holds
+        holds = await Demo(options, console, clock, stack, _prove).run()
+        if options.keep:
+            await _keep(console, stack.home)
+
+    # A task of its own: a signal cancels it, and never the stopping of what it has started.
+    playing = asyncio.create_task(play())
 
     def stop() -> None:
         nonlocal asked
         if asked:
             stack.hurry()
-        elif not asked:
+        else:
             asked = True
             console.print("\nstopping (a second Ctrl-C does not wait)")
-            task.cancel()
+            playing.cancel()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop)
-    holds = False
     try:
-        clock = clock_from(os.environ.get("STEWARD_CLOCK"), os.environ.get("STEWARD_ENV", "local"))
-        holds = await Demo(options, console, clock, stack, _prove).run()
-        if options.keep:
-            await _keep(console, stack.home)
-    except asyncio.CancelledError:
-        if not asked:
-            raise
+        await asyncio.wait((playing,))
     finally:
-        await stack.stop(grace=10.0)
+        await stack.stop(grace=5.0)
+    if not playing.cancelled():
+        playing.result()  # raises what went wrong
     return holds
 
 

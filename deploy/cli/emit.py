@@ -79,9 +79,8 @@ class Reader:
     def read(self, lines: Iterable[bytes]) -> Iterator[Good | Bad]:
         """Each line's record, or what is wrong with it. Blank lines are no lines."""
         for number, line in enumerate(lines, start=1):
-            raw = line.strip()
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            # Some editors begin a file with a byte order mark.
+            raw = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
             if raw:
                 yield self._one(number, raw)
 
@@ -172,9 +171,10 @@ async def _acknowledged(waiting: list[asyncio.Future[Any]]) -> None:
 @click.option("--dry-run", is_flag=True, help="Check only.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def emit(file: IO[bytes], all_or_nothing: bool, dry_run: bool, as_json: bool) -> None:
-    """Send the gateway's events in FILE, one CloudEvents JSON document a line.
+    """Send events from a file, each checked against the contract.
 
-    The topic follows from the event's type. A line that is no event is left out and told, with its number and
+    FILE holds the gateway's events, one CloudEvents JSON document a line; - is the standard input. The topic follows
+    from the event's type. A line that is no event is left out and told, with its number and
     the reason; the others are sent. Send a file twice and nothing happens twice: events keep their ids.
 
     Exit code 1 when any line was bad, 3 when Kafka cannot be reached.

@@ -21,14 +21,16 @@ from deploy.demo.mesh import Reads, by_reason, published_balances, use_by_model
 from deploy.demo.progress import Progress, Watch, until
 from deploy.demo.show import Page, show, whole
 from deploy.demo.trace import Trace
-from deploy.demo.world import LATER_PRICED, WORKSPACES_MAX
+from deploy.demo.world import LATER_PRICED, WORKSPACES_MAX, offered
 from deploy.local.errors import LocalError
 from deploy.local.idle import wait_idle
 from deploy.local.stack import Stack
 from deploy.rooms import ROOMS
+from services.metering.price_book import PriceBook
 from shared.contract.topics import GENERATIONS, PRICES
 from shared.mesh.clock import Clock
 from shared.mesh.settings import KafkaSettings
+from shared.policy import policy
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -80,7 +82,8 @@ class Demo:
     async def run(self) -> bool:
         """Starts the stack, plays the gateway, proves the books and prints the page; whether all of it holds."""
         options, stack = self._options, self._stack
-        _, self._gateway = await _both(stack.start_servers(), asyncio.to_thread(self._make_gateway))
+        _, book = await _both(stack.start_servers(), asyncio.to_thread(self._load_prices))
+        self._gateway = self._make_gateway(book)
         reads = Reads(stack.settings)
         emitter = Emitter(KafkaSettings.from_env(stack.settings))
         progress = Progress(self._rooms, started=self._started)
@@ -106,11 +109,16 @@ class Demo:
         await self._stack.start_rooms(self._rooms)
         return time.monotonic()
 
-    def _make_gateway(self) -> Gateway:
-        """Loads the prices and makes the world, in a thread while the servers start."""
-        from services.metering.price_book import PriceBook
+    def _load_prices(self) -> PriceBook:
+        """The seeded prices of the models on offer; a second's work, done in a thread while the servers start."""
         from services.metering.seed import GenaiPrices
 
+        book, now = PriceBook(catalogue=GenaiPrices()), self._clock.now()
+        offered(book, now - policy().window, now)
+        return book
+
+    def _make_gateway(self, book: PriceBook) -> Gateway:
+        """The gateway, whose traffic ends a minute before this moment."""
         options, now = self._options, self._clock.now()
         played = (
             arrivals.traced(options.traces, now)
@@ -120,7 +128,7 @@ class Demo:
         return Gateway(
             seed=options.seed,
             clock=_Fixed(now),
-            book=PriceBook(catalogue=GenaiPrices()),
+            book=book,
             arrivals=played,
             workspace_count=max(12, min(400, WORKSPACES_MAX, played.count // 400)),
         )

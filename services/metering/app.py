@@ -94,9 +94,13 @@ class Room:
         first = today.replace(day=1)
         await self.stale_keys.ensure([(first - timedelta(days=1)).replace(day=1), first], now)
 
-    async def refresh(self, db: Connection) -> None:
-        """Reads the prices again if one became known."""
-        revision = await store.price_revision(db)
+    async def refresh(self, db: Connection, *, hold: bool = False) -> None:
+        """Reads the prices again if one became known.
+
+        `hold`: no price becomes known before this transaction ends, so that whatever it quarantines is there when a
+        price that comes next releases what waits for it.
+        """
+        revision = await store.price_revision(db, hold=hold)
         if revision != self.revision:
             for body in await store.prices(db):
                 version = from_json(body)
@@ -237,7 +241,13 @@ class Metering:
             for key in late:
                 del fresh[key]
         n_duplicates += await self._keep_stale(stale)
+        kept, revision = list(self._quarantine), room.revision
         self._rate(fresh)
+        if len(self._quarantine) > len(kept):
+            await room.refresh(tx.db, hold=True)
+            if room.revision != revision:
+                self._effects, self._quarantine = Effects(topics.USAGE_RATED.partitions), kept
+                self._rate(fresh)
         corrections = [(key, ms, r) for key, (r, ms, _) in fresh.items() if r.event.type == events.UsageCorrected.TYPE]
         await self._write()
         for key, ms, r in corrections:

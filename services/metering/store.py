@@ -162,8 +162,10 @@ async def prices(db: Connection) -> list[Any]:
     return [row["body"] for row in await db.fetch("SELECT body FROM price ORDER BY known_from, version")]
 
 
-async def price_revision(db: Connection) -> int:
-    """Rises whenever a price becomes known."""
+async def price_revision(db: Connection, *, hold: bool) -> int:
+    """Rises whenever a price becomes known; `hold` keeps it from rising until this transaction ends."""
+    if hold:
+        return int(await db.fetchval("SELECT revision FROM price_revision FOR SHARE"))
     return int(await db.fetchval("SELECT revision FROM price_revision"))
 
 

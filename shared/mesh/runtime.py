@@ -244,26 +244,6 @@ class Runtime:
                 self._pool.terminate()
         log.info("%s is stopped", self.service.name)
 
-    async def abandon(self) -> None:
-        """Ends as a killed process does: nothing finished, nothing said. For tests of crashes within one process."""
-        for task in self._tasks:
-            task.cancel()
-        for consumer in self.consumers:
-            consumer.stop()
-        if self._pool is not None:
-            self._pool.terminate()
-        for close in self._closers:
-            await close()
-        for subscriber in self._broker.subscribers if self._broker is not None else ():
-            for task in getattr(subscriber, "tasks", ()):
-                task.cancel()
-            if (client := getattr(subscriber, "consumer", None)) is not None:
-                with contextlib.suppress(KafkaError):
-                    await client.stop()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if hasattr(self, "port"):
-            await self.port.close()
-
     async def serve(self) -> int:
         """Runs until SIGTERM or SIGINT; returns the exit code (1 when the service gave up)."""
         loop = asyncio.get_running_loop()

@@ -79,7 +79,8 @@ async def claim(db: Connection, grp: str, topic: str, part: int, owner: str, now
             grp, topic, part, owner, now,
         )  # fmt: skip
     assert row is not None
-    return Cursor(row["epoch"], row["next_offset"], row["high_offset"], created=row["epoch"] == 1)
+    # Whoever made the row may have died before its first move: until then, the log's start is where it begins.
+    return Cursor(row["epoch"], row["next_offset"], row["high_offset"], created=row["high_offset"] == 0)
 
 
 async def reclaim(db: Connection, grp: str, topic: str, part: int, epoch: int, now: datetime) -> Cursor | None:

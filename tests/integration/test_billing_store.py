@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -367,9 +369,29 @@ async def test_two_transactions_with_the_same_line_book_it_once(room: Room) -> N
     assert (await room.counters())["line_duplicates"] == 1
 
 
+async def test_two_transactions_on_one_workspace_lose_nothing(room: Room) -> None:
+    await room.pay(settled("w", "p", "10"))
+    async with room.pool.acquire() as db:
+        transaction = db.transaction()
+        await transaction.start()
+        tx = Transaction("billing", db, NOW)
+        await app.post_charges(batch(topics.USAGE_RATED, USAGE, [rated("r1", ("w", [line(1, PICO)]))]), tx)
+        await tx.flush()
+        others = [
+            asyncio.create_task(room.usage(rated("r2", ("w", [line(2, 2 * PICO)])))),
+            asyncio.create_task(room.pay(settled("w", "p2", "5"))),
+        ]
+        await waits_for_lock(room)
+        await transaction.commit()
+    await asyncio.gather(*others)
+    assert await room.balance("w") == (12 * PICO, 0, 0)
+
+
 async def waits_for_lock(room: Room) -> None:
-    while not await room.admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
-        await asyncio.sleep(0)
+    """Until a transaction stands before another one's lock. Raises TimeoutError when none does."""
+    async with asyncio.timeout(20):
+        while not await room.admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+            await asyncio.sleep(0)
 
 
 async def test_lines_older_than_the_window_are_booked_once_too(room: Room) -> None:
@@ -597,6 +619,40 @@ async def test_balances_are_published_again_as_they_are(room: Room) -> None:
     room.now += timedelta(hours=1)
     await room.run("republish-balances")
     assert len(await room.published()) == 6
+
+
+# --- lessons -----------------------------------------------------------------------------------------------------
+
+LESSONS = Path(app.__file__).with_name("examples")
+
+
+async def test_the_lessons_say_what_the_database_answers(room: Room) -> None:
+    """`STEWARD_WRITE_LESSONS=1` writes the answers down anew."""
+
+    def granted(name: str, usd: str, priority: int) -> bytes:
+        return paid(e.CreditGranted, "acme", name, grant=name, credit_pico=str(pico(usd)), priority=priority)
+
+    await room.pay(settled("acme", "p1", "10"), granted("g1", "2", 100), granted("g2", "1", 1))
+    await room.usage(rated("r1", ("acme", [line(1, pico("1.50"))])))
+    await room.usage(rated("r2", ("acme", [line(2, pico("3")), line(3, pico("1"))])))
+    for lesson in sorted(LESSONS.glob("*.sql")):
+        if lesson.name == "03_refund.sql":
+            await room.pay(refunded("acme", "f1", "p1", "9"))
+        rows = await room.admin.fetch(lesson.read_text(encoding="utf-8"))
+        table = [list(rows[0].keys()), *([shown(value) for value in row] for row in rows)]
+        widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
+        answer = "".join(
+            " | ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip() + "\n"
+            for row in table
+        )
+        written = lesson.with_suffix(".out")
+        if os.environ.get("STEWARD_WRITE_LESSONS"):
+            written.write_text(answer, encoding="utf-8")
+        assert written.read_text(encoding="utf-8") == answer
+
+
+def shown(value: Any) -> str:
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 # --- what the database itself refuses ----------------------------------------------------------------------------

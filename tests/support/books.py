@@ -29,6 +29,11 @@ async def assert_books(mesh: Mesh, *gateways: Gateway) -> None:
         "ledger": 0,
     }
     assert said == expected, f"books {said}, sent {expected}, counters {counters}"
+    await assert_balances(mesh, *gateways)
+
+
+async def assert_balances(mesh: Mesh, *gateways: Gateway) -> None:
+    """Every workspace has what the gateways' own account says."""
     rows = await mesh.fetch(
         "billing",
         """SELECT r.workspace, b.purchased_pico + b.granted_pico - b.receivable_pico AS pico

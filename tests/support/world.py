@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import importlib.util
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -49,8 +48,6 @@ class World:
         """Starts the servers, migrates every database and keeps a copy of each."""
         await self.stack.start_servers()
         for room in ROOMS:
-            if importlib.util.find_spec(f"services.{room}.app") is None:
-                continue
             runtime = Runtime(load(room), ServiceSettings.from_env(room, self.env), http=False)
             await runtime.prepare()
         async with self.admin() as admin:
@@ -133,7 +130,7 @@ class Mesh:
     async def abandon(self, runtime: Runtime) -> None:
         """Ends a room as a kill does."""
         self.running.remove(runtime)
-        await runtime.abandon()
+        await _kill(runtime)
 
     async def stop(self, runtime: Runtime) -> None:
         """Ends a room as SIGTERM does."""
@@ -193,6 +190,30 @@ class Mesh:
         """Metering's durable counters."""
         rows = await self.fetch("metering", "SELECT name, sum(value)::bigint AS n FROM mesh_counter GROUP BY name")
         return {row["name"]: row["n"] for row in rows}
+
+
+async def _kill(runtime: Runtime) -> None:
+    """Nothing is finished, nothing is said: connections break, and whatever was frozen stays undone."""
+    for consumer in runtime.consumers:
+        consumer.stop()
+    runtime._exit.set()
+    if runtime._pool is not None:
+        runtime._pool.terminate()
+    for close in runtime._closers:
+        await close()
+    for subscriber in runtime._broker.subscribers if runtime._broker is not None else ():
+        client = getattr(subscriber, "consumer", None)
+        ours = list(getattr(subscriber, "tasks", ()))
+        if client is not None and client._coordinator is not None:
+            ours.append(client._coordinator._coordination_task)
+        for task in ours:
+            task.cancel()
+        await asyncio.gather(*ours, return_exceptions=True)
+        if client is not None:
+            await client.stop()
+    for task in runtime._tasks:
+        task.cancel()
+    await asyncio.gather(*runtime._tasks, return_exceptions=True)
 
 
 async def _none(*troubles: Sequence[str]) -> bool:

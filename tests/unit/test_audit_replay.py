@@ -1,0 +1,258 @@
+"""The replay: what billing's own code seals is accepted, and every change to it is found."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.audit import chain
+from services.audit.replay import Chain, Chart, Expected, Findings, Lines, Replay
+from services.billing import ledger
+from services.billing.ledger import Entry, Journal
+from services.metering.price_version import to_json
+from tests.unit.test_pricing import version
+
+AT = datetime(2026, 11, 24, 21, 0, 0, 123456, tzinfo=UTC)
+ACCOUNTS = [
+    {"id": 1, "class": "US", "kind": "revenue", "workspace_id": None},
+    {"id": 2, "class": "US", "kind": "payment_clearing", "workspace_id": None},
+    {"id": 3, "class": "US", "kind": "purchased", "workspace_id": 7},
+    {"id": 4, "class": "US", "kind": "receivable", "workspace_id": 7},
+    {"id": 9, "class": "EU", "kind": "revenue", "workspace_id": None},
+]
+PRICES = {"pv_test": to_json(version())}
+
+TEXTS = st.text(max_size=20)
+JOURNALS = st.builds(
+    lambda number, cause, kind, who, pico, late, adjusts: Journal(
+        number, "US", 2026, cause, kind, who, "2026-11", AT, AT - late, "2026-11" if adjusts else None,
+        b"\x01" * 32 if kind == "usage" else None, (Entry(1, pico), Entry(3, -pico)), b"",
+    ),
+    st.integers(1, 10**12), TEXTS, st.sampled_from(["usage", "purchase"]), st.none() | st.integers(1, 10**9),
+    st.integers(1, 10**25), st.timedeltas(timedelta(0), timedelta(days=400)), st.booleans(),
+)  # fmt: skip
+
+
+def rows_of(journals: list[Journal], block: int, previous: bytes) -> tuple[list[dict[str, Any]], bytes]:
+    """Journals as the tables have them once billing's code has sealed them, and the block's hash."""
+    ordered = sorted(journals)
+    sealed = ledger.block_hash("US", block, previous, AT, ordered)
+    rows = [
+        {
+            "id": j.id, "booking_year": j.booking_year, "cause": j.cause, "kind": j.kind, "workspace_id": j.workspace_id,
+            "period": j.period, "booked_at": j.booked_at, "event_at": j.event_at, "adjusts_period": j.adjusts_period,
+            "lines_digest": j.lines_digest, "block": block, "prev": previous, "hash": sealed, "journals": len(journals),
+            "sealed_at": AT, "accounts": [e.account for e in reversed(j.entries)],
+            "amounts": [str(e.amount_pico) for e in reversed(j.entries)],
+        }
+        for j in ordered
+    ]  # fmt: skip
+    return rows, sealed
+
+
+def journal(number: int, *entries: tuple[int, int], **changes: Any) -> Journal:
+    """A journal of a purchase."""
+    made = Journal(
+        number, "US", 2026, f"payment:{number}", "purchase", 7, "2026-11", AT, AT, None, None,
+        ledger.balanced([Entry(*e) for e in entries]), b"",
+    )  # fmt: skip
+    return made._replace(**changes)
+
+
+def chart() -> Chart:
+    made = Chart()
+    made.learn(ACCOUNTS)
+    return made
+
+
+@given(st.lists(JOURNALS, min_size=1, max_size=5, unique_by=lambda j: j.id))
+def test_blocks_that_billing_seals_have_the_hash_that_audit_computes(journals: list[Journal]) -> None:
+    rows, sealed = rows_of(journals, 1, chain.GENESIS)
+    forms = [chain.journal_form(row) for row in rows]
+    assert chain.block_hash("US", 1, chain.GENESIS, AT, forms) == sealed
+
+
+LINES = st.lists(
+    st.tuples(
+        st.uuids(version=4).map(str), st.integers(0, 4000), st.just("US"), st.just(2026), st.none() | st.integers(1, 99),
+        st.integers(0, 10**6), TEXTS, TEXTS, st.sampled_from(["list", "byok"]),
+        st.dictionaries(TEXTS, st.integers(-(10**12), 10**12), max_size=3).map(json.dumps), st.integers(-(2**63), 2**63 - 1),
+        st.integers(-(2**63), 2**63 - 1), st.just(5),
+    ),
+    min_size=1, max_size=5,
+)  # fmt: skip
+
+
+@given(LINES)
+def test_lines_that_billing_seals_have_the_digest_that_audit_computes(rows: list[tuple[Any, ...]]) -> None:
+    assert chain.lines_digest(rows) == ledger.lines_digest(rows)
+
+
+def two_blocks() -> list[dict[str, Any]]:
+    first, head = rows_of([journal(11, (2, 500), (3, -500)), journal(12, (2, 70), (3, -70))], 1, chain.GENESIS)
+    second, _ = rows_of([journal(13, (3, 100), (1, -100))], 2, head)
+    return first + second
+
+
+def replay(
+    rows: list[dict[str, Any]], head: tuple[int, bytes] | None = None, newest: int = 2
+) -> tuple[Chain, Chart, Findings]:
+    found, made, accounts = Findings(), Chain("US"), chart()
+    # One row at a time: where the batches were cut must not matter.
+    for row in rows:
+        made.take([row], accounts, found)
+    made.finish(newest, head, accounts, found)
+    return made, accounts, found
+
+
+def test_a_chain_is_replayed() -> None:
+    rows = two_blocks()
+    made, accounts, found = replay(rows, (2, rows[-1]["hash"]))
+    assert made.ok and found.sentences() == []
+    assert (made.block, made.journals, made.entries, made.sum_pico, made.newest_journal) == (2, 3, 6, 0, 13)
+    assert accounts.standing(7) == (470, 0, 0, 0)
+    assert accounts.numbers() == {7}
+
+
+def _set(n: int, **changes: Any) -> Any:
+    return lambda rows: rows[n].update(changes)
+
+
+CHAIN_TOUCHED: dict[str, tuple[Any, str]] = {
+    "a cause": (_set(0, cause="payment:x"), "block 1 does not have the content"),
+    "an instant": (_set(2, event_at=AT + timedelta(microseconds=1)), "block 2 does not have the content"),
+    "an amount": (_set(0, amounts=["-501", "501"]), "block 1 does not have the content"),
+    "an account": (_set(0, accounts=[4, 2]), "block 1 does not have the content"),
+    "a journal gone": (lambda rows: rows.pop(1), "block 1 has 1 journals, 2 were sealed in it"),
+    "a block gone": (lambda rows: rows.__delitem__(slice(0, 2)), "block 2 follows block 0"),
+    "the last block gone": (lambda rows: rows.pop(2), "block 2 exists, but journals only up to block 1"),
+    "a predecessor": (_set(2, prev=b"\x05" * 32), "block 2 does not name the hash"),
+    "no row in the chain": (_set(2, prev=None, hash=None, journals=None, sealed_at=None), "no row in the chain"),
+}
+
+
+@pytest.mark.parametrize("what", CHAIN_TOUCHED)
+def test_a_chain_that_was_touched(what: str) -> None:
+    touch, words = CHAIN_TOUCHED[what]
+    rows = two_blocks()
+    touch(rows)
+    made, _, found = replay(rows)
+    assert not made.ok
+    assert any(words in sentence for sentence in found.sentences()), found.sentences()
+
+
+def test_a_head_that_names_another_block() -> None:
+    rows = two_blocks()
+    for head in ((1, rows[0]["hash"]), (2, b"\x00" * 32)):
+        made, _, found = replay(rows, head)
+        assert not made.ok and "the head names" in found.sentences()[0]
+
+
+def test_a_journal_that_does_not_balance_and_an_account_that_does_not_exist() -> None:
+    unbalanced = journal(11, (2, 500), (3, -500))._replace(entries=(Entry(2, 500), Entry(3, -499)))
+    foreign = journal(12, (2, 5), (3, -5))._replace(entries=(Entry(9, 5), Entry(77, -5)))
+    rows, _ = rows_of([unbalanced, foreign], 1, chain.GENESIS)
+    made, _, found = replay(rows, newest=1)
+    assert made.ok, "sealed as it is"
+    assert found.sentences() == [
+        "journal 11 of class US sums to 1, not to 0",
+        "journal 12: class US has no account 77",
+        "journal 12: class US has no account 9",
+    ]
+
+
+def line_row(number: int, used: dict[str, int], amount: int, **changes: Any) -> tuple[Any, ...]:
+    """A charge line of journal 5, used in November 2026."""
+    row = {
+        "record": "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b", "line": number, "class": "US", "booking_year": 2026,
+        "workspace_id": 7, "hour": 498_800, "price_version": "pv_test", "tier": "standard", "terms": "list",
+        "quantities": json.dumps(used), "amount_pico": amount, "list_pico": amount, "journal": 5,
+    }  # fmt: skip
+    return tuple((row | changes).values())
+
+
+RIGHT = [line_row(0, {"input": 3}, 6_000_000), line_row(1, {"output": -1}, -8_000_000), line_row(2, {}, 0)]
+
+
+def take(rows: list[tuple[Any, ...]], **expected: Any) -> tuple[Lines, list[str]]:
+    found, lines = Findings(), Lines(prices=PRICES)
+    said: dict[str, Any] = {
+        "journal": 5, "lines_digest": ledger.lines_digest(rows), "period": "2026-11",
+        "charged_pico": sum(row[10] for row in rows),
+    }  # fmt: skip
+    lines.take(Expected(**(said | expected)), rows, found)
+    return lines, found.sentences()
+
+
+def test_lines_are_recomputed() -> None:
+    lines, said = take(RIGHT)
+    assert said == []
+    assert (lines.count, lines.charges_pico, lines.recomputed_pico) == (3, -2_000_000, -2_000_000)
+
+
+LINES_TOUCHED: dict[str, tuple[dict[str, Any], str]] = {
+    "another amount": ({"amount_pico": 6_000_001, "list_pico": 6_000_001}, "listed at 6000001, recomputed 6000000"),
+    "a discount nobody gave": ({"amount_pico": 5}, "charged 5, recomputed 6000000"),
+    "other terms": ({"terms": "sharing"}, "listed at 6000000, recomputed 5940000"),
+    "another version": ({"price_version": "pv_gone"}, "price version pv_gone is not known"),
+    "another tier": ({"tier": "batch"}, "tier 'batch'"),
+    "a unit without a price": ({"quantities": '{"image": 1}'}, "says nothing about 'image'"),
+    "quantities that are none": ({"quantities": '{"input": 0.5}'}, "Expected `int`"),
+    "another month": ({"hour": 498_800 + 30 * 24}, "used in 2026-12, booked for 2026-11"),
+}
+
+
+@pytest.mark.parametrize("what", LINES_TOUCHED)
+def test_a_line_that_is_wrong_from_the_start(what: str) -> None:
+    """Sealed as it is, so only recomputing it finds it."""
+    changes, words = LINES_TOUCHED[what]
+    _, said = take([line_row(0, {"input": 3}, 6_000_000, **changes)])
+    assert len(said) == 1 and words in said[0], said
+
+
+def test_lines_that_were_touched_after_they_were_sealed() -> None:
+    sealed = ledger.lines_digest(RIGHT)
+    _, said = take(RIGHT[:2], lines_digest=sealed, charged_pico=-2_000_000)
+    assert said == ["the lines of journal 5 are not those that were sealed with it"]
+    _, said = take(RIGHT[:1], charged_pico=-2_000_000)
+    assert said == ["journal 5 charges -2000000, its lines sum to 6000000"]
+    found, lines = Findings(), Lines(prices=PRICES)
+    lines.take(None, RIGHT, found)
+    lines.without_lines(Expected(6, b"", "2026-11", 0), found)
+    assert found.sentences() == [
+        "3 charge lines name journal 5, which does not exist",
+        "usage journal 6 has no charge lines",
+    ]
+
+
+def test_own_key_lines_are_kept_by_workspace_and_month() -> None:
+    lines, said = take([line_row(0, {"input": 3}, 1, terms="byok", list_pico=6_000_000)])
+    assert said == []
+    assert (lines.charges_pico, lines.recomputed_pico) == (1, 0)
+    assert {key: (m.list_pico, m.fee_pico) for key, m in lines.byok.items()} == {(7, "2026-11"): (6_000_000, 1)}
+
+
+def test_many_findings_of_a_kind_are_counted_and_a_few_are_told() -> None:
+    found = Findings()
+    for n in range(12):
+        found.add("line", f"line {n}")
+    assert found.sentences() == ["line 0", "line 1", "line 2", "line 3", "line 4", "... and 7 more like it (line)"]
+
+
+def test_balances_are_compared_with_the_replay() -> None:
+    made = Replay(AT)
+    made.chart.learn(ACCOUNTS)
+    found = Findings()
+    made.chain("US").take(two_blocks(), made.chart, found)
+    made.chain("US").finish(2, None, made.chart, found)
+    row = {"workspace_id": 7, "purchased_pico": "470", "granted_pico": "0", "receivable_pico": "0"}
+    known: set[int] = set()
+    assert made.unequal_balances([row], known, found) == 0
+    assert known == {7}
+    assert made.unequal_balances([row | {"purchased_pico": "471"}], known, found) == 1
+    assert found.sentences() == ["ledger workspace 7: balance (471, 0, 0), replay (470, 0, 0)"]

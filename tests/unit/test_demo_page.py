@@ -1,0 +1,228 @@
+"""The demo's last page: it fits, it degrades, and it does not say that all is well when something is not."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deploy.demo.account import Account, Found, ModelUse, compare
+from deploy.demo.run import choose
+from deploy.demo.show import Page, bars, show
+
+PICO = 10**12
+BOOKS: dict[str, Any] = {
+    "emitted": 110, "missing": 0, "rated": 100, "duplicates": 4, "conflicts": 1, "quarantined": 3, "dead_lettered": 3,
+    "erased": 0, "charges_pico": str(30 * PICO), "recomputed_pico": str(30 * PICO), "ledger_sum_pico": "0", "journals": 12,
+    "chain_ok": True, "balances_equal_replay": True, "errors": [], "warnings": [], "undetermined": [], "ok": True,
+    "payments": {"records": 3, "repeated": 1},
+}  # fmt: skip
+
+
+def account() -> Account:
+    return Account(
+        emitted=110,
+        rated=100,
+        duplicates=4,
+        conflicts=1,
+        dead_lettered=Counter(malformed=2, empty=1),
+        quarantined=Counter(unknown_model=3),
+        by_model={"gpt-4o": ModelUse(90, 1_000, 200)},
+        payments_sent=3,
+        payments=2,
+        purchases_pico=100 * PICO,
+        refunds_pico=20 * PICO,
+        grants_pico=5 * PICO,
+        openings_pico=-PICO,
+        credited=Counter({"amber-otter": 60 * PICO, "blue-heron": 24 * PICO}),
+    )
+
+
+def found(**changes: Any) -> Found:
+    right = Found(
+        books=BOOKS,
+        dead_letters={"malformed": 2, "empty": 1},
+        quarantine={"unknown_model": 3},
+        by_model={"gpt-4o": ModelUse(90, 1_000, 200)},
+        ledger={
+            "payment_clearing": 85 * PICO,
+            "fees": -5 * PICO,
+            "promotions": 5 * PICO,
+            "opening": -PICO,
+            "revenue": -30 * PICO,
+        },
+        published={"amber-otter": 40 * PICO, "blue-heron": 14 * PICO},
+        balances={"amber-otter": 40 * PICO, "blue-heron": 14 * PICO},
+    )
+    return replace(right, **changes)
+
+
+def page(**changes: Any) -> Page:
+    lines = [
+        {"unit": "input", "quantity": 1000, "billed": 1000, "unit_price_usd": "0.0000025", "exact_pico": "2500000000"},
+        {"unit": "cache_read", "quantity": 7, "billed": 0, "unit_price_usd": "0.00000125", "exact_pico": "0"},
+    ]
+    explained: dict[str, Any] = {
+        "generation_id": "01a20fae-aeaf-7b81-8799-5276a016baf1", "workspace": "amber-otter", "model": "gpt-4o",
+        "provider": "openai", "outcome": "completed", "rule": "data_sharing", "tier": "batch>200000",
+        "occurred_at": "2026-11-24T22:30:35.123456Z", "lines": lines, "exact_list_pico": "2500000000",
+        "exact_pico": "4949999999/2", "amount_pico": "2475000000", "price_version": "pv_1", "price_source": "genai-prices 1",
+        "line": 3, "booked": {
+            "line": {"amount_pico": "2475000000"}, "journal": {"id": 7, "period": "2026-11"},
+            "block": {"block": 2, "class": "US"},
+        },
+    }  # fmt: skip
+    row = {"generations": 90, "input_tokens": 1_000, "output_tokens": 200, "amount_pico": "3.0E+13"}
+    made = Page(
+        seed=1,
+        traces=(),
+        usage=[row | {"model": "gpt-4o"}, *(row | {"model": f"model-with-a-rather-long-name-{n}"} for n in range(20))],
+        spend={f"workspace-{n:02}": (50 - n) * PICO for n in range(30)},
+        balances={f"workspace-{n:02}": (n - 3) * PICO for n in range(30)},
+        letters=[{"reason": "malformed", "detail": "not a JSON document"}] * 2 + [{"reason": "empty", "detail": None}],
+        quarantine=[{"reason": "unknown_model", "model": "lumen-3-preview", "n": 3}],
+        waited=9,
+        waited_model="lumen-2-large",
+        books=BOOKS,
+        comparisons=compare(account(), found()),
+        explains=[explained, explained | {"rule": "byok", "booked": None, "tier": "standard"}],
+        records=113,
+        flow_seconds=2.0,
+        seconds=14.2,
+        report=None,
+    )
+    return replace(made, **changes)
+
+
+def printed(shown: Page, width: int, encoding: str = "utf-8") -> str:
+    raw = io.BytesIO()
+    text = io.TextIOWrapper(raw, encoding=encoding, errors="strict", newline="")
+    show(Console(file=text, width=width, highlight=False), shown)
+    text.flush()
+    return raw.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 120, 200])
+def test_every_line_fits(width: int) -> None:
+    lines = printed(page(), width).splitlines()
+    assert max(map(len, lines)) <= min(width, 120)
+    assert "\x1b" not in "".join(lines), "no colours where no terminal is"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_output_that_is_not_utf_8_gets_plain_letters(encoding: str) -> None:
+    text = printed(page(), 80, encoding)
+    assert "yes" in text and "####" in text
+
+
+def test_a_good_page_says_so() -> None:
+    text = printed(page(report=Path("proof.json")), 100)
+    assert page().holds
+    assert "✗" not in text
+    assert "The books balance. 113 events in 2.0 s (56/s) once the services were up, 14.2 s in all." in " ".join(
+        text.split()
+    )
+    assert "proof.json" in text
+    assert "4 workspaces have no credit left" in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        ({"books": BOOKS | {"rated": 99}}, "rated"),
+        ({"books": BOOKS | {"missing": 1}}, "missing"),
+        ({"books": BOOKS | {"conflicts": 0}}, "of them conflicts"),
+        ({"books": BOOKS | {"erased": 1}}, "erased"),
+        ({"books": BOOKS | {"charges_pico": str(30 * PICO + 1)}}, "credit given less balances = charges"),
+        ({"books": BOOKS | {"payments": {"records": 4, "repeated": 1}}}, "payment records"),
+        ({"books": BOOKS | {"duplicates": None}}, "duplicates"),
+        ({"dead_letters": {"malformed": 3}}, "dead letters by reason"),
+        ({"quarantine": {"stale": 3}}, "quarantine by reason"),
+        ({"by_model": {"gpt-4o": ModelUse(90, 1_001, 200)}}, "usage by model"),
+        (
+            {"ledger": {"payment_clearing": 85 * PICO, "fees": -5 * PICO - 1}},
+            "credit bought, less refunds and disputes",
+        ),
+        ({"published": {"amber-otter": 40 * PICO}}, "balances published = billing's"),
+        (
+            {"published": {"amber-otter": 40 * PICO, "blue-heron": 14 * PICO + 1}},
+            "credit given less balances = charges",
+        ),
+    ],
+)
+def test_one_wrong_figure_is_found_and_shown(wrong: dict[str, Any], where: str) -> None:
+    comparisons = compare(account(), found(**wrong))
+    assert where in [comparison.what for comparison in comparisons if not comparison.equal]
+    bad = page(comparisons=comparisons)
+    assert not bad.holds
+    text = printed(bad, 100)
+    assert "The books do NOT balance." in text
+    assert "✗ The gateway's own account: differs" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ok": False, "errors": ["a journal does not sum to zero"]},
+        {"ok": False, "undetermined": ["a database could not be reached"]},
+    ],
+)
+def test_books_that_are_not_proved_are_not_good_whatever_else_agrees(change: dict[str, Any]) -> None:
+    bad = page(books=BOOKS | change)
+    assert not bad.holds
+    text = printed(bad, 100)
+    assert "do NOT balance" in text and next(iter([*change.get("errors", ()), *change.get("undetermined", ())])) in text
+
+
+def test_a_page_without_a_proof_at_all_can_be_shown() -> None:
+    nothing = {"ok": False, "errors": [], "warnings": [], "undetermined": ["a database could not be reached"]}
+    books = compare(account(), found(books=nothing))
+    assert "not known" in printed(
+        page(books=nothing, comparisons=books, usage=(), spend={}, letters=(), quarantine=()), 80
+    )
+
+
+def test_the_arithmetic_of_an_explanation_is_exact() -> None:
+    text = printed(page(), 100)
+    assert "1,000 x $0.0000025 =" in text
+    assert "not billed" in text and "price pv_1" in text
+    assert "exactly $0.0024749999995, rounded once, half to even" in text
+
+
+def test_a_bar_for_each_amount_in_proportion() -> None:
+    amounts = [("a", 100 * PICO), ("b", 50 * PICO), ("c", 25 * PICO), ("d", PICO // 1000)]
+    for count in range(1, 5):
+        lines = [line.plain for line in bars(amounts[:count], 80, plain=True)]
+        lengths = [line.count("#") for line in lines[:count]]
+        assert len(lines) == count + 1, "one line for the dollars below"
+        for (_, amount), length in zip(amounts, lengths, strict=False):
+            assert abs(length / lengths[0] - amount / (100 * PICO)) < 0.05
+        assert max(map(len, lines)) <= 80
+
+
+def test_bars_without_room_become_a_list() -> None:
+    lines = [line.plain for line in bars([("a-very-long-name", 100 * PICO), ("b", PICO)], 30, plain=False)]
+    assert [line.strip() for line in lines] == ["a-very-long-name    $100.00", "b      $1.00"]
+    assert [line.plain for line in bars([], 80, plain=False)] == ["nothing was spent"]
+
+
+def test_the_chosen_generations_differ_in_what_they_show() -> None:
+    def row(rule: str, tier: str, amount: int) -> dict[str, Any]:
+        return {"rule": rule, "tier": tier, "amount_pico": str(amount), "generation_id": f"{rule} {tier}"}
+
+    rows = [
+        row("list", "standard", 9), row("list", "batch", 4), row("list", "standard>200000", 20), row("list", "batch>200000", 8),
+        row("byok", "standard", 3), row("data_sharing", "priority", 2), row("cache_hit", "standard", 0),
+    ]  # fmt: skip
+    assert [r["generation_id"] for r in choose(rows)] == [
+        "list standard>200000",
+        "byok standard",
+        "data_sharing priority",
+    ]
+    assert [r["generation_id"] for r in choose(rows[:2])] == ["list standard", "list batch"]
+    assert choose([]) == []
