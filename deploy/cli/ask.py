@@ -55,6 +55,11 @@ def ask(known: Mapping[str, str], room: str, name: str, **query: object) -> Any:
             raise Unavailable(f"{room} could not answer ({why}): its log says more, see `steward status`")
 
 
+def moment(instant: str) -> str:
+    """An instant of an answer for a person's eye, to the second (UTC)."""
+    return instant[:19].replace("T", " ")
+
+
 def pages(known: Mapping[str, str], room: str, name: str, limit: int, **query: object) -> Iterator[dict[str, Any]]:
     """The rows of a read that answers in pages by id, at most `limit` of them."""
     after = 0

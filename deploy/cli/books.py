@@ -183,7 +183,7 @@ def _explanation(said: Mapping[str, Any]) -> Iterator[RenderableType]:
     table.add_section()
     table.add_row("at list price", "", "", "", said["exact_list_pico"])
     table.add_row(f"by the rule ({said['rule']})", "", "", "", said["exact_pico"])
-    table.add_row(f"rounded {said['rounding']}", "", "", "", said["amount_pico"], style="bold")
+    table.add_row(f"rounded {said['rounding'].partition(',')[0]}", "", "", "", said["amount_pico"], style="bold")
     yield table
     if said["rule"] == "byok":
         yield Text("With the customer's own key the rated line carries the list price; billing charges its fee on it.")

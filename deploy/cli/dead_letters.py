@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy.cli.ask import ask, pages, settings
+from deploy.cli.ask import ask, moment, pages, settings
 from deploy.cli.command import command_options, order, until, who
 from deploy.cli.errors import NO, Refused
 
@@ -166,12 +166,15 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("service", "id", "topic", "at", "reason", "detail", "source", "failed at", "expires", "state"):
-        table.add_column(name, justify="right" if name == "id" else "left", overflow="fold")
+    for name in ("id", "of", "topic, partition/offset", "why", "failed at"):
+        table.add_column(
+            name, justify="right" if name == "id" else "left", overflow="fold", no_wrap=name in ("id", "of")
+        )
     for row in rows:
         table.add_row(
-            row["service"], str(row["id"]), row["topic"], f"{row['part']}/{row['record_offset']}", row["reason"],
-            row["detail"], row["source"] or "", row["first_failed_at"], row["expires_on"], row["state"],
+            str(row["id"]), row["service"], f"{row['topic']} {row['part']}/{row['record_offset']}",
+            f"{row['reason']}: {row['detail']}" + ("" if row["state"] == "waiting" else f" ({row['state']})"),
+            moment(row["first_failed_at"]),
         )  # fmt: skip
     return table
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 
-from deploy.cli.ask import ask, pages, settings
+from deploy.cli.ask import ask, moment, pages, settings
 from deploy.cli.command import command_options, order, until, who
 from deploy.cli.errors import NO, Refused
 
@@ -26,7 +26,7 @@ def quarantine() -> None:
 
 
 @quarantine.command("list", epilog="Example: steward quarantine list --json")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many one by one.")
 @_json
 def list_(limit: int, as_json: bool) -> None:
     """List what waits: how much by reason and model, then one by one, the oldest first."""
@@ -38,8 +38,20 @@ def list_(limit: int, as_json: bool) -> None:
     elif not rows:
         click.echo("Nothing is in the quarantine.")
     else:
-        _print(counts, ("reason", "provider", "model", "n", "oldest"))
-        _print(rows, ("id", "reason", "missing", "provider", "model", "event_id", "event_at", "arrived_at"))
+        _print(
+            ("waiting", "why", "model", "since"),
+            [
+                (f"{row['n']:,}", row["reason"], f"{row['model']} at {row['provider']}", moment(row["oldest"]))
+                for row in counts
+            ],
+        )
+        click.echo()
+        _print(
+            ("id", "event", "why", "arrived"),
+            [(row["id"], row["event_id"] or "not kept", _reason(row), moment(row["arrived_at"])) for row in rows],
+        )
+        if (more := sum(row["n"] for row in counts) - len(rows)) > 0:
+            click.echo(f"... and {more:,} more (--limit)")
 
 
 @quarantine.command("release", epilog="Example: steward quarantine release 17 --ticket OPS-381")
@@ -87,18 +99,23 @@ def _row(known: Mapping[str, str], number: int) -> dict[str, Any] | None:
     return rows[0] if rows and rows[0]["id"] == number else None
 
 
+def _reason(row: Mapping[str, Any]) -> str:
+    return f"{row['reason']} ({row['missing']})" if row["missing"] else str(row["reason"])
+
+
 def _why(row: Mapping[str, Any]) -> str:
-    missing = f" ({row['missing']})" if row["missing"] else ""
-    return f"{row['reason']}{missing}, {row['model']} at {row['provider']}"
+    return f"{_reason(row)}, {row['model']} at {row['provider']}"
 
 
-def _print(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+def _print(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        table.add_column(name.replace("_", " "), justify="right" if name in ("id", "n") else "left", overflow="fold")
+        # An id is there to be copied: it is shown whole.
+        whole = name in ("id", "event", "waiting")
+        table.add_column(name, justify="right" if name in ("id", "waiting") else "left", overflow="fold", no_wrap=whole)
     for row in rows:
-        table.add_row(*("" if row[name] is None else str(row[name]) for name in columns))
+        table.add_row(*map(str, row))
     Console(highlight=False).print(table)

@@ -91,7 +91,16 @@ class Progress:
         if self.expected is None:
             return said
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(said, ProgressBar(total=max(1, self.expected), completed=min(self.sent, self.expected), width=24))
+        grid.add_row(
+            said,
+            ProgressBar(
+                total=max(1, self.expected),
+                completed=min(self.sent, self.expected),
+                width=24,
+                complete_style="cyan",
+                finished_style="green",
+            ),
+        )
         return grid
 
     def _row(self, room: str) -> tuple[RenderableType, str, str, Text]:

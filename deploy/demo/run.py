@@ -37,7 +37,7 @@ _U = TypeVar("_U")
 
 _LONG_RUN = 200_000
 _PRICE_WAIT_SECONDS = 90.0
-_DRAIN_SECONDS = 15.0
+_GUARD_SECONDS = 0.5
 _INTERESTING = 3
 
 
@@ -91,19 +91,48 @@ class Demo:
         progress.doing = "the services start, and the gateway sends meanwhile"
         stack.say = lambda text: None
         async with Watch(self._console, progress, reads, lambda: emitter.sent):
-            up_at, _ = await _both(self._start_rooms(), self._emit(emitter, reads, progress))
-            progress.expected = emitter.sent
-            progress.doing = "waiting until nothing is on its way"
-            await self._settle(emitter.sent)
-            flow_seconds = time.monotonic() - up_at
-            progress.doing = "proving the books"
-            page = await self._page(reads, emitter.sent, flow_seconds)
-            progress.doing = "done"
+            page = await self._unless_a_part_ends(self._flow(emitter, reads, progress))
         if options.report is not None:
             report = json.dumps(self._report(page), indent=2)
             options.report.write_text(report + "\n", encoding="utf-8")
         show(self._console, page)
         return page.holds
+
+    async def _flow(self, emitter: Emitter, reads: Reads, progress: Progress) -> Page:
+        """Services up, everything sent, everything settled, everything proved."""
+        up_at, _ = await _both(self._start_rooms(), self._emit(emitter, reads, progress))
+        progress.expected = emitter.sent
+        progress.doing = "waiting until nothing is on its way"
+        await self._settle(emitter.sent)
+        flow_seconds = time.monotonic() - up_at
+        progress.doing = "proving the books"
+        page = await self._page(reads, emitter.sent, flow_seconds)
+        progress.doing = "done"
+        return page
+
+    async def _unless_a_part_ends(self, step: Coroutine[Any, Any, _T]) -> _T:
+        """The step's result. Raises LocalError with the last words of a service or server that ends meanwhile."""
+
+        async def guard() -> None:
+            while True:
+                for part in self._stack.parts:
+                    child = part.child
+                    if child is not None and child.returncode is not None and not part.stopping:
+                        raise LocalError(
+                            f"{part.name} ended while the demo ran (code {child.returncode}):\n{child.tail()}"
+                        )
+                await asyncio.sleep(_GUARD_SECONDS)
+
+        work, watching = asyncio.ensure_future(step), asyncio.ensure_future(guard())
+        try:
+            done, _ = await asyncio.wait((work, watching), return_when=asyncio.FIRST_COMPLETED)
+            if work not in done:
+                await watching  # raises
+            return work.result()
+        finally:
+            work.cancel()
+            watching.cancel()
+            await asyncio.gather(work, watching, return_exceptions=True)
 
     async def _start_rooms(self) -> float:
         await self._stack.start_rooms(self._rooms)
@@ -248,7 +277,7 @@ async def _both(first: Coroutine[Any, Any, _T], second: Coroutine[Any, Any, _U])
     finally:
         one.cancel()
         other.cancel()
-        await asyncio.wait((one, other))
+        await asyncio.gather(one, other, return_exceptions=True)
 
 
 async def _all(*steps: Coroutine[Any, Any, Any]) -> list[Any]:

@@ -305,22 +305,26 @@ def _proof(page: Page, plain: bool) -> Iterator[RenderableType]:
         ),
         (bool(books.get("ok")), "The books as a whole", f"`steward check` says {'yes' if books.get('ok') else 'no'}"),
     ]
-    equal = all(comparison.equal for comparison in page.comparisons)
-    lines.append((equal, "The gateway's own account", "agrees, figure by figure:" if equal else "differs:"))
-    table = Table.grid(padding=(0, 1, 0, 0))
-    for good, what, how in lines:
-        table.add_row(_mark(good, plain), Text.assemble((what, "bold" if good else "bold red"), ": ", (how, "dim")))
-    yield table
+    yield _statements(lines, plain)
     for kind in ("errors", "undetermined", "warnings"):
         for sentence in books.get(kind, ()):
-            yield Padding(
-                Text(f"{kind.removesuffix('s')}: {sentence}", style="red" if kind == "errors" else "yellow"),
-                (0, 0, 0, 2),
-            )
+            said = Text(f"{kind.removesuffix('s')}: {sentence}", style="red" if kind == "errors" else "yellow")
+            yield Padding(said, (0, 0, 0, 2))
+    equal = all(comparison.equal for comparison in page.comparisons)
+    yield _statements(
+        [(equal, "The gateway's own account", "agrees, figure by figure:" if equal else "differs:")], plain
+    )
     yield Padding(_comparisons(page.comparisons, plain), (0, 0, 0, 2))
     for comparison in page.comparisons:
         if not comparison.equal:
             yield from _difference(comparison)
+
+
+def _statements(lines: Sequence[tuple[bool, str, str]], plain: bool) -> RenderableType:
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for good, what, how in lines:
+        table.add_row(_mark(good, plain), Text.assemble((what, "bold" if good else "bold red"), ": ", (how, "dim")))
+    return table
 
 
 def _comparisons(comparisons: Sequence[Comparison], plain: bool) -> RenderableType:

@@ -44,7 +44,13 @@ _DATA: Mapping[type[Event], dict[str, Any]] = {
         "provider": "anthropic",
         "model": "claude-sonnet-4-5",
         "tier": "standard",
-        "prices": {"input": "0.000003", "cache_read": "0.0000003", "output": "0.000015", "reasoning": "0.000015"},
+        "prices": {
+            "input": "0.000003",
+            "cache_read": "0.0000003",
+            "output": "0.000015",
+            "reasoning": "0.000015",
+            "web_search": "0.01",
+        },
         "not_billed": ["request"],
         "context_tiers": [
             {"above_input_tokens": 200000, "prices": {"input": "0.000006", "output": "0.0000225"}},

@@ -11,7 +11,7 @@ def usd(amount_pico: int, places: int = 6) -> str:
     """`amount_pico` as dollars for a person's eye, e.g. `$1.250000` (rounded half-even to `places`)."""
     sign = "-" if amount_pico < 0 else ""
     value = (Decimal(abs(amount_pico)).scaleb(-12)).quantize(Decimal(1).scaleb(-places))
-    return f"{sign}${value:,}"
+    return f"{sign}${value:,f}"
 
 
 def pico(dollars: str | int | Decimal) -> int:

@@ -27,20 +27,26 @@ class NotKept(Exception):
 
 
 def encode(value: Any) -> bytes:
-    """JSON for people and programs: instants with a Z, money and numerics as decimal strings."""
-    return msgspec.json.encode(value, enc_hook=_hook)
+    """JSON for people and programs: instants with a Z, money and numerics as plain decimal strings."""
+    return _ENCODER.encode(_plain(value))
 
 
-def _hook(value: Any) -> Any:
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
+
+
+def _plain(value: Any) -> Any:
+    # Before the encoder: it writes decimals by itself, and in E notation.
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, Decimal):
         return format(value, "f")
-    if isinstance(value, Mapping):
-        return dict(value)
-    return str(value)
+    return value
 
 
 Answer = Callable[[str, Mapping[str, str], str, str, str], Awaitable[Any]]

@@ -290,6 +290,7 @@ class Runtime:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_HINT_SECONDS):
                     await self._exit.wait()
+                return  # the last hints are `stop`'s, while the clients are still open
             for consumer in self.consumers:
                 await consumer.commit_hints()
 

@@ -48,7 +48,7 @@ MESH_MAP: DataMap = (
     *personal(
         "mesh_read", "actor", "role", "reason",
         category="user.workplace", use="essential.service.security", clock_start="arrival",
-        period=timedelta(days=90), on_erasure="expire", ground="legal_obligation",
+        period=timedelta(days=90), on_erasure="retain", ground="legal_obligation",
         note="which member of staff read what, and why",
     ),
     *plain("mesh_read", "id", "name", "at", category="system.operations"),

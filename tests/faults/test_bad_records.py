@@ -42,7 +42,16 @@ async def test_every_kind_of_bad_record(mesh: Mesh, seed: int) -> None:
     await assert_books(mesh, gateway)
     letters = await mesh.fetch("metering", LETTERS)
     assert sorted(row["reason"] for row in letters) == sorted(
-        ["malformed", "malformed", "empty", "unknown_type", "unknown_type", "undeclared_field", "invalid", "unknown_type"]
+        [
+            "malformed",
+            "malformed",
+            "empty",
+            "unknown_type",
+            "unknown_type",
+            "undeclared_field",
+            "invalid",
+            "unknown_type",
+        ]
     )
     counters = await mesh.counters()
     assert counters["dead_lettered:gateway.generations"] == len(letters)

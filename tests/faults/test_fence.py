@@ -16,11 +16,12 @@ from tests.support.world import Mesh
 class Gate:
     """Holds a service inside its transaction until opened."""
 
-    def __init__(self, point: str) -> None:
+    def __init__(self, point: str, *, armed: bool = True) -> None:
         self.point, self.reached, self.open = point, asyncio.Event(), asyncio.Event()
+        self.armed = armed
 
     async def __call__(self, point: str) -> None:
-        if point == self.point and not self.open.is_set():
+        if self.armed and point == self.point and not self.open.is_set():
             self.reached.set()
             await self.open.wait()
 

@@ -101,10 +101,14 @@ async def test_the_broker_stops_and_starts(mesh: Mesh, seed: int) -> None:
 async def test_the_broker_is_away_while_metering_commits(mesh: Mesh, seed: int) -> None:
     """The outbox keeps what cannot be published, in order, until it can."""
     gateway = Gateway(seed)
-    gate = Gate("before_commit")
-    await gateway.send(mesh.env, [gateway.price(), *gateway.some(100)])
+    gate = Gate("before_commit", armed=False)
+    await gateway.send(mesh.env, [gateway.price()])
     await mesh.start("billing")
     await mesh.start("metering", fault=gate)
+    await mesh.owned()
+    await mesh.idle()
+    gate.armed = True
+    await gateway.send(mesh.env, gateway.some(100))
     await asyncio.wait_for(gate.reached.wait(), 20)
     broker = mesh.world.stack.kafka
     assert broker is not None

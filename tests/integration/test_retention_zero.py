@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.support.books import assert_balances
@@ -22,7 +24,7 @@ async def test_twins_at_zero_and_ninety(mesh: Mesh, seed: int) -> None:
     for number in range(40):
         tokens = {"input": 100 + number, "output": 7 * number}
         for workspace, days in (("ws-zero", 0), ("ws-ninety", 90)):
-            usage = {"tokens": tokens, "input_tokens": 100 + number, "output_tokens": 7 * number}
+            usage: dict[str, Any] = {"tokens": tokens, "input_tokens": 100 + number, "output_tokens": 7 * number}
             event = gateway.generation(workspace, log_retention_days=days, **usage)
             await gateway.send(mesh.env, [event, event])
     unpriced = gateway.generation("ws-zero", log_retention_days=0, model="nobody-knows", counted=False)

@@ -208,9 +208,11 @@ async def _kill(runtime: Runtime) -> None:
             ours.append(client._coordinator._coordination_task)
         for task in ours:
             task.cancel()
-        await asyncio.gather(*ours, return_exceptions=True)
+        if ours:
+            await asyncio.wait(ours, timeout=5)
         if client is not None:
-            await client.stop()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(client.stop(), 5)
     for task in runtime._tasks:
         task.cancel()
     await asyncio.gather(*runtime._tasks, return_exceptions=True)

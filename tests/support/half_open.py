@@ -1,0 +1,141 @@
+"""A TCP proxy that can stop: connections stay open and nothing passes, as behind a firewall that forgot them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# How asyncpg names a statement that it prepares, in front of the statement's text.
+_PREPARED = re.compile(rb"(__asyncpg_stmt_\w+__)\0([^\0]+)")
+
+
+@dataclass(slots=True)
+class Link:
+    """One connection through the proxy. `prepared`: the client's prepared statements by name."""
+
+    prepared: dict[bytes, bytes] = field(default_factory=dict)
+    fenced: bool = False
+
+    def runs(self, data: bytes, text: bytes) -> bool:
+        """Whether the client's `data` runs (or prepares) a statement that contains `text`."""
+        self.prepared |= dict(_PREPARED.findall(data))
+        return any(name + b"\0" in data and text in statement for name, statement in self.prepared.items())
+
+
+# Sees what a client sends on one connection before the server does.
+Match = Callable[[Link, bytes], bool]
+
+
+def at_the_fence(link: Link, data: bytes) -> bool:
+    """The first statement of a batch's transaction: nothing of the batch is in the database yet."""
+    return link.runs(data, b"UPDATE mesh_cursor c SET next_offset")
+
+
+def at_the_commit(link: Link, data: bytes) -> bool:
+    """The COMMIT of a batch: all its effects are in the database, and none of them counts yet."""
+    link.fenced |= at_the_fence(link, data)
+    if b"COMMIT" not in data and b"ROLLBACK" not in data:
+        return False
+    fenced, link.fenced = link.fenced, False
+    return fenced and b"COMMIT" in data
+
+
+class HalfOpen:
+    """Stands between clients and `host:port`.
+
+    `hold` stops it in both directions, `release` lets everything pass again, `cut` breaks its connections. `kafka`:
+    the broker's own address in its answers is replaced by the proxy's, or clients would go round it.
+    """
+
+    def __init__(self, host: str, port: int, *, kafka: bool = False) -> None:
+        self._target = (host, port)
+        self._kafka = kafka
+        self._server: asyncio.Server | None = None
+        self._match: Match | None = None
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._links: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = {}
+        self.held = asyncio.Event()
+        self.port = 0
+
+    async def open(self) -> int:
+        """Listens; returns the port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        return self.port
+
+    def hold(self) -> None:
+        """From here on nothing passes."""
+        self._match = None
+        self._flows.clear()
+        self.held.set()
+
+    def hold_at(self, match: Match) -> None:
+        """Holds once a client sends what `match` waits for, before the server gets it; `held` tells."""
+        self.held.clear()
+        self._match = match
+
+    def release(self) -> None:
+        """Everything passes again, what was held first."""
+        self._match = None
+        self.held.clear()
+        self._flows.set()
+
+    def cut(self) -> None:
+        """Breaks every connection; what was held is lost."""
+        for writers in self._links.values():
+            for writer in writers:
+                writer.transport.abort()
+
+    async def close(self) -> None:
+        """Ends the proxy."""
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+        self.release()
+        await asyncio.gather(*self._links, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            up_reader, up_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        link = Link()
+        mine = asyncio.current_task()
+        assert mine is not None
+        self._links[mine] = (writer, up_writer)
+        ways = [
+            asyncio.ensure_future(self._pass(reader, up_writer, link)),
+            asyncio.ensure_future(self._pass(up_reader, writer, None)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            writer.transport.abort()
+            up_writer.transport.abort()
+            del self._links[mine]
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: Link | None) -> None:
+        """One direction; `link`: from the client to the server."""
+        try:
+            while data := await reader.read(256 * 1024):
+                if link is None and self._kafka:
+                    data = data.replace(self._address(self._target[1]), self._address(self.port))
+                if link is not None and self._match is not None and self._match(link, data):
+                    self.hold()
+                await self._flows.wait()
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            return  # one side broke it off: so does the proxy with the other
+
+    def _address(self, port: int) -> bytes:
+        """Host and port as Kafka's protocol has them in its answers."""
+        return self._target[0].encode() + struct.pack(">i", port)
