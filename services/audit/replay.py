@@ -125,7 +125,9 @@ class Chain:
         """No journal is left. `newest_block` and `head` are what the tables call the chain's end."""
         if self._open:
             self._close(chart, findings)
-        if self.block != newest_block:
+        if newest_block < self.block:
+            self._broken(findings, f"ends at block {newest_block}, but was proved up to {self.block}: an older copy?")
+        elif self.block != newest_block:
             self._broken(findings, f"block {newest_block} exists, but journals only up to block {self.block}")
         elif head is not None and head != (self.block, self.hash):
             self._broken(findings, f"the head names block {head[0]}, which is not the proved block {self.block}")

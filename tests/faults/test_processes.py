@@ -22,7 +22,7 @@ from shared.contract import topics
 from tests.support.books import assert_books
 from tests.support.gateway import Gateway
 from tests.support.half_open import HalfOpen, at_the_commit, at_the_fence
-from tests.support.processes import Load, Processes, Served, processes
+from tests.support.processes import Load, Served, processes
 from tests.support.proxy import through
 from tests.support.world import SESSION_TIMEOUT_MS, Mesh
 

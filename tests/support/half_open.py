@@ -8,8 +8,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# How asyncpg names a statement that it prepares, in front of the statement's text.
-_PREPARED = re.compile(rb"(__asyncpg_stmt_\w+__)\0([^\0]+)")
+# A Parse message of PostgreSQL's protocol: type, length, the name that asyncpg gives the statement, its text.
+_PARSE = re.compile(rb"P.{4}(__asyncpg_stmt_\w+__)\0([^\0]+)", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -19,9 +19,12 @@ class Link:
     prepared: dict[bytes, bytes] = field(default_factory=dict)
     fenced: bool = False
 
+    def learn(self, data: bytes) -> None:
+        """Notes the statements that the client's `data` prepares."""
+        self.prepared |= dict(_PARSE.findall(data))
+
     def runs(self, data: bytes, text: bytes) -> bool:
         """Whether the client's `data` runs (or prepares) a statement that contains `text`."""
-        self.prepared |= dict(_PREPARED.findall(data))
         return any(name + b"\0" in data and text in statement for name, statement in self.prepared.items())
 
 
@@ -128,8 +131,10 @@ class HalfOpen:
             while data := await reader.read(256 * 1024):
                 if link is None and self._kafka:
                     data = data.replace(self._address(self._target[1]), self._address(self.port))
-                if link is not None and self._match is not None and self._match(link, data):
-                    self.hold()
+                if link is not None:
+                    link.learn(data)
+                    if self._match is not None and self._match(link, data):
+                        self.hold()
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()

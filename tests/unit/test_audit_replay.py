@@ -153,6 +153,12 @@ def test_a_head_that_names_another_block() -> None:
         assert not made.ok and "the head names" in found.sentences()[0]
 
 
+def test_a_chain_that_is_shorter_than_it_was() -> None:
+    made, accounts, found = replay(two_blocks())
+    made.finish(1, None, accounts, found)
+    assert found.sentences() == ["chain of class US: ends at block 1, but was proved up to 2: an older copy?"]
+
+
 def test_a_journal_that_does_not_balance_and_an_account_that_does_not_exist() -> None:
     unbalanced = journal(11, (2, 500), (3, -500))._replace(entries=(Entry(2, 500), Entry(3, -499)))
     foreign = journal(12, (2, 5), (3, -5))._replace(entries=(Entry(9, 5), Entry(77, -5)))
