@@ -53,6 +53,7 @@ _FOR_ORIGINALS = ("original_unknown",)
 _OTHERS = ("amount_out_of_range", "stale", "future", "original_not_kept", "original_of_other_workspace")
 _REASONS = (*_FOR_PRICES, *_FOR_ORIGINALS, *_OTHERS)
 _CHUNK = 1_000
+_ROLLUP_DAYS = 30 * policy().rollup_months
 _MS = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _USAGE = {
@@ -123,8 +124,8 @@ def make_service(*, dedupe: bool = True) -> Service:
         partitioned=(
             Partitioned("seen", back=policy().window.days + 1, ahead=3, bound=day_bound),
             Partitioned("request_log", ahead=policy().request_log_max_days + 3),
-            Partitioned("rollup_hourly", back=45, ahead=40, monthly=True, bound=hour_bound),
-            Partitioned("rollup_daily", back=45, ahead=40, monthly=True, bound=ordinal_bound),
+            Partitioned("rollup_hourly", back=_ROLLUP_DAYS, ahead=40, monthly=True, bound=hour_bound),
+            Partitioned("rollup_daily", back=_ROLLUP_DAYS, ahead=40, monthly=True, bound=ordinal_bound),
         ),
         replicas=2,
         uses_keys=True,
@@ -159,6 +160,10 @@ def make_service(*, dedupe: bool = True) -> Service:
     @service.job("day-keys", every=timedelta(hours=1))
     async def make_day_keys(now: datetime, tx: Transaction) -> None:
         await room.make_keys(now)
+
+    @service.job("forget-stale", every=timedelta(hours=1))
+    async def forget_stale(now: datetime, tx: Transaction) -> None:
+        await store.forget_stale(tx.db, (now - policy().window).date())
 
     @service.job("rollups", every=timedelta(seconds=1))
     async def roll_up(now: datetime, tx: Transaction) -> None:
@@ -223,9 +228,13 @@ class Metering:
 
     def __init__(self, room: Room, tx: Transaction) -> None:
         self._room, self._tx = room, tx
-        self._effects = Effects(topics.USAGE_RATED.partitions)
         self._quarantine: list[tuple[Any, ...]] = []
         self._now_ms = (tx.now - _EPOCH) // _MS
+        self._effects = self._new_effects()
+
+    def _new_effects(self) -> Effects:
+        # What is older than the rollups reach (released after a long time) is charged, and in no sum.
+        return Effects(topics.USAGE_RATED.partitions, self._now_ms // HOUR_MS - 24 * _ROLLUP_DAYS)
 
     async def take(self, received: Sequence[Received]) -> None:
         """Events from the topic: each is rated, a duplicate, or quarantined."""
@@ -246,7 +255,7 @@ class Metering:
         if len(self._quarantine) > len(kept):
             await room.refresh(tx.db, hold=True)
             if room.revision != revision:
-                self._effects, self._quarantine = Effects(topics.USAGE_RATED.partitions), kept
+                self._effects, self._quarantine = self._new_effects(), kept
                 self._rate(fresh)
         corrections = [(key, ms, r) for key, (r, ms, _) in fresh.items() if r.event.type == events.UsageCorrected.TYPE]
         await self._write()
@@ -311,7 +320,7 @@ class Metering:
 
     def _hold(
         self, reason: str, missing: str, kind: str, event_id: str | None, usage: Any, key: bytes, event_at: datetime,
-        known_at: datetime, ident: bytes | None = None,
+        known_at: datetime,
     ) -> None:  # fmt: skip
         """Usage that waits. At log retention 0 it waits as a line does: no generation, no key, an hour."""
         kept = msgspec.to_builtins(usage)
@@ -333,7 +342,6 @@ class Metering:
                 usage.model,
                 kept,
                 key,
-                ident,
             )
         )
 
@@ -344,21 +352,22 @@ class Metering:
         room = self._room
         idents = {r.event.id: room.stale_idents(r.event.id) for r, _ in stale}
         known = await store.stale_known(self._tx.db, [i for found in idents.values() for i in found])
-        repeats = 0
-        taken: set[str] = set()
+        newest = [found[0] for found in idents.values() if not any(i in known for i in found)]
+        fresh = await store.add_stale(self._tx.db, newest, self._tx.now.date()) if newest else set()
+        taken = []
         for r, reason in stale:
             event = r.event
-            if event.id in taken or any(i in known for i in idents[event.id]):
-                repeats += 1
-                continue
-            taken.add(event.id)
             ident = idents[event.id][0]
+            if ident not in fresh:
+                continue
+            fresh.discard(ident)  # the second one in this batch is a repeat
+            taken.append(r)
             self._hold(
                 reason, "", event.type, event.id, event.data, self._now_ms.to_bytes(6, "big") + ident[6:], event.time,
-                instant(r.record.timestamp), ident,
+                instant(r.record.timestamp),
             )  # fmt: skip
-        self._saw([r for r, _ in stale if r.event.id in taken])
-        return repeats
+        self._saw(taken)
+        return len(stale) - len(taken)
 
     async def _correct(self, event_id: str | None, usage: Any, key: bytes, ms: int, known_at: datetime) -> bool:
         """Reverses what the original was charged and charges what it should have been; False if it has to wait."""
@@ -384,7 +393,7 @@ class Metering:
         return False
 
     async def _replace(self, original: Any, version: PriceVersion, usage: Any, key: bytes, priced: Any) -> None:
-        effects = self._effects = Effects(topics.USAGE_RATED.partitions)
+        effects = self._effects = self._new_effects()
         reported = msgspec.json.decode(original["quantities"])
         billed = billed_quantities(
             version,
@@ -425,6 +434,9 @@ class Metering:
                 continue
             priced = price(room.book, usage, row["event_at"], row["known_at"])
             if isinstance(priced, Unpriced):
+                # What was known then could not rate it; what is known now may.
+                priced = price(room.book, usage, row["event_at"], tx.now)
+            if isinstance(priced, Unpriced):
                 continue
             event_id = None if row["event_id"] is None else str(row["event_id"])
             ms = (row["event_at"] - _EPOCH) // _MS
@@ -448,7 +460,7 @@ class Metering:
     async def _write(self) -> None:
         """Publishes the rated lines and writes log and sums."""
         effects, tx, room = self._effects, self._tx, self._room
-        self._effects = Effects(topics.USAGE_RATED.partitions)
+        self._effects = self._new_effects()
         for partition, record, units in effects.records():
             tx.publish(
                 topics.USAGE_RATED, events.UsageRated, id=record, subject="metering", data={"units": units},

@@ -30,7 +30,7 @@ DATA_MAP: DataMap = (
     ),
     *plain("request_log", "expires_on", "retention_days", "price_version"),
     *personal(
-        "quarantine", "event_id", "usage", "line_key", "ident",
+        "quarantine", "event_id", "usage", "line_key",
         category="user.unique_id", use="essential.service", clock_start="arrival", period="account_closure",
         on_erasure="delete_row", ground="contract",
         note="usage that waits for its price; at log retention 0 without generation, key and reference",
@@ -41,6 +41,13 @@ DATA_MAP: DataMap = (
         on_erasure="delete_row", ground="contract",
     ),
     *plain("quarantine", "id", "reason", "missing", "event_type"),
+    *personal(
+        "stale_seen", "ident",
+        category="user.unique_id.pseudonymous", use="essential.service", clock_start="arrival",
+        period="deduplication_window", on_erasure="expire", ground="contract",
+        note="a hash of the id under its month's key",
+    ),
+    *plain("stale_seen", "seen_on"),
     *plain("price", "version", "provider", "model", "tier", "body", "known_from", "source"),
     *plain("price_revision", "single", "revision"),
     *plain("pending", "id"),

@@ -88,28 +88,42 @@ async def correct_log(db: Connection, generation: str, expires_on: date, changes
 
 
 async def quarantine(db: Connection, rows: Sequence[Sequence[Any]]) -> int:
-    """Keeps usage that cannot be rated; returns how many rows are new (a stale id is kept once)."""
+    """Keeps usage that cannot be rated; returns how many rows that is."""
     if not rows:
         return 0
     columns = [list(column) for column in zip(*rows, strict=True)]
     columns[9] = [msgspec.json.encode(usage).decode() for usage in columns[9]]
     added = await db.fetch(
         """INSERT INTO quarantine (reason, missing, event_type, event_id, event_at, known_at, arrived_at, provider,
-               model, usage, line_key, ident)
-           SELECT a, b, c, d, e, f, g, h, i, j::jsonb, k, l
+               model, usage, line_key)
+           SELECT a, b, c, d, e, f, g, h, i, j::jsonb, k
            FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::timestamptz[],
-               $7::timestamptz[], $8::text[], $9::text[], $10::text[], $11::bytea[], $12::bytea[])
-             AS v(a, b, c, d, e, f, g, h, i, j, k, l)
-           ON CONFLICT (ident) DO NOTHING RETURNING id""",
+               $7::timestamptz[], $8::text[], $9::text[], $10::text[], $11::bytea[])
+             AS v(a, b, c, d, e, f, g, h, i, j, k) RETURNING id""",
         *columns,
     )  # fmt: skip
     return len(added)
 
 
 async def stale_known(db: Connection, idents: Sequence[bytes]) -> set[bytes]:
-    """Which stale ids wait already."""
-    rows = await db.fetch("SELECT ident FROM quarantine WHERE ident = ANY($1)", list(idents))
+    """Which stale ids came before."""
+    rows = await db.fetch("SELECT ident FROM stale_seen WHERE ident = ANY($1)", list(idents))
     return {row["ident"] for row in rows}
+
+
+async def add_stale(db: Connection, idents: Sequence[bytes], today: date) -> set[bytes]:
+    """Remembers stale ids; returns those that nobody else was quicker with."""
+    rows = await db.fetch(
+        """INSERT INTO stale_seen (ident, seen_on) SELECT ident, $2 FROM unnest($1::bytea[]) AS v(ident)
+           ON CONFLICT DO NOTHING RETURNING ident""",
+        sorted(idents), today,
+    )  # fmt: skip
+    return {row["ident"] for row in rows}
+
+
+async def forget_stale(db: Connection, before: date) -> None:
+    """Forgets stale ids whose window is over."""
+    await db.execute("DELETE FROM stale_seen WHERE seen_on < $1", before)
 
 
 async def waiting(db: Connection, after: int, limit: int, reasons: Sequence[str]) -> list[asyncpg.Record]:

@@ -117,6 +117,7 @@ class Effects:
     """Everything that rated usage leaves behind, gathered in memory for one transaction."""
 
     partitions: int
+    sums_from_hour: int = 0
     units: dict[str, Unit] = field(default_factory=dict)
     log: list[list[Any]] = field(default_factory=list)
     hourly: dict[tuple[str, str, str, int], list[int]] = field(default_factory=dict)
@@ -177,6 +178,8 @@ class Effects:
 
     def sum(self, usage: Any, hour: int, generations: int, read: int, generated: int, amount_pico: int) -> None:
         """Adds to the sums that the rollups take."""
+        if hour < self.sums_from_hour:
+            return
         if usage.log_retention_days:
             key = (usage.workspace, usage.key, usage.model, hour)
             sums = self.hourly.get(key)

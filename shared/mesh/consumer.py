@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
@@ -555,33 +555,41 @@ class TopicConsumer:
                 kept.append((tp, rs))
         return received, refused, kept
 
-    async def _settle_redrives(self, tx: Transaction, received: list[Received], records: list[Record]) -> set[int]:
+    async def _settle_redrives(
+        self, tx: Transaction, received: list[Received], records: list[Record]
+    ) -> dict[tuple[int, int], Mapping[str, Any]]:
         """Re-driven dead letters (their last header names the letter) are no new records: they change class.
 
-        Returns their offsets. A letter that is refused again goes on waiting.
+        Returns the letters by partition and offset of the record that brings them again. A letter that is refused
+        again goes on waiting.
         """
         marked = [r for r in records if r.headers and r.headers[-1][0] == REDRIVE]
         if not marked:
-            return set()
+            return {}
         decoded = {(x.record.partition, x.record.offset) for x in received}
-        redriven = set()
+        redriven = {}
         for r in marked:
             raw = r.headers[-1][1] or b""
-            good = (r.partition, r.offset) in decoded
+            place = (r.partition, r.offset)
             letter = await store.set_dead_letter_state(
-                tx.db, int(raw) if raw.isdigit() else 0, "replaying", "replayed" if good else "waiting"
+                tx.db, int(raw) if raw.isdigit() else 0, "replaying", "replayed" if place in decoded else "waiting"
             )
             if letter is not None:
-                redriven.add(r.offset)
-                if good and letter["counted"]:
+                redriven[place] = letter
+                if place in decoded and letter["counted"]:
                     tx.count(f"dead_lettered:{self.topic.name}", -1)
         return redriven
 
-    async def _write_letters(self, tx: Transaction, refused: Sequence[Refusal], redriven: set[int]) -> int:
+    async def _write_letters(
+        self, tx: Transaction, refused: Sequence[Refusal], redriven: Mapping[tuple[int, int], Mapping[str, Any]]
+    ) -> int:
         """Keeps what was refused; returns how many letters are new."""
         letters = []
         for record, stage, reason, detail in refused:
-            if record.offset in redriven:
+            again = redriven.get((record.partition, record.offset))
+            if again is not None:
+                if await store.set_dead_letter_state(tx.db, again["id"], "replayed", "waiting") and again["counted"]:
+                    tx.count(f"dead_lettered:{self.topic.name}", 1)
                 continue
             source = _header(record, "ce_source")
             sequence = _header(record, "ce_sequence")
@@ -682,10 +690,24 @@ class TopicConsumer:
             result[tp] = None if high is None else max(0, high - partition.cursor.next_offset)
         return result
 
+    async def notice_moved(self) -> bool:
+        """Looks whether somebody moved a cursor that is ours, also when no record comes; True if so."""
+        async with self._busy:
+            async with self._pool.acquire() as db:
+                epochs = await store.epochs(db, self.group, self.topic.name)
+            moved = [
+                tp
+                for tp, partition in self.partitions.items()
+                if tp not in self._fenced_at and epochs.get(tp.partition) != partition.cursor.epoch
+            ]
+            for tp in moved:
+                self._on_fenced(tp)
+            return bool(moved or self._fenced_at)
+
     async def true_lag(self) -> int:
         """Records behind the end of the claimed partitions, asked of Kafka; unclaimed ones count as one behind."""
         consumer = self.consumer
-        if consumer is None or not self.ready():
+        if consumer is None or not self.ready() or await self.notice_moved():
             return 1
         ends = await consumer.end_offsets(list(self.partitions)) if self.partitions else {}
         behind = [max(0, end - p.cursor.next_offset) for tp, end in ends.items() if (p := self.partitions.get(tp))]

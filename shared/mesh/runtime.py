@@ -293,6 +293,8 @@ class Runtime:
                 return  # the last hints are `stop`'s, while the clients are still open
             for consumer in self.consumers:
                 await consumer.commit_hints()
+                with contextlib.suppress(*TRANSIENT, asyncpg.PostgresError):
+                    await consumer.notice_moved()
 
     def troubles(self) -> list[str]:
         """Why this process should be restarted; empty if it should not."""

@@ -94,6 +94,12 @@ async def reclaim(db: Connection, grp: str, topic: str, part: int, epoch: int, n
     return None if row is None else Cursor(row["epoch"], row["next_offset"], row["high_offset"])
 
 
+async def epochs(db: Connection, grp: str, topic: str) -> dict[int, int]:
+    """The current epoch of each partition's cursor."""
+    rows = await db.fetch("SELECT part, epoch FROM mesh_cursor WHERE grp = $1 AND topic = $2", grp, topic)
+    return {row["part"]: row["epoch"] for row in rows}
+
+
 async def moved_by_hand(db: Connection, grp: str, topic: str, part: int) -> bool:
     """Whether the cursor's latest owner is an operator's command, not a process."""
     owner = await db.fetchval(

@@ -88,6 +88,8 @@ CREATE TABLE charge_line (
     journal       bigint NOT NULL,
     CHECK (terms = 'byok' OR amount_pico = list_pico)
 ) PARTITION BY LIST (class);
+-- For audit, which follows the chain block by block: journals are numbered in time order, and so are their lines.
+CREATE INDEX charge_line_journal ON charge_line USING brin (journal) WITH (autosummarize = on);
 
 -- Unique by cause over all classes and years, for ever.
 CREATE TABLE journal_cause (

@@ -45,8 +45,12 @@ CREATE TABLE quarantine (
     provider   text        NOT NULL,
     model      text        NOT NULL,
     usage      jsonb       NOT NULL,
-    line_key   bytea       NOT NULL,      -- becomes the line's id when it is rated
-    ident      bytea UNIQUE               -- a stale id is quarantined once
+    line_key   bytea       NOT NULL       -- becomes the line's id when it is rated
+);
+-- Ids outside of the window, by a hash under their month's key: each is quarantined once, for a window from its arrival.
+CREATE TABLE stale_seen (
+    ident   bytea NOT NULL PRIMARY KEY,
+    seen_on date  NOT NULL
 );
 
 -- Prices: versions are facts and are never changed; holds and releases are added to the body.
