@@ -38,6 +38,7 @@ DEAD_LETTER_LIFE = timedelta(days=7)
 TRANSIENT = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what a statement in flight may say when its connection breaks
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.SerializationError,

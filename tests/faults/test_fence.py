@@ -33,9 +33,13 @@ async def _two_owners(mesh: Mesh, gateway: Gateway, *, fencing: bool) -> int:
     another one takes its partitions over and reads everything. Then the zombie goes on. De-duplication is off in
     both, so that the fence stands alone.
     """
-    await gateway.send(mesh.env, [gateway.price(), *gateway.some(300, duplicates=0)])
-    gate = Gate("decoded")
+    await gateway.send(mesh.env, [gateway.price()])
+    gate = Gate("decoded", armed=False)
     zombie = await mesh.start("metering", service=make_service(dedupe=False), fault=gate, fencing=fencing)
+    await mesh.owned()
+    await mesh.idle()
+    gate.armed = True
+    await gateway.send(mesh.env, gateway.some(300, duplicates=0))
     await asyncio.wait_for(gate.reached.wait(), 20)
     for consumer in zombie.consumers:
         client = consumer.consumer

@@ -40,10 +40,14 @@ async def test_the_reply_to_commit_is_lost(mesh: Mesh, room: str, seed: int) -> 
 
 async def test_the_backend_dies_inside_the_transaction(mesh: Mesh, seed: int) -> None:
     gateway = Gateway(seed)
-    gate = Gate("fenced")
-    await gateway.send(mesh.env, [gateway.price(), *gateway.some(200)])
+    gate = Gate("fenced", armed=False)
+    await gateway.send(mesh.env, [gateway.price()])
     await mesh.start("billing")
     await mesh.start("metering", fault=gate)
+    await mesh.owned()
+    await mesh.idle()
+    gate.armed = True
+    await gateway.send(mesh.env, gateway.some(200))
     await asyncio.wait_for(gate.reached.wait(), 20)
     admin = await asyncpg.connect(mesh.env["STEWARD_POSTGRES_URL"])
     try:

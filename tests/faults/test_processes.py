@@ -96,9 +96,10 @@ async def test_killed_in_mid_batch_and_restarted(mesh: Mesh, seed: int) -> None:
             run.start("metering", BATCH),
         )
         async with Load(gateway, mesh.env):
-            at_metering.hold_at(at_the_commit)
-            at_billing.hold_at(at_the_commit)
-            await asyncio.gather(_reached(at_metering), _reached(at_billing))
+            # Billing first: a metering process that is held also holds the relay, and billing would wait for work.
+            for proxy in (at_billing, at_metering):
+                proxy.hold_at(at_the_commit)
+                await _reached(proxy)
             await asyncio.gather(victim.kill(), billing.kill())
             for proxy in (at_metering, at_billing):
                 proxy.cut()

@@ -227,7 +227,7 @@ TAMPERING: dict[str, tuple[str, str, str, str]] = {
 
 # Rows that are taken away, and what the proof must say.
 LOSSES: dict[str, tuple[str, str, str, str]] = {
-    "lines": ("billing", "charge_line", "line = 0", "has no charge lines"),
+    "lines": ("billing", "charge_line", "journal = (SELECT max(journal) FROM charge_line)", "has no charge lines"),
     "entries": ("billing", "entry", "journal = (SELECT max(journal) FROM entry)", "chain is broken"),
     "a journal": ("billing", "journal", "id = (SELECT max(id) FROM journal WHERE kind = 'usage')", "does not exist"),
     "a block": ("billing", "chain", "block = 2 AND class = 'US'", "no row in the chain"),
