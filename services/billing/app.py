@@ -60,17 +60,17 @@ async def post_charges(batch: Batch, tx: Transaction) -> None:
     low = charges.low_water(now, policy().window)
     found = charges.gather(received.event for received in batch.events)
     fresh = found.fresh
-    found.drop_seen(await store.seen_lines(db, sorted(fresh), low, fresh, now.year))
+    found.drop_seen(await store.seen_lines(db, found.line_ids(), low, fresh, now.year))
     if fresh:
         found.drop_seen(await store.add_seen(db, found.seen_rows(), low, now.date()))
     found.settle_repeats()
     if fresh:
         items = list(fresh.values())
-        owners = charges.owners(items)
+        todo = charges.bills(items)
+        owners = charges.owners(todo)
         default = CONFIG.legal_class()
         books = await store.open_books(db, now, CONFIG, owners, dict.fromkeys(owners, default))
         byok = await store.lock_byok(db, charges.byok_months(items))
-        todo = charges.bills(items)
         touched = {(books.standings[bill.workspace].legal_class, bill.period) for bill in todo}
         closed = await store.share_periods(db, touched, CONFIG)
         ids = iter(await store.journal_ids(db, len(todo)))

@@ -13,7 +13,7 @@ import msgspec
 from services.billing.books import Books
 from services.billing.ledger import byok_fee, charge, hour_start, lines_digest, period_of_hour, period_start
 
-_encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 _fromhex = bytes.fromhex
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _DAY_MS = 86_400_000
@@ -37,6 +37,13 @@ class Gathered:
     booked: dict[bytes, int] = field(default_factory=dict)
     """Digests of those that billing has."""
     conflicts: int = 0
+    _in_order: list[bytes] = field(default_factory=list)
+
+    def line_ids(self) -> list[bytes]:
+        """The ids of what is left, in order."""
+        if len(self._in_order) != len(self.fresh):
+            self._in_order = sorted(self.fresh)
+        return self._in_order
 
     def drop_seen(self, seen: Iterable[tuple[bytes, int]]) -> None:
         """Leaves out what billing has already; the same line with another amount is a conflict, and ours stays."""
@@ -62,7 +69,8 @@ class Gathered:
 
     def seen_rows(self) -> list[tuple[bytes, int]]:
         """(line id, digest) of every line, in key order: the index likes it, and so do two writers at once."""
-        return [(line_id, item[4] % _DIGEST_MODULUS - 32_768) for line_id, item in sorted(self.fresh.items())]
+        fresh = self.fresh
+        return [(line_id, fresh[line_id][4] % _DIGEST_MODULUS - 32_768) for line_id in self.line_ids()]
 
 
 def _record_id(event: Any) -> str:
@@ -81,11 +89,9 @@ def gather(events: Iterable[Any]) -> Gathered:
         for unit in event.data.units:
             for line in unit.lines:
                 line_id = _fromhex(line[0])
-                amount = int(line[6])
-                if line_id in fresh:
-                    repeats.append((line_id, amount))
-                else:
-                    fresh[line_id] = (record, number, unit, line, amount)
+                item = (record, number, unit, line, int(line[6]))
+                if fresh.setdefault(line_id, item) is not item:
+                    repeats.append((line_id, item[4]))
                 number += 1
     return found
 
@@ -141,14 +147,11 @@ def bills(items: Iterable[Item]) -> list[Bill]:
     return [Bill(workspace, period, group) for (workspace, period), group in sorted(found.items())]
 
 
-def owners(items: Iterable[Item]) -> dict[str, str]:
-    """Workspaces and the accounts that own them, as the lines name them."""
+def owners(todo: Collection[Bill]) -> dict[str, str]:
+    """Workspaces and the accounts that own them, as the first line of each names them."""
     found: dict[str, str] = {}
-    unit = None
-    for item in items:
-        if item[2] is not unit:
-            unit = item[2]
-            found.setdefault(unit.workspace, unit.account)
+    for workspace, _, items in todo:
+        found.setdefault(workspace, items[0][2].account)
     return found
 
 
@@ -178,26 +181,23 @@ def post(
         standing = books.standings[workspace]
         journal_id = next(ids)
         legal_class, who = standing.legal_class, standing.workspace_id
-        rows: list[Row] = []
-        total = 0
-        latest = 0
-        for record, number, unit, line, listed in items:
-            _, hour, price_version, tier, terms, quantities, _ = line
-            charged = listed
-            if terms == "byok":
-                month = (unit.account, period)
-                before = byok.get(month, 0)
-                charged = byok_fee(before, listed, config)
-                byok[month] = before + listed
-            total += charged
-            if hour > latest:
-                latest = hour
-            rows.append(
-                (
-                    record, number, legal_class, year, who, hour, price_version, tier, terms,
-                    _encode(quantities).decode(), charged, listed, journal_id,
-                )
-            )  # fmt: skip
+        charged = [item[4] for item in items]
+        if byok:
+            for n, (_, _, unit, line, listed) in enumerate(items):
+                if line[4] == "byok":
+                    month = (unit.account, period)
+                    before = byok.get(month, 0)
+                    charged[n] = byok_fee(before, listed, config)
+                    byok[month] = before + listed
+        # All quantities of the journal in one go: one JSON text a line.
+        texts = _encode_lines([item[3][5] for item in items]).decode().split("\n")
+        rows: list[Row] = [
+            (
+                record, number, legal_class, year, who, line[1], line[2], line[3], line[4], text, amount, listed,
+                journal_id,
+            )
+            for (record, number, _, line, listed), text, amount in zip(items, texts, charged, strict=False)
+        ]  # fmt: skip
         digest = lines_digest(rows)
         adjusts = period if (legal_class, period) in closed else None
         books.post(
@@ -205,8 +205,8 @@ def post(
             "usage",
             # A record's lines of one workspace are booked at once or never, so the first record names the journal.
             f"usage:{items[0][0]}:{who}:{period}",
-            charge(standing.balances, total),
-            event_at=hour_start(latest),
+            charge(standing.balances, sum(charged)),
+            event_at=hour_start(max([item[3][1] for item in items])),
             digest=digest,
             period=period,
             adjusts_period=adjusts,

@@ -14,7 +14,7 @@ from prometheus_client import Gauge
 from services.metering import store
 from services.metering.price_book import PriceBook
 from services.metering.price_version import PriceVersion, event_version_id, from_event, from_json, to_json
-from services.metering.pricing import Unpriced, billed_quantities, explain
+from services.metering.pricing import Card, Unpriced, billed_quantities, explain
 from services.metering.seed import GenaiPrices
 from services.metering.usage import (
     DAY_MS,
@@ -22,6 +22,7 @@ from services.metering.usage import (
     HOUR_MS,
     Effects,
     day_bound,
+    digest_of,
     hour_bound,
     identity,
     instant,
@@ -53,6 +54,7 @@ _FOR_ORIGINALS = ("original_unknown",)
 _OTHERS = ("amount_out_of_range", "stale", "future", "original_not_kept", "original_of_other_workspace")
 _REASONS = (*_FOR_PRICES, *_FOR_ORIGINALS, *_OTHERS)
 _CHUNK = 1_000
+_LOADED = 2_000
 _ROLLUP_DAYS = 30 * policy().rollup_months
 _MS = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -70,6 +72,7 @@ class Room:
         self.revision = -1
         self.pinned: set[str] = set()
         self.dedupe = dedupe
+        self.loaded = False
         self.keys: DayKeys
         self.stale_keys: DayKeys
 
@@ -112,7 +115,7 @@ class Room:
     def stale_idents(self, event_id: str) -> list[bytes]:
         """What a stale id may be remembered by; the newest first."""
         newest_first = [self.stale_keys.by_ordinal[o] for o in sorted(self.stale_keys.by_ordinal, reverse=True)]
-        return [identity(event_id, 0, key, b"").key for key in newest_first]
+        return [identity(event_id, 0, key) for key in newest_first]
 
 
 def make_service(*, dedupe: bool = True) -> Service:
@@ -134,7 +137,7 @@ def make_service(*, dedupe: bool = True) -> Service:
         on_observe=observe,
     )
 
-    @service.consumes(topics.GENERATIONS)
+    @service.consumes(topics.GENERATIONS, parallel=2)
     async def meter(batch: Batch, tx: Transaction) -> None:
         await Metering(room, tx).take(batch.events)
 
@@ -167,7 +170,9 @@ def make_service(*, dedupe: bool = True) -> Service:
 
     @service.job("rollups", every=timedelta(seconds=1))
     async def roll_up(now: datetime, tx: Transaction) -> None:
-        payloads = await store.take_pending(tx.db, 64)
+        if room.loaded and now.second % 5:
+            return  # under load, sums of more batches together are fewer rows to touch
+        payloads = await store.take_pending(tx.db, 256)
         if payloads:
             hourly, daily = merge_pending(payloads)
             if hourly:
@@ -240,6 +245,7 @@ class Metering:
         """Events from the topic: each is rated, a duplicate, or quarantined."""
         room, tx = self._room, self._tx
         await room.refresh(tx.db)
+        room.loaded = len(received) > _LOADED
         fresh, stale, duplicates = self._identify(received)
         digests = await store.known(tx.db, list(fresh)) if fresh and room.dedupe else {}
         conflicts = sum(1 for key, digest in digests.items() if fresh.pop(key)[2] != digest) + duplicates[1]
@@ -288,7 +294,7 @@ class Metering:
             if made_ms < low or ms < low or day_key is None:
                 stale.append((r, "stale"))
                 continue
-            key, digest = identity(event.id, made_ms, day_key, r.record.value)
+            key, digest = identity(event.id, made_ms, day_key), digest_of(r.record.value, day_key)
             before = fresh.get(key)
             if before is not None and self._room.dedupe:
                 duplicates += 1
@@ -301,22 +307,27 @@ class Metering:
         return fresh, stale, (duplicates, conflicts)
 
     def _rate(self, fresh: Mapping[bytes, tuple[Received, int, int]]) -> None:
-        book, add = self._room.book, self._effects.add
+        book, effects = self._room.book, self._effects
+        card_for, add_plain = book.card, effects.add_plain
         corrected = events.UsageCorrected.TYPE
         now_ms = self._now_ms
         appended_ms, known_at = -1, _EPOCH
         for key, (r, ms, _) in fresh.items():
             event = r.event
+            usage, event_at = event.data, event.time
             if event.type == corrected:
                 continue
             if r.record.timestamp != appended_ms:  # the same for all records of a producer's batch
                 appended_ms = r.record.timestamp
                 known_at = instant(appended_ms)
-            priced = price(book, event.data, event.time, known_at)
+            card = card_for(usage.provider, usage.model, usage.tier, event_at, known_at)
+            if isinstance(card, Card) and add_plain(card, usage, event.id, key, ms, event_at, now_ms):
+                continue
+            priced = price(book, usage, event_at, known_at)
             if isinstance(priced, Unpriced):
-                self._hold(priced.reason, priced.missing, event.type, event.id, event.data, key, event.time, known_at)
+                self._hold(priced.reason, priced.missing, event.type, event.id, usage, key, event_at, known_at)
             else:
-                add(event.data, event.id, key, ms, event.time, priced, now_ms)
+                effects.add(usage, event.id, key, ms, event_at, priced, now_ms)
 
     def _hold(
         self, reason: str, missing: str, kind: str, event_id: str | None, usage: Any, key: bytes, event_at: datetime,
@@ -403,7 +414,7 @@ class Metering:
         )
         hour = (original["occurred_at"] - _EPOCH) // timedelta(hours=1)
         terms = {"byok": "byok", "data_sharing": "sharing"}.get(original["rule"], "list")
-        back = key[:6] + identity(key.hex() + ":reversal", 0, key, b"").key[6:]
+        back = key[:6] + identity(key.hex() + ":reversal", 0, key)[6:]
         effects.add_line(
             usage, back, hour, version.version, original["tier"], terms, {u: -n for u, n in billed.items()},
             -original["amount_pico"],
@@ -481,14 +492,21 @@ class Metering:
         tx.count("rated", effects.rated)
 
     def _saw(self, received: Sequence[Received]) -> None:
-        sources: dict[str, tuple[int, int]] = {}
+        if self._tx.replay:
+            return
+        source, highest, seen = "", 0, 0
         for r in received:
-            if r.event.sequence is not None:
-                highest, seen = sources.get(r.event.source, (0, 0))
-                sources[r.event.source] = (max(highest, int(r.event.sequence)), seen + 1)
-        if not self._tx.replay:
-            for source, (highest, seen) in sources.items():
-                self._tx.saw(topics.GENERATIONS.name, source, highest, seen)
+            event = r.event
+            if event.sequence is None:
+                continue
+            if event.source != source:
+                if seen:
+                    self._tx.saw(topics.GENERATIONS.name, source, highest, seen)
+                source, highest, seen = event.source, 0, 0
+            highest = max(highest, int(event.sequence))
+            seen += 1
+        if seen:
+            self._tx.saw(topics.GENERATIONS.name, source, highest, seen)
 
 
 async def explained(room: Room, wanted: str, tx: Transaction) -> Any:
@@ -502,7 +520,7 @@ async def explained(room: Room, wanted: str, tx: Transaction) -> Any:
             return {"generation_id": wanted, "quarantined": dict(held)}
         day_key = room.keys.by_ordinal.get(EPOCH_ORDINAL + id_ms(wanted) // DAY_MS)
         if day_key is not None:
-            key = identity(wanted, id_ms(wanted), day_key, b"").key
+            key = identity(wanted, id_ms(wanted), day_key)
             if await store.known(tx.db, [key]):
                 raise NotKept("not kept: log retention 0, or its retention is over")
     if row is None:

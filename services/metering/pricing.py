@@ -46,7 +46,7 @@ AMOUNT_PICO_MAX = 2**63 - 1
 Rule = Literal["list", "cache_hit", "error", "zero_completion", "byok", "data_sharing"]
 
 # Finish reasons that no rule asks about: the quick way out for almost every generation.
-_PLAIN_FINISH = frozenset(("stop", "length", "tool_calls", "content_filter"))
+PLAIN_FINISH = frozenset(("stop", "length", "tool_calls", "content_filter"))
 _NO_UNITS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -116,6 +116,7 @@ class Card:
         "tiers",
         "lowest_border",
         "completes",
+        "plain",
     )
 
     def __init__(self, version: PriceVersion) -> None:
@@ -142,6 +143,8 @@ class Card:
                 tiers.append(CardTier(above, current, f"{version.tier}>{above}"))
         self.tiers = tuple(reversed(tiers))
         self.lowest_border = tiers[0].above if tiers else None
+        # One price a unit, whole pico-dollars, nothing else to ask: what nearly every card is.
+        self.plain = self.lowest_border is None and self.denominator == 1 and not version.minimum
         self.completes = any(self.prices.get(unit, 0) > 0 for unit in COMPLETION_BUCKETS)
 
     def choose(self, tokens: Mapping[str, int]) -> tuple[dict[str, int], str]:
@@ -190,7 +193,7 @@ def rate(
 ) -> Rated | Unpriced:
     """What a generation costs on this card. `tokens`: exclusive buckets; `counts`: the other units; both may
     leave zeros out."""
-    if cache_hit or byok or data_sharing or finish_reason not in _PLAIN_FINISH or card.version.minimum:
+    if cache_hit or byok or data_sharing or finish_reason not in PLAIN_FINISH or card.version.minimum:
         return _rate_by_rule(card, tokens, counts, finish_reason, cancelled, cache_hit, byok, data_sharing, rules)
     prices = card.prices
     label = card.label

@@ -6,11 +6,13 @@ output figure (checked). Everything that is not a token is a count. Amounts are 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
 from shared.contract.base import (
+    IN_BULK,
     Closed,
     Event,
     EventId,
@@ -313,7 +315,7 @@ class NoteAdded(Event):
 class RatedLine(NamedTuple):
     """One rated generation, or the reversal of one (`quantities` and amount negative)."""
 
-    line_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    line_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$"), IN_BULK]
     """48 bits of time and a keyed hash of the generation's id: de-duplicates, names nobody."""
     hour: int
     """Hour of the event, counted from 1970 (UTC)."""
@@ -324,7 +326,7 @@ class RatedLine(NamedTuple):
     """`list` price; `sharing`: less the discount for shared data; `byok`: list price of the customer's own key."""
     quantities: dict[Unit, int]
     """What is billed (after rules such as zero-completion insurance), by unit; not 0."""
-    amount_pico: Pico
+    amount_pico: Annotated[Pico, IN_BULK]
     """Rounded once, half-even. For `byok` the list price, from which billing takes its fee."""
 
 
@@ -336,10 +338,31 @@ class RatedUnit(Closed):
     lines: list[Annotated[RatedLine, BeforeValidator(as_array)]]
 
 
+_HEX = b"0123456789abcdef"
+_ID_LENGTH = {32}
+_AMOUNTS = re.compile(r"-?(?:0|[1-9][0-9]{0,29})(?:,-?(?:0|[1-9][0-9]{0,29}))*+")
+
+
+def _check_lines(data: Any) -> None:
+    """The patterns of line ids and amounts, for a whole record at once."""
+    lines = [line for unit in data.units for line in unit.lines]
+    if not lines:
+        return
+    ids = [line[0] for line in lines]
+    if set(map(len, ids)) != _ID_LENGTH or "".join(ids).encode().translate(None, _HEX):
+        raise ValueError("a line_id does not match its pattern")
+    amounts = ",".join([line[6] for line in lines])
+    # An amount with a comma in it would pass for two.
+    if _AMOUNTS.fullmatch(amounts) is None or amounts.count(",") != len(lines) - 1:
+        raise ValueError("an amount_pico does not match its pattern")
+
+
 class RatedUsage(Closed):
     """Packed rated usage; lines are in no time order."""
 
     units: list[RatedUnit]
+
+    check: ClassVar[Any] = staticmethod(_check_lines)
 
 
 class UsageRated(Event):

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -67,10 +68,6 @@ def grouped(records: Iterable[Record]) -> Groups:
 
 class Fenced(Exception):
     """Somebody else owns one of the batch's partitions, or its cursor was moved under us."""
-
-
-class Kill(BaseException):
-    """Raised by a fault point in tests: the process is as good as dead. Nothing catches it but the test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +156,10 @@ class TopicConsumer:
         self._parked: set[bytes] = set()
         self._generation = 0
         self._revoking = False
-        self._busy = asyncio.Lock()
+        # Batches under way and their partitions; the client's seeks by partition, and what they were at the last fetch.
+        self._work: dict[asyncio.Task[None], set[TopicPartition]] = {}
+        self._seeks: Counter[TopicPartition] = Counter()
+        self._marks: dict[TopicPartition, int] = {}
         self._stopping = asyncio.Event()
         self._claims: set[asyncio.Task[None]] = set()
         self._random = random.Random(owner + self.group)
@@ -238,7 +238,7 @@ class TopicConsumer:
                 await store.fence(db, self.group, tp.topic, [(tp.partition, cursor.epoch, 0, begin)])
             cursor.next_offset = cursor.high_offset = begin
         self.partitions[tp] = partition
-        consumer.seek(tp, cursor.next_offset)
+        self._seek(tp, cursor.next_offset)
         consumer.resume(tp)
         self.progress.paused_since.pop(tp, None)
 
@@ -247,13 +247,13 @@ class TopicConsumer:
         if not tps:
             return
         self._revoking = True  # a batch that waits for the database lets go; its cursor tells the next owner
-        async with self._busy:
-            self._revoking = False
-            self._generation += 1
-            for tp in tps:
-                self.partitions.pop(tp, None)
-                self.progress.paused_since.pop(tp, None)
-                self._fenced_at.pop(tp, None)
+        await self.drained()
+        self._revoking = False
+        self._generation += 1
+        for tp in tps:
+            self.partitions.pop(tp, None)
+            self.progress.paused_since.pop(tp, None)
+            self._fenced_at.pop(tp, None)
 
     def stop(self) -> None:
         """No new batch from here on; the one in hand is finished."""
@@ -261,8 +261,8 @@ class TopicConsumer:
 
     async def drained(self) -> None:
         """Returns when no batch is in hand."""
-        async with self._busy:
-            return
+        while self._work:
+            await asyncio.wait(list(self._work))
 
     # --- one batch -----------------------------------------------------------------------------------------------
 
@@ -270,35 +270,63 @@ class TopicConsumer:
         """The loop turned."""
         self.progress.ticked_at = time.monotonic()
 
+    def fetched(self) -> None:
+        """The client has just handed out records: whatever is sought from here on makes them stale."""
+        self._marks = dict(self._seeks)
+
     async def on_batch(self, records: Sequence[Record]) -> None:
-        """Everything FastStream hands over. Whatever happens, nothing is raised but `Kill`."""
-        async with self._busy:
-            self.tick()
-            self.progress.working_since = time.monotonic()
-            try:
-                await self._take(records)
-            except Exception as error:
-                # A bug of the runtime itself: the records are read again from the cursors, never skipped.
-                log.error("the batch is redone: error in the runtime: %s", where(error))
-                metrics.RETRIES_TOTAL.labels(self.topic.name, "runtime").inc()
-                self._seek_back()
-                await self._pause_for(1.0)
-            finally:
-                self.progress.working_since = None
+        """Everything FastStream hands over. Whatever happens, nothing is raised.
+
+        A full batch may go on by itself while the next one, of other partitions, is begun: PostgreSQL and this
+        process then work at once. Batches of one partition never overlap.
+        """
+        self.tick()
+        marks = self._marks
+        groups = grouped(records)
+        tps = {tp for tp, _ in groups}
+        while waits := [task for task, theirs in self._work.items() if theirs & tps] or (
+            list(self._work) if len(self._work) >= self.declaration.parallel else []
+        ):
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        # Records fetched before a seek lie in the wrong place; what is left out is sought again, never skipped.
+        stale = {tp for tp in tps if self._seeks[tp] != marks.get(tp, 0)}
+        if stale:
+            self._seek_back(stale)
+            groups = [(tp, rs) for tp, rs in groups if tp not in stale]
+        task = asyncio.ensure_future(self._safely(groups))
+        self._work[task] = tps
+        task.add_done_callback(self._work.pop)
+        small = len(records) < self.declaration.batch // 4
+        if small or self.declaration.parallel == 1:
+            await task
         # Small batches cost as much as large ones: give the next one time to grow.
-        if len(records) < self.declaration.batch // 4 and not self._stopping.is_set():
+        if small:
             await self._pause_for(self._linger)
 
-    async def _take(self, records: Sequence[Record]) -> None:
+    async def _safely(self, groups: Groups) -> None:
+        if self.progress.working_since is None:
+            self.progress.working_since = time.monotonic()
+        try:
+            await self._take(groups)
+        except Exception as error:
+            # A bug of the runtime itself: the records are read again from the cursors, never skipped.
+            log.error("the batch is redone: error in the runtime: %s", where(error))
+            metrics.RETRIES_TOTAL.labels(self.topic.name, "runtime").inc()
+            self._seek_back(tp for tp, _ in groups)
+            await self._pause_for(1.0)
+        finally:
+            self.progress.working_since = None if len(self._work) <= 1 else time.monotonic()
+
+    async def _take(self, groups: Groups) -> None:
         if self._stopping.is_set():
             return
-        for groups, replay in self._passes(self._mine(records)):
-            await self._with_retries(groups, replay)
+        for part, replay in self._passes(await self._mine(groups)):
+            await self._with_retries(part, replay)
 
-    def _mine(self, records: Sequence[Record]) -> Groups:
+    async def _mine(self, groups: Groups) -> Groups:
         """Leaves out what is not claimed or was passed already; notes gaps."""
         mine: Groups = []
-        for tp, rs in grouped(records):
+        for tp, rs in groups:
             partition = self.partitions.get(tp)
             if partition is None or partition.stopped or tp in self._fenced_at:
                 continue
@@ -314,6 +342,11 @@ class TopicConsumer:
                 if not rs:
                     continue
             if rs[0].offset > expected:
+                start = (await self._consumer().beginning_offsets([tp]))[tp]
+                if start <= expected:
+                    # Kafka still has what is missing: the client was somewhere else. Nothing is skipped.
+                    self._seek_back({tp})
+                    continue
                 gap = rs[0].offset - expected
                 log.error("%s-%s: %d records were lost to retention before they were read", *tp, gap)
                 metrics.OFFSET_GAP_RECORDS_TOTAL.labels(tp.topic).inc(gap)
@@ -647,15 +680,18 @@ class TopicConsumer:
             self._seek_back(tps)
 
     def _seek_back(self, tps: Iterable[TopicPartition] | None = None) -> None:
-        consumer = self._consumer()
         for tp in self.partitions if tps is None else tps:
             partition = self.partitions.get(tp)
             if partition is None or tp in self._fenced_at or partition.stopped:
                 continue
             try:
-                consumer.seek(tp, partition.cursor.next_offset)
+                self._seek(tp, partition.cursor.next_offset)
             except IllegalStateError:
                 log.info("%s-%s is no longer assigned", tp.topic, tp.partition)
+
+    def _seek(self, tp: TopicPartition, offset: int) -> None:
+        self._seeks[tp] += 1
+        self._consumer().seek(tp, offset)
 
     def _stop(self, tp: TopicPartition, partition: Partition, reason: str) -> None:
         partition.stopped = reason
@@ -693,17 +729,21 @@ class TopicConsumer:
 
     async def notice_moved(self) -> bool:
         """Looks whether somebody moved a cursor that is ours, also when no record comes; True if so."""
-        async with self._busy:
-            async with self._pool.acquire() as db:
-                epochs = await store.epochs(db, self.group, self.topic.name)
-            moved = [
-                tp
-                for tp, partition in self.partitions.items()
-                if tp not in self._fenced_at and epochs.get(tp.partition) != partition.cursor.epoch
-            ]
-            for tp in moved:
-                self._on_fenced(tp)
-            return bool(moved or self._fenced_at)
+        before = {tp: p.cursor for tp, p in self.partitions.items()}
+        async with self._pool.acquire() as db:
+            epochs = await store.epochs(db, self.group, self.topic.name)
+        busy = set().union(*self._work.values())
+        moved = [
+            tp
+            for tp, cursor in before.items()
+            # A batch in hand finds out by itself, and may just be raising the epoch.
+            if tp not in busy and tp not in self._fenced_at
+            and (now := self.partitions.get(tp)) is not None and now.cursor is cursor
+            and epochs.get(tp.partition) != cursor.epoch
+        ]  # fmt: skip
+        for tp in moved:
+            self._on_fenced(tp)
+        return bool(moved or self._fenced_at)
 
     async def true_lag(self) -> int:
         """Records behind the end of the claimed partitions, asked of Kafka; unclaimed ones count as one behind."""

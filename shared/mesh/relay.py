@@ -25,6 +25,8 @@ log = logging.getLogger("steward.mesh")
 MAX_RECORD_BYTES = 8 * 1024 * 1024
 _ROWS = 500
 _IDLE_SECONDS = 0.5
+# A statement of the relay takes milliseconds: after this (seconds) the server, or the way to it, is gone.
+COMMAND_SECONDS = 30.0
 _CONTENT_TYPE = ("content-type", b"application/cloudevents+json")
 
 
@@ -71,7 +73,7 @@ class Relay:
 
     async def _session(self) -> None:
         """One database session (and its locks) with one producer, until something breaks."""
-        lock = await store.connect(self._url, f"steward-{self._service}-relay")
+        lock = await store.connect(self._url, f"steward-{self._service}-relay", command_timeout=COMMAND_SECONDS)
         # A producer that has seen an out-of-order or unknown-producer error never recovers: each session has its own.
         producer = AIOKafkaProducer(
             **self._kafka.client(),

@@ -210,7 +210,9 @@ class Runtime:
 
         async def getmany(*args: Any, **kwargs: Any) -> Any:
             consumer.tick()
-            return await fetch(*args, **kwargs)
+            records = await fetch(*args, **kwargs)
+            consumer.fetched()
+            return records
 
         client.getmany = getmany
 

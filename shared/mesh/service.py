@@ -102,6 +102,7 @@ class Consumer:
     handler: Handler
     batch: int
     linger_ms: int | None
+    parallel: int = 1
 
 
 @dataclass(slots=True)
@@ -128,14 +129,18 @@ class Service:
     commands: dict[str, CommandHandler] = field(default_factory=dict)
 
     def consumes(
-        self, topic: Topic, *, batch: int = 5_000, linger_ms: int | None = None
+        self, topic: Topic, *, batch: int = 5_000, linger_ms: int | None = None, parallel: int = 1
     ) -> Callable[[Handler], Handler]:
-        """The decorated handler reads `topic`. Raises ValueError if the contract does not let this service read it."""
+        """The decorated handler reads `topic`, up to `batch` records at a time.
+
+        `parallel`: full batches of different partitions that may be under way at once; order per partition holds.
+        Raises ValueError if the contract does not let this service read the topic.
+        """
         if self.name not in topic.readers:
             raise ValueError(f"the contract does not let {self.name} read {topic.name}")
 
         def register(handler: Handler) -> Handler:
-            self.consumers.append(Consumer(topic, handler, batch, linger_ms))
+            self.consumers.append(Consumer(topic, handler, batch, linger_ms, parallel))
             return handler
 
         return register

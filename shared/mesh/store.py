@@ -43,9 +43,20 @@ async def open_pool(url: str, *, size: int = 8, application: str) -> Pool:
     )
 
 
-async def connect(url: str, application: str) -> Connection:
-    """One connection outside of any pool, for locks that belong to a session."""
-    connection = await asyncpg.connect(url, server_settings={"application_name": application, "timezone": "UTC"})
+async def connect(url: str, application: str, *, command_timeout: float | None = None) -> Connection:
+    """One connection outside of any pool, for locks that belong to a session. `command_timeout`: seconds a statement."""
+    connection = await asyncpg.connect(
+        url,
+        command_timeout=command_timeout,
+        server_settings={
+            "application_name": application,
+            "timezone": "UTC",
+            # Its locks end with the connection: the server must find out that nobody is there any more.
+            "tcp_keepalives_idle": "10",
+            "tcp_keepalives_interval": "5",
+            "tcp_keepalives_count": "3",
+        },
+    )
     await _init_connection(connection)
     return connection
 

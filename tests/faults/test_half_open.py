@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer
 
 from services.metering.app import make_service
 from shared.contract import topics
+from shared.mesh import relay
 from shared.mesh.consumer import TopicConsumer
 from shared.mesh.runtime import Runtime
 from shared.mesh.service import Record
@@ -38,38 +41,90 @@ def _alive(*runtimes: Runtime) -> None:
     assert [runtime.troubles() for runtime in runtimes] == [[]] * len(runtimes)
 
 
-@pytest.mark.parametrize("room", ["metering", "billing"])
-async def test_postgresql_is_half_open_and_then_cut(mesh: Mesh, room: str, seed: int) -> None:
-    """A batch hangs before its COMMIT until the server has given it up; then the connections break."""
-    gateway = Gateway(seed)
+@contextlib.asynccontextmanager
+async def _proxied(mesh: Mesh, room: str) -> AsyncIterator[tuple[HalfOpen, dict[str, Any]]]:
+    """A proxy in front of a room's database, and the setting that leads through it."""
     url = mesh.settings(room).database_url
     proxy = HalfOpen("127.0.0.1", urlsplit(url).port or 0)
     port = await proxy.open()
     try:
-        await _begin(mesh, gateway)
-        other = await mesh.start("billing" if room == "metering" else "metering")
-        runtime = await mesh.start(room, settings={"database_url": through(url, port)})
-        await mesh.owned()
-        proxy.hold_at(at_the_commit)
-        await gateway.send(mesh.env, gateway.some(200))
-        async with asyncio.timeout(20):
-            await proxy.held.wait()
-
-        async def given_up() -> bool:
-            sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND state = 'idle in transaction'"
-            return bool(await mesh.value(room, sql, f"steward_{room}") == 0)
-
-        await mesh.until(given_up, IDLE_IN_TRANSACTION_SECONDS + 10, "the server has ended the transaction")
-        _alive(runtime, other)
-        proxy.cut()
-        proxy.release()
-        await gateway.send(mesh.env, gateway.some(100))
-        await mesh.idle()
-        await assert_books(mesh, gateway)
-        _alive(runtime, other)
+        yield proxy, {"database_url": through(url, port)}
     finally:
         await mesh.close()
         await proxy.close()
+
+
+async def _hold_a_batch(mesh: Mesh, gateway: Gateway, *proxies: HalfOpen) -> None:
+    """Sends until each proxy holds a batch before its COMMIT."""
+    for proxy in proxies:
+        proxy.hold_at(at_the_commit)
+        await gateway.send(mesh.env, gateway.some(100))
+        async with asyncio.timeout(20):
+            await proxy.held.wait()
+
+
+async def _open_transactions(mesh: Mesh, room: str) -> int:
+    sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND state = 'idle in transaction'"
+    return await _activity(mesh, sql, f"steward_{room}")
+
+
+async def test_postgresql_is_half_open_and_then_cut(mesh: Mesh, seed: int) -> None:
+    """A batch of each room hangs before its COMMIT until the server has given it up; then the connections break."""
+    gateway = Gateway(seed)
+    async with (
+        _proxied(mesh, "metering") as (at_metering, metering_through),
+        _proxied(mesh, "billing") as (at_billing, billing_through),
+    ):
+        await _begin(mesh, gateway)
+        billing = await mesh.start("billing", settings=billing_through)
+        metering = await mesh.start("metering", settings=metering_through)
+        await mesh.owned()
+        # Billing first: it has nothing to do once metering is held.
+        await _hold_a_batch(mesh, gateway, at_billing, at_metering)
+        within = IDLE_IN_TRANSACTION_SECONDS + 10
+        await mesh.until(
+            lambda: _given_up(mesh, "billing", "metering"), within, "the server has ended the transactions"
+        )
+        _alive(metering, billing)
+        at_metering.cut()
+        at_billing.cut()
+        await gateway.send(mesh.env, gateway.some(100))
+        await mesh.idle()
+        await assert_books(mesh, gateway)
+        _alive(metering, billing)
+
+
+async def _given_up(mesh: Mesh, *rooms: str) -> bool:
+    return not any([await _open_transactions(mesh, room) for room in rooms])
+
+
+async def test_postgresql_never_answers_again(mesh: Mesh, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody cuts the connections either, as when a machine is gone: statements run into their limit, here 1.5 s.
+
+    The relay has a connection of its own, which holds its locks: it must find out, too.
+    """
+    create_pool, limit = asyncpg.create_pool, 1.5
+    monkeypatch.setattr(
+        asyncpg, "create_pool", lambda *args, **kwargs: create_pool(*args, **{**kwargs, "command_timeout": limit})
+    )
+    monkeypatch.setattr(relay, "COMMAND_SECONDS", limit)
+    gateway = Gateway(seed)
+    async with _proxied(mesh, "metering") as (proxy, through_proxy):
+        await _begin(mesh, gateway)
+        billing = await mesh.start("billing")
+        metering = await mesh.start("metering", settings=through_proxy)
+        await mesh.owned()
+        await _hold_a_batch(mesh, gateway, proxy)
+        proxy.forget()
+        await gateway.send(mesh.env, gateway.some(100))
+
+        async def all_charged() -> bool:
+            return bool(await mesh.value("billing", "SELECT count(*) FROM charge_line") == gateway.generations)
+
+        await mesh.until(all_charged, 45, "everything is charged: batches and relay went on")
+        await mesh.idle()
+        await assert_books(mesh, gateway)
+        _alive(metering, billing)
 
 
 async def test_kafka_is_half_open_and_then_cut(mesh: Mesh, seed: int) -> None:
@@ -93,7 +148,6 @@ async def test_kafka_is_half_open_and_then_cut(mesh: Mesh, seed: int) -> None:
         await mesh.until(lambda: _owns(other, topics.GENERATIONS.partitions), 30, "the other has taken over")
         _alive(metering, billing, other)
         proxy.cut()
-        proxy.release()
         await mesh.until(lambda: _owns(other, topics.GENERATIONS.partitions // 2), 30, "it has joined again")
         await gateway.send(mesh.env, gateway.some(100))
         await mesh.owned(within=60)
@@ -133,17 +187,37 @@ async def _claim_that_waits(mesh: Mesh, gateway: Gateway, monkeypatch: pytest.Mo
     de-duplication off: a read from a wrong offset shows.
     """
     await gateway.send(mesh.env, [gateway.price()])
-    gate = Gate("before_commit")
-    gate.open.set()
+    gate = Gate("before_commit", armed=False)
     zombie = await mesh.start("metering", service=make_service(dedupe=False), fault=gate)
     await mesh.owned()
     await mesh.idle()
-    gate.open.clear()
-    gate.reached.clear()
+    gate.armed = True
     await gateway.send(mesh.env, gateway.some(300, duplicates=0))
+    try:
+        async with asyncio.timeout(20):
+            await gate.reached.wait()
+        await _cut_off(zombie)
+        handed = _watch_generations(monkeypatch)
+        other = await mesh.start("metering", service=make_service(dedupe=False))
+        await mesh.until(lambda: _a_claim_waits(mesh), 20, "the claim waits for the zombie's transaction")
+        # All of the topic waits in Kafka: what the client hands out while a claim waits comes within one fetch.
+        client = other.consumers[0].consumer
+        assert client is not None
+        assert len(client.assignment()) == topics.GENERATIONS.partitions
+        await asyncio.sleep(0.5)  # lint: allow sleep-in-test -- nothing announces that no records come
+    finally:
+        gate.open.set()
     async with asyncio.timeout(20):
-        await gate.reached.wait()
-    await _cut_off(zombie)
+        await zombie.consumers[0].drained()
+    await mesh.abandon(zombie)
+    await mesh.owned()
+    await mesh.idle()
+    logged = await mesh.value("metering", "SELECT count(*) FROM request_log")
+    return handed[0], int(logged) - gateway.generations
+
+
+def _watch_generations(monkeypatch: pytest.MonkeyPatch) -> list[Handed]:
+    """Watches the generations of every runtime that starts from here on."""
     handed: list[Handed] = []
     subscribe = Runtime._subscribe
 
@@ -153,27 +227,19 @@ async def _claim_that_waits(mesh: Mesh, gateway: Gateway, monkeypatch: pytest.Mo
             handed.append(Handed(self.consumers[-1]))
 
     monkeypatch.setattr(Runtime, "_subscribe", observed)
-    other = await mesh.start("metering", service=make_service(dedupe=False))
+    return handed
 
-    async def waits_for_the_lock() -> bool:
-        sql = """SELECT count(*) FROM pg_stat_activity
-                 WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO mesh_cursor%'"""
-        return bool(await mesh.value("metering", sql) == 1)
 
-    await mesh.until(waits_for_the_lock, 20, "the claim waits for the zombie's transaction")
-    # All of the topic waits in Kafka: what the client hands out while a claim waits comes within one fetch.
-    client = other.consumers[0].consumer
-    assert client is not None
-    assert len(client.assignment()) == topics.GENERATIONS.partitions
-    await asyncio.sleep(0.5)  # lint: allow sleep-in-test -- nothing announces that no records come
-    gate.open.set()
-    async with asyncio.timeout(20):
-        await zombie.consumers[0].drained()
-    await mesh.abandon(zombie)
-    await mesh.owned()
-    await mesh.idle()
-    logged = await mesh.value("metering", "SELECT count(*) FROM request_log")
-    return handed[0], int(logged) - gateway.generations
+async def _a_claim_waits(mesh: Mesh) -> bool:
+    sql = """SELECT count(*) FROM pg_stat_activity
+             WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO mesh_cursor%'"""
+    return await _activity(mesh, sql) >= 1
+
+
+async def _activity(mesh: Mesh, sql: str, *arguments: Any) -> int:
+    """A count from pg_stat_activity, which shows states and queries of others only to the administrator."""
+    async with mesh.world.admin() as admin:
+        return int(await admin.fetchval(sql, *arguments))
 
 
 async def _cut_off(runtime: Runtime) -> None:

@@ -103,7 +103,6 @@ async def test_killed_in_mid_batch_and_restarted(mesh: Mesh, seed: int) -> None:
             await asyncio.gather(victim.kill(), billing.kill())
             for proxy in (at_metering, at_billing):
                 proxy.cut()
-                proxy.release()
             # One comes back at once, the other's work is taken over before it does.
             await asyncio.gather(
                 billing.start(), run.owns_all(other, topics.GENERATIONS.name, within=SESSION_SECONDS + 14)

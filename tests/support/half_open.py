@@ -16,6 +16,7 @@ _PARSE = re.compile(rb"P.{4}(__asyncpg_stmt_\w+__)\0([^\0]+)", re.DOTALL)
 class Link:
     """One connection through the proxy. `prepared`: the client's prepared statements by name."""
 
+    flows: asyncio.Event
     prepared: dict[bytes, bytes] = field(default_factory=dict)
     fenced: bool = False
 
@@ -49,8 +50,9 @@ def at_the_commit(link: Link, data: bytes) -> bool:
 class HalfOpen:
     """Stands between clients and `host:port`.
 
-    `hold` stops it in both directions, `release` lets everything pass again, `cut` breaks its connections. `kafka`:
-    the broker's own address in its answers is replaced by the proxy's, or clients would go round it.
+    `hold` stops it in both directions; then `release` lets everything pass again, `cut` breaks the connections, and
+    `forget` leaves them as they are for good while new ones work. `kafka`: the broker's own address in its answers is
+    replaced by the proxy's, or clients would go round it.
     """
 
     def __init__(self, host: str, port: int, *, kafka: bool = False) -> None:
@@ -60,7 +62,7 @@ class HalfOpen:
         self._match: Match | None = None
         self._flows = asyncio.Event()
         self._flows.set()
-        self._links: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = {}
+        self._links: dict[asyncio.Task[None], list[asyncio.Task[None]]] = {}
         self.held = asyncio.Event()
         self.port = 0
 
@@ -87,18 +89,24 @@ class HalfOpen:
         self.held.clear()
         self._flows.set()
 
+    def forget(self) -> None:
+        """Nothing passes on today's connections, ever; new ones work."""
+        self.hold()
+        self._flows = asyncio.Event()
+        self.release()
+
     def cut(self) -> None:
-        """Breaks every connection; what was held is lost."""
-        for writers in self._links.values():
-            for writer in writers:
-                writer.transport.abort()
+        """Breaks every connection; what was held is lost. New ones work."""
+        for ways in self._links.values():
+            for way in ways:
+                way.cancel()
+        self.release()
 
     async def close(self) -> None:
         """Ends the proxy."""
         if self._server is not None:
             self._server.close()
         self.cut()
-        self.release()
         await asyncio.gather(*self._links, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -107,14 +115,14 @@ class HalfOpen:
         except OSError:
             writer.transport.abort()
             return
-        link = Link()
+        link = Link(self._flows)
+        ways = [
+            asyncio.create_task(self._pass(reader, up_writer, link, requests=True)),
+            asyncio.create_task(self._pass(up_reader, writer, link, requests=False)),
+        ]
         mine = asyncio.current_task()
         assert mine is not None
-        self._links[mine] = (writer, up_writer)
-        ways = [
-            asyncio.ensure_future(self._pass(reader, up_writer, link)),
-            asyncio.ensure_future(self._pass(up_reader, writer, None)),
-        ]
+        self._links[mine] = ways
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -125,17 +133,19 @@ class HalfOpen:
             up_writer.transport.abort()
             del self._links[mine]
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: Link | None) -> None:
-        """One direction; `link`: from the client to the server."""
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: Link, *, requests: bool
+    ) -> None:
+        """One direction of a connection."""
         try:
             while data := await reader.read(256 * 1024):
-                if link is None and self._kafka:
-                    data = data.replace(self._address(self._target[1]), self._address(self.port))
-                if link is not None:
+                if requests:
                     link.learn(data)
                     if self._match is not None and self._match(link, data):
                         self.hold()
-                await self._flows.wait()
+                elif self._kafka:
+                    data = data.replace(self._address(self._target[1]), self._address(self.port))
+                await link.flows.wait()
                 writer.write(data)
                 await writer.drain()
         except OSError:

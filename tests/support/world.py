@@ -204,6 +204,8 @@ async def _kill(runtime: Runtime) -> None:
     for subscriber in runtime._broker.subscribers if runtime._broker is not None else ():
         client = getattr(subscriber, "consumer", None)
         ours = list(getattr(subscriber, "tasks", ()))
+        for consumer in runtime.consumers:
+            ours += list(consumer._work)
         if client is not None and client._coordinator is not None:
             ours.append(client._coordinator._coordination_task)
         for task in ours:
