@@ -74,8 +74,8 @@ async def post_charges(batch: Batch, tx: Transaction) -> None:
         touched = {(books.standings[bill.workspace].legal_class, bill.period) for bill in todo}
         closed = await store.share_periods(db, touched, CONFIG)
         ids = iter(await store.journal_ids(db, len(todo)))
-        for legal_class, rows in charges.post(books, todo, ids, closed, byok).items():
-            await store.add_lines(db, legal_class, now.year, rows)
+        for legal_class, of_class in charges.by_class(books, todo).items():
+            await store.add_lines(db, legal_class, now.year, charges.post(books, of_class, ids, closed, byok))
         await store.set_byok(db, byok)
         publish_balances(tx, await store.close_books(db, books))
     tx.count("booked", len(fresh))

@@ -6,9 +6,10 @@ end the heads of the chains. Statements on the ledger name class and year, so th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 import asyncpg
@@ -302,9 +303,11 @@ def _part(table: str, legal_class: str, year: int) -> str:
     return f"{table}_{legal_class.lower()}_{year}"
 
 
-async def add_lines(db: Connection, legal_class: str, year: int, rows: Sequence[Row]) -> None:
-    """Charge lines of one class and year, straight."""
-    await db.copy_records_to_table(_part("charge_line", legal_class, year), columns=_LINE_COLUMNS, records=rows)
+async def add_lines(db: Connection, legal_class: str, year: int, journals: Iterable[Iterable[Row]]) -> None:
+    """Charge lines of one class and year, journal by journal, straight."""
+    await db.copy_records_to_table(
+        _part("charge_line", legal_class, year), columns=_LINE_COLUMNS, records=chain.from_iterable(journals)
+    )
 
 
 async def close_books(db: Connection, books: Books) -> list[State]:
@@ -389,11 +392,13 @@ async def _write_blocks(db: Connection, books: Books) -> None:
             columns=_JOURNAL_COLUMNS,
             records=[(*j[:11], block) for j in journals],
         )
-        await db.copy_records_to_table(
-            _part("entry", legal_class, books.now.year),
-            columns=("journal", "class", "booking_year", "account", "amount_pico"),
-            records=[(j.id, legal_class, j.booking_year, a, Decimal(pico)) for j in journals for a, pico in j.entries],
-        )
+        entries = [(j.id, account, str(pico)) for j in journals for account, pico in j.entries]
+        await db.execute(
+            f"""INSERT INTO {_part("entry", legal_class, books.now.year)} (journal, class, booking_year, account, amount_pico)
+                SELECT journal, $1, $2, account, pico::numeric
+                FROM unnest($3::bigint[], $4::bigint[], $5::text[]) AS v(journal, account, pico)""",
+            legal_class, books.now.year, [x[0] for x in entries], [x[1] for x in entries], [x[2] for x in entries],
+        )  # fmt: skip
         await db.execute(
             "INSERT INTO chain (class, block, prev, hash, journals, booked_at) VALUES ($1, $2, $3, $4, $5, $6)",
             legal_class, block, previous, digest, len(journals), books.now,

@@ -55,6 +55,7 @@ _OTHERS = ("amount_out_of_range", "stale", "future", "original_not_kept", "origi
 _REASONS = (*_FOR_PRICES, *_FOR_ORIGINALS, *_OTHERS)
 _CHUNK = 1_000
 _LOADED = 2_000
+_PORTION_BYTES = 2_000_000
 _ROLLUP_DAYS = 30 * policy().rollup_months
 _MS = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -170,10 +171,10 @@ def make_service(*, dedupe: bool = True) -> Service:
 
     @service.job("rollups", every=timedelta(seconds=1))
     async def roll_up(now: datetime, tx: Transaction) -> None:
-        if room.loaded and now.second % 5:
+        if room.loaded and now.second % 4:
             return  # under load, sums of more batches together are fewer rows to touch
-        payloads = await store.take_pending(tx.db, 256)
-        if payloads:
+        # In portions, so that no other work waits long for this one.
+        while payloads := await store.take_pending(tx.db, _PORTION_BYTES):
             hourly, daily = merge_pending(payloads)
             if hourly:
                 await store.add_hourly(tx.db, hourly)

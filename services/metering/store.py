@@ -207,12 +207,16 @@ async def add_pending(db: Connection, payload: bytes) -> None:
     await db.execute("INSERT INTO pending (payload) VALUES ($1)", payload)
 
 
-async def take_pending(db: Connection, limit: int) -> list[bytes]:
-    """Takes sums out, in the transaction that adds them to the rollups."""
+async def take_pending(db: Connection, size_bytes: int) -> list[bytes]:
+    """Takes sums out, the oldest first, in the transaction that adds them to the rollups: about `size_bytes`, at least
+    one batch's."""
     rows = await db.fetch(
-        """DELETE FROM pending WHERE id IN (SELECT id FROM pending ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED)
+        """DELETE FROM pending WHERE id IN (
+             SELECT id FROM (SELECT id, sum(length(payload)) OVER (ORDER BY id) - length(payload) AS before
+                             FROM (SELECT id, payload FROM pending ORDER BY id LIMIT 1000) AS oldest) AS sized
+             WHERE before < $1)
            RETURNING payload""",
-        limit,
+        size_bytes,
     )
     return [row["payload"] for row in rows]
 

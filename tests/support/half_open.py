@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import struct
 from collections.abc import Callable
@@ -16,7 +17,9 @@ _PARSE = re.compile(rb"P.{4}(__asyncpg_stmt_\w+__)\0([^\0]+)", re.DOTALL)
 class Link:
     """One connection through the proxy. `prepared`: the client's prepared statements by name."""
 
+    server: asyncio.StreamWriter
     flows: asyncio.Event
+    ways: list[asyncio.Task[None]] = field(default_factory=list)
     prepared: dict[bytes, bytes] = field(default_factory=dict)
     fenced: bool = False
 
@@ -50,8 +53,8 @@ def at_the_commit(link: Link, data: bytes) -> bool:
 class HalfOpen:
     """Stands between clients and `host:port`.
 
-    `hold` stops it in both directions; then `release` lets everything pass again, `cut` breaks the connections, and
-    `forget` leaves them as they are for good while new ones work. `kafka`: the broker's own address in its answers is
+    `hold` stops it in both directions, not even an end of a connection passes; then `release` lets everything pass
+    again, `cut` breaks the connections, and `forget` leaves the clients without an answer for good. `kafka`: the broker's own address in its answers is
     replaced by the proxy's, or clients would go round it.
     """
 
@@ -62,7 +65,7 @@ class HalfOpen:
         self._match: Match | None = None
         self._flows = asyncio.Event()
         self._flows.set()
-        self._links: dict[asyncio.Task[None], list[asyncio.Task[None]]] = {}
+        self._links: dict[asyncio.Task[None], Link] = {}
         self.held = asyncio.Event()
         self.port = 0
 
@@ -90,15 +93,17 @@ class HalfOpen:
         self._flows.set()
 
     def forget(self) -> None:
-        """Nothing passes on today's connections, ever; new ones work."""
+        """The server has found out that today's connections are dead, the clients never hear of it; new ones work."""
         self.hold()
+        for link in self._links.values():
+            link.server.transport.abort()
         self._flows = asyncio.Event()
         self.release()
 
     def cut(self) -> None:
         """Breaks every connection; what was held is lost. New ones work."""
-        for ways in self._links.values():
-            for way in ways:
+        for link in self._links.values():
+            for way in link.ways:
                 way.cancel()
         self.release()
 
@@ -115,20 +120,20 @@ class HalfOpen:
         except OSError:
             writer.transport.abort()
             return
-        link = Link(self._flows)
-        ways = [
+        link = Link(up_writer, self._flows)
+        link.ways = [
             asyncio.create_task(self._pass(reader, up_writer, link, requests=True)),
             asyncio.create_task(self._pass(up_reader, writer, link, requests=False)),
         ]
         mine = asyncio.current_task()
         assert mine is not None
-        self._links[mine] = ways
+        self._links[mine] = link
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(link.ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for way in ways:
+            for way in link.ways:
                 way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            await asyncio.gather(*link.ways, return_exceptions=True)
             writer.transport.abort()
             up_writer.transport.abort()
             del self._links[mine]
@@ -137,7 +142,8 @@ class HalfOpen:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: Link, *, requests: bool
     ) -> None:
         """One direction of a connection."""
-        try:
+        # One side breaking it off is no error: so does the proxy with the other.
+        with contextlib.suppress(OSError):
             while data := await reader.read(256 * 1024):
                 if requests:
                     link.learn(data)
@@ -148,8 +154,7 @@ class HalfOpen:
                 await link.flows.wait()
                 writer.write(data)
                 await writer.drain()
-        except OSError:
-            return  # one side broke it off: so does the proxy with the other
+        await link.flows.wait()
 
     def _address(self, port: int) -> bytes:
         """Host and port as Kafka's protocol has them in its answers."""
