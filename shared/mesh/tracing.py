@@ -38,6 +38,12 @@ def use_provider(provider: TracerProvider) -> None:
     _tracer, _enabled = provider.get_tracer("steward.mesh"), True
 
 
+def stop() -> None:
+    """No more spans."""
+    global _enabled
+    _enabled = False
+
+
 @contextmanager
 def batch_span(topic: str, records: Sequence[Any]) -> Iterator[str | None]:
     """A consumer span over one batch, linked to at most `MAX_LINKS` of its records' spans; yields its traceparent."""

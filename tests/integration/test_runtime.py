@@ -1,0 +1,211 @@
+"""The runtime's own rules, with a service made for it: halving, parking, limits, jobs, tasks, traces, clocks."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from shared.contract import topics
+from shared.mesh import Batch, Done, Service, Task, Transaction, metrics, tracing
+from shared.mesh.clock import FileClock, clock_from
+from shared.mesh.consumer import Limit
+from tests.support.gateway import Gateway
+from tests.support.world import Mesh
+
+
+class Poisoned(Exception):
+    """What the handler cannot take."""
+
+
+class Sample:
+    """A service on billing's database that notes payments, and fails where it is told to."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.taken: list[tuple[str, str]] = []
+        self.poison: set[str] = set()
+        self.calls = 0
+        self.service = Service("billing", migrations=tmp_path)
+
+        @self.service.consumes(topics.PAYMENTS)
+        async def take(batch: Batch, tx: Transaction) -> None:
+            self.calls += 1
+            noted = []
+            for received in batch.events:
+                data = received.event.data
+                if data.payment in self.poison:
+                    raise Poisoned
+                noted.append((data.workspace, data.payment))
+            tx.count("taken", len(noted))
+            tx.after_commit(lambda: self.taken.extend(noted))
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Sample:
+    return Sample(tmp_path)
+
+
+async def counted(mesh: Mesh, name: str) -> int:
+    return int(await mesh.value("billing", "SELECT coalesce(sum(value), 0) FROM mesh_counter WHERE name = $1", name))
+
+
+async def test_a_failing_record_parks_its_key_and_nobody_else(mesh: Mesh, sample: Sample, seed: int) -> None:
+    gateway = Gateway(seed)
+    sample.poison = {"b2"}
+    sent = [gateway.payment(w, 1, f"{w}{n}") for n in range(1, 5) for w in "abc"]
+    await gateway.send(mesh.env, sent)
+    await mesh.start("billing", service=sample.service)
+    await mesh.owned()
+    await mesh.idle()
+    # Order per key: what came after the failed one waits behind it; the others went through.
+    assert sorted(sample.taken) == sorted([(w, f"{w}{n}") for n in range(1, 5) for w in "ac"] + [("b", "b1")])
+    parked = await mesh.fetch("billing", "SELECT key, payload FROM mesh_parked ORDER BY id")
+    assert [bytes(row["key"]) for row in parked] == [b"b"] * 3
+    assert [next(f"b{n}" for n in (2, 3, 4) if f'"b{n}"'.encode() in row["payload"]) for row in parked] == [
+        "b2",
+        "b3",
+        "b4",
+    ]
+    await gateway.send(mesh.env, [gateway.payment("b", 1, "b5")])
+    await mesh.idle()
+    assert await mesh.value("billing", "SELECT count(*) FROM mesh_parked") == 4
+    # The bug is mended, the key released: in order, each once, and the key is free again.
+    sample.poison.clear()
+    await gateway.send(mesh.env, [gateway.command("billing", "release_parked", topics.PAYMENTS.name)])
+
+    async def released() -> bool:
+        return not await mesh.value("billing", "SELECT count(*) FROM mesh_parked")
+
+    await mesh.until(released, 20, "the key is released")
+    await gateway.send(mesh.env, [gateway.payment("b", 1, "b6")])
+    await mesh.idle()
+    assert [p for w, p in sample.taken if w == "b"] == ["b1", "b2", "b3", "b4", "b5", "b6"]
+    assert await counted(mesh, f"parked:{topics.PAYMENTS.name}") == 0
+    assert await counted(mesh, "taken") == len(sent) + 2
+
+
+async def test_too_many_failures_stop_the_partition(mesh: Mesh, sample: Sample, seed: int) -> None:
+    gateway = Gateway(seed)
+    sample.poison = {f"w{n}" for n in range(40)}
+    await gateway.send(mesh.env, [gateway.payment(f"k{n}", 1, f"w{n}") for n in range(40)])
+    running = await mesh.start("billing", service=sample.service, limit=Limit(consecutive=3))
+
+    async def stopped() -> bool:
+        return any(p.stopped == "limit" for c in running.consumers for p in c.partitions.values())
+
+    await mesh.until(stopped, 30, "a partition stops")
+    assert await mesh.value("billing", "SELECT count(*) FROM mesh_dead_letter") == 0, (
+        "not emptied into the dead letters"
+    )
+    assert running.troubles() == [] and not (await running.idle())["idle"]
+
+
+async def test_a_job_runs_once_a_slot_whatever_the_replicas(mesh: Mesh, tmp_path: Path) -> None:
+    clock = FileClock(tmp_path / "clock")
+    start = datetime(2026, 11, 24, 10, 0, 30, tzinfo=UTC)
+    FileClock.write(tmp_path / "clock", start, rate=0)
+    ran: list[datetime] = []
+
+    def service() -> Service:
+        made = Service("billing", migrations=tmp_path)
+
+        @made.job("tick", every=timedelta(minutes=1))
+        async def tick(now: datetime, tx: Transaction) -> None:
+            tx.count("ticks")
+            tx.after_commit(lambda: ran.append(now))
+
+        return made
+
+    replicas = [await mesh.start("billing", service=service(), clock=clock) for _ in range(2)]
+
+    async def both() -> int:
+        return sum(await asyncio.gather(*(r.worker.run_job("tick") for r in replicas)))
+
+    await both()  # the first look makes the job known: its first slot is the present one
+    await both()
+    first = len(ran)
+    assert first <= 1 and await both() == 0
+    missed = metrics.JOB_MISSED_SLOTS_TOTAL.labels("tick")._value.get()
+    FileClock.write(tmp_path / "clock", start + timedelta(minutes=5), rate=0)
+
+    async def again() -> bool:
+        await both()
+        return len(ran) > first
+
+    await mesh.until(again, 10, "the slot is due")
+    assert len(ran) == first + 1 == await counted(mesh, "ticks")
+    assert metrics.JOB_MISSED_SLOTS_TOTAL.labels("tick")._value.get() - missed >= 3
+
+
+async def test_a_task_goes_on_where_it_was(mesh: Mesh, tmp_path: Path) -> None:
+    service = Service("billing", migrations=tmp_path)
+    seen: list[Any] = []
+
+    @service.task("walk")
+    async def walk(task: Task, tx: Transaction) -> Any:
+        seen.append(task.position)
+        if task.position == 2 and seen.count(2) == 1:
+            raise Poisoned
+        tx.count("steps")
+        return Done() if task.position == 4 else (task.position or 0) + 1
+
+    running = await mesh.start("billing", service=service)
+    async with running.pool.acquire() as db, db.transaction():
+        tx = Transaction("billing", db, running.clock.now())
+        assert await tx.enqueue("walk", "because", {}) and not await tx.enqueue("walk", "because", {})
+    running.worker.wake()
+
+    async def done() -> bool:
+        return not await mesh.value("billing", "SELECT count(*) FROM mesh_task")
+
+    await mesh.until(done, 20, "the task is done")
+    assert seen == [None, 1, 2, 2, 3, 4] and await counted(mesh, "steps") == 5
+
+
+async def test_one_span_a_batch_and_its_context_travels(mesh: Mesh, seed: int) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracing.use_provider(provider)
+    try:
+        gateway = Gateway(seed)
+        records = gateway.some(100, duplicates=0)
+        for n, record in enumerate(records):
+            record.headers.append(("traceparent", f"00-{n + 1:032x}-{n + 1:016x}-01".encode()))
+        await gateway.send(mesh.env, [gateway.price(), *records])
+        await mesh.start("metering")
+        await mesh.owned()
+        await mesh.idle()
+    finally:
+        tracing.stop()
+    batches = [s for s in spans.get_finished_spans() if s.name == f"process {topics.GENERATIONS.name}"]
+    assert batches and all(0 < len(s.links) <= tracing.MAX_LINKS for s in batches)
+    consumer = AIOKafkaConsumer(
+        topics.USAGE_RATED.name,
+        bootstrap_servers=mesh.env["STEWARD_KAFKA_BOOTSTRAP_SERVERS"],
+        auto_offset_reset="earliest",
+    )
+    await consumer.start()
+    try:
+        record = await asyncio.wait_for(consumer.getone(), 10)
+    finally:
+        await consumer.stop()
+    sent = tracing.parse_traceparent((dict(record.headers)["traceparent"] or b"").decode())
+    assert sent is not None and sent.span_id in {s.context.span_id for s in batches if s.context is not None}
+
+
+def test_a_test_clock_is_refused_in_production(tmp_path: Path) -> None:
+    FileClock.write(tmp_path / "clock", datetime(2030, 1, 1, tzinfo=UTC), rate=0)
+    clock = clock_from(f"file:{tmp_path / 'clock'}", "test")
+    assert clock.now() == datetime(2030, 1, 1, tzinfo=UTC)
+    FileClock.write(tmp_path / "clock", datetime(2031, 1, 1, tzinfo=UTC), rate=0)
+    assert clock.now() == datetime(2031, 1, 1, tzinfo=UTC)
+    with pytest.raises(ValueError, match="production"):
+        clock_from(f"file:{tmp_path / 'clock'}", "production")
