@@ -47,13 +47,18 @@ class Gathered:
     booked: dict[bytes, int] = field(default_factory=dict)
     """Digests of those that billing has."""
     conflicts: int = 0
-    _in_order: list[bytes] = field(default_factory=list)
+    _rows: list[tuple[bytes, int]] = field(default_factory=list)
+
+    def seen_rows(self) -> list[tuple[bytes, int]]:
+        """(line id, digest) of every line, in key order: the index likes it, and so do two writers at once."""
+        if len(self._rows) != len(self.fresh):
+            digests = [item[4] % _DIGEST_MODULUS - 32_768 for item in self.fresh.values()]
+            self._rows = sorted(zip(self.fresh, digests, strict=True))
+        return self._rows
 
     def line_ids(self) -> list[bytes]:
         """The ids of what is left, in order."""
-        if len(self._in_order) != len(self.fresh):
-            self._in_order = sorted(self.fresh)
-        return self._in_order
+        return [row[0] for row in self.seen_rows()]
 
     def drop_seen(self, seen: Iterable[tuple[bytes, int]]) -> None:
         """Leaves out what billing has already; the same line with another amount is a conflict, and ours stays."""
@@ -76,11 +81,6 @@ class Gathered:
     def duplicates(self) -> int:
         """Lines that are not booked because they are already."""
         return len(self.repeats) + len(self.booked)
-
-    def seen_rows(self) -> list[tuple[bytes, int]]:
-        """(line id, digest) of every line, in key order: the index likes it, and so do two writers at once."""
-        fresh = self.fresh
-        return [(line_id, fresh[line_id][4] % _DIGEST_MODULUS - 32_768) for line_id in self.line_ids()]
 
 
 def _record_id(event: Any) -> str:

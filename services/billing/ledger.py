@@ -122,8 +122,7 @@ class Grant:
         return self.priority, self.expires_at or _LAST, self.granted_at, self.grant
 
 
-@dataclass(frozen=True, slots=True)
-class Balances:
+class Balances(NamedTuple):
     """What a workspace has. `grants` are open and in the order in which they burn."""
 
     purchased_pico: int = 0
@@ -174,12 +173,14 @@ def burn(
     `beyond` is where the debt goes: the workspace's receivable, or suspense when nobody is left who owes it.
     """
     assert amount_pico >= 0
-    grants = balances.grants
-    if not grants and amount_pico <= balances.purchased_pico:  # almost always
-        if not amount_pico:
-            return Movement((), balances)
-        after = Balances(balances.purchased_pico - amount_pico, balances.receivable_pico)
-        return Movement((Leg("purchased", amount_pico), Leg(to, -amount_pico)), after)
+    purchased, receivable, grants = balances
+    if not grants and amount_pico:  # almost always, and then one of two
+        if amount_pico <= purchased:
+            after = Balances(purchased - amount_pico, receivable)
+            return Movement((Leg("purchased", amount_pico), Leg(to, -amount_pico)), after)
+        if not purchased and beyond == "receivable":
+            after = Balances(0, receivable + amount_pico)
+            return Movement((Leg("receivable", amount_pico), Leg(to, -amount_pico)), after)
     left = amount_pico
     if grants:
         kept = []

@@ -20,7 +20,7 @@ from services.metering.price_book import PriceBook
 from services.metering.pricing import Unpriced
 from services.metering.seed import GenaiPrices
 from services.metering.store import LOG_COLUMNS
-from services.metering.usage import Effects, identity, price
+from services.metering.usage import Effects, digest_of, identity, price
 from shared.contract import events
 from shared.contract.codec import Codec, build
 from shared.contract.ids import id_ms
@@ -71,7 +71,7 @@ class Metered:
         for value in values:
             event = self._codec.decode(value)
             made_ms = id_ms(event.id)
-            key, digest = identity(event.id, made_ms, self._day_key, value)
+            key, digest = identity(event.id, made_ms, self._day_key), digest_of(value, self._day_key)
             priced = price(self._book, event.data, event.time, self._now)
             if isinstance(priced, Unpriced):
                 raise RuntimeError(f"{event.data.model} has no price: {priced.reason}")

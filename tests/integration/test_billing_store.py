@@ -22,7 +22,7 @@ import pytest
 
 from deploy.local.databases import provision
 from deploy.local.postgres import PostgresServer
-from services.billing import app, ledger
+from services.billing import app, charges, ledger
 from services.billing.data_map import DATA_MAP
 from shared.contract import events as e
 from shared.contract import topics
@@ -322,6 +322,24 @@ async def test_repeats_change_nothing_and_another_amount_is_a_conflict(room: Roo
     counters = await room.counters()
     assert (counters["booked"], counters["line_duplicates"], counters["conflicts"]) == (3, 9, 1)
     assert len(await room.published()) == 2
+
+
+async def test_a_charge_that_fails_amid_the_lines_leaves_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals are made while lines are being written: a failure there ends the COPY, not the connection."""
+    batch_of = [rated("r", ("v", [line(1, 5)]), ("w", [line(2, 7)])), rated("s", ("w", [line(3, 9)]))]
+
+    def fail(balances: ledger.Balances, amount_pico: int) -> ledger.Movement:
+        if amount_pico == 16:
+            raise ledger.Unbalanced("as a bug would")
+        return ledger.charge(balances, amount_pico)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(charges, "charge", fail)
+        with pytest.raises(ledger.Unbalanced, match="as a bug would"):
+            await room.usage(*batch_of)
+    assert await room.admin.fetchval("SELECT count(*) FROM charge_line") == 0
+    await room.usage(*batch_of)
+    assert await room.balance("w") == (0, 0, 16)
 
 
 @pytest.mark.parametrize("order", range(3))

@@ -209,3 +209,26 @@ def test_a_test_clock_is_refused_in_production(tmp_path: Path) -> None:
     assert clock.now() == datetime(2031, 1, 1, tzinfo=UTC)
     with pytest.raises(ValueError, match="production"):
         clock_from(f"file:{tmp_path / 'clock'}", "production")
+
+
+async def test_liveness_is_a_loop_that_turns(mesh: Mesh, sample: Sample) -> None:
+    running = await mesh.start("billing", service=sample.service)
+    await mesh.owned()
+    assert running.troubles() == [] and running.not_ready() == []
+    consumer = running.consumers[0]
+    client = consumer.consumer
+    assert client is not None
+    # A partition that stands still while nobody said why looks healthy from outside, and is not.
+    (tp, *_) = consumer.partitions
+    client.pause(tp)
+    assert any("paused without a reason" in t for t in running.troubles())
+    client.resume(tp)
+    assert running.troubles() == []
+    consumer.progress.paused_since[tp] = consumer.progress.ticked_at - 61
+    assert any("not claimed" in t for t in running.troubles())
+    consumer.progress.paused_since.clear()
+    # A loop that no longer turns, as after a fetch that was cancelled.
+    for task in next(s for s in running._broker.subscribers if s.consumer is client).tasks:  # type: ignore[union-attr]
+        task.cancel()
+    consumer.progress.ticked_at -= 31
+    assert any("has not turned" in t for t in running.troubles())

@@ -54,8 +54,8 @@ class HalfOpen:
     """Stands between clients and `host:port`.
 
     `hold` stops it in both directions, not even an end of a connection passes; then `release` lets everything pass
-    again, `cut` breaks the connections, and `forget` leaves the clients without an answer for good. `kafka`: the broker's own address in its answers is
-    replaced by the proxy's, or clients would go round it.
+    again, `cut` breaks the connections, and `forget` leaves the clients without an answer for good. `kafka`: the
+    broker's own address in its answers is replaced by the proxy's, or clients would go round it.
     """
 
     def __init__(self, host: str, port: int, *, kafka: bool = False) -> None:

@@ -238,6 +238,52 @@ def test_a_line_is_an_array_of_seven() -> None:
             Codec(topics.USAGE_RATED).decode(json.dumps(document).encode())
 
 
+LINE_ID, AMOUNT = 0, 6
+BAD_LINES = (
+    (LINE_ID, "0" * 31),
+    (LINE_ID, "0" * 33),
+    (LINE_ID, ""),
+    (LINE_ID, "A" * 32),
+    (LINE_ID, "0" * 31 + "\n"),
+    (LINE_ID, "0" * 31 + " "),
+    (LINE_ID, "0" * 31 + "\u0663"),
+    (AMOUNT, ""),
+    (AMOUNT, "1,2"),
+    (AMOUNT, ","),
+    (AMOUNT, "1\n"),
+    (AMOUNT, "01"),
+    (AMOUNT, "+1"),
+    (AMOUNT, "--1"),
+    (AMOUNT, "1" * 31),
+    (AMOUNT, "\u0663"),
+)
+
+
+@pytest.mark.parametrize("lines", [1, 2, 40])
+@pytest.mark.parametrize("bad", BAD_LINES, ids=repr)
+def test_one_bad_line_among_many_is_refused(bad: tuple[int, str], lines: int) -> None:
+    """The twin looks at all lines of a record at once: none may hide behind its neighbours."""
+    document = example(events.UsageRated)
+    (line,) = document["data"]["units"][0]["lines"]
+    field, value = bad
+    for place in {0, lines // 2, lines - 1}:
+        document["data"]["units"][0]["lines"] = [copy.copy(line) for _ in range(lines)]
+        agree(events.UsageRated, json.dumps(document).encode())
+        Codec(topics.USAGE_RATED).decode(json.dumps(document).encode())
+        document["data"]["units"][0]["lines"][place][field] = value
+        agree(events.UsageRated, json.dumps(document).encode())
+        with pytest.raises(Refused, match=rf"lines\.{place}\.{field}: "):
+            Codec(topics.USAGE_RATED).decode(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("amount", ["0", "-0", "-1", "1" * 30, "-" + "9" * 30])
+def test_amounts_of_a_line_may_be_of_either_sign(amount: str) -> None:
+    document = example(events.UsageRated)
+    document["data"]["units"][0]["lines"][0][AMOUNT] = amount
+    agree(events.UsageRated, json.dumps(document).encode())
+    Codec(topics.USAGE_RATED).decode(json.dumps(document).encode())
+
+
 @pytest.mark.parametrize("place", ["valid_from", "valid_to"])
 def test_an_instant_without_a_zone_is_refused_wherever_it_stands(place: str) -> None:
     document = example(events.PricePublished)

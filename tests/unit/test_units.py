@@ -1,0 +1,27 @@
+"""Whose is which part of an event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from shared.contract.base import Event, twin
+from shared.contract.events import UsageRated
+from shared.contract.examples import example
+from shared.contract.topics import TOPICS
+from shared.contract.units import units
+
+EVERY = [model for topic in TOPICS for model in topic.events]
+
+
+@pytest.mark.parametrize("model", EVERY, ids=[model.TYPE for model in EVERY])
+def test_every_event_has_units(model: type[Event]) -> None:
+    event: Any = msgspec.convert(example(model), twin(model))
+    found = units(event)
+    assert found and all(subject for subject, _ in found)
+    if model is UsageRated:
+        assert found == [(unit.workspace, unit) for unit in event.data.units]
+    else:
+        assert [part for _, part in found] == [event]
