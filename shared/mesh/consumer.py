@@ -70,6 +70,13 @@ class Fenced(Exception):
     """Somebody else owns one of the batch's partitions, or its cursor was moved under us."""
 
 
+_BULK_BYTES = 64 * 1024
+
+
+def _mean_size(records: Sequence[Record]) -> int:
+    return sum(len(r.value or b"") for r in records) // len(records)
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """When failures of *our* making stop a partition: a bad release must not empty a topic into the dead letters.
@@ -300,7 +307,10 @@ class TopicConsumer:
         if small or self.declaration.parallel == 1:
             await task
         # Small batches cost as much as large ones: give the next one time to grow.
-        if small:
+        bulk = self.declaration.bulk_linger_ms / 1000
+        if bulk and len(records) < self.declaration.batch * 2 // 3 and _mean_size(records) >= _BULK_BYTES:
+            await self._pause_for(bulk)
+        elif small:
             await self._pause_for(self._linger)
 
     async def _safely(self, groups: Groups) -> None:

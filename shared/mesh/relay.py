@@ -99,9 +99,9 @@ class Relay:
                     self.idle.clear()
         finally:
             try:
-                await asyncio.wait_for(producer.stop(), 10)
+                await asyncio.wait_for(producer.stop(), 5)
             finally:
-                await lock.close(timeout=5)
+                await lock.close(timeout=3)
 
     async def _publish_some(self, db: Connection, producer: AIOKafkaProducer, shards: set[int]) -> bool:
         # Read on the connection that holds the locks: without them there are no rows to be had.

@@ -37,6 +37,8 @@ from shared.mesh.work import Worker
 log = logging.getLogger("steward.mesh")
 
 _HINT_SECONDS = 3.0
+# What saying goodbye to Kafka may take beyond the drain.
+_LEAVE_SECONDS = 5.0
 _MESH_PARTITIONED = (Partitioned("mesh_dead_letter", ahead=9),)
 
 Fault = Callable[[str], Awaitable[None]]
@@ -217,21 +219,35 @@ class Runtime:
         client.getmany = getmany
 
     async def stop(self) -> None:
-        """Drains: the batch in hand is finished and committed, the group left, the relay's rows sent, then the pool closed."""
+        """Drains: the batch in hand is finished and committed, the group left, the relay's rows sent, then the pool closed.
+
+        After `drain_seconds` nothing is waited for any more: a batch that hangs is cut, and its next owner reads it again.
+        """
         self._exit.set()
+        clock = asyncio.get_running_loop()
+        deadline = clock.time() + self.settings.drain_seconds
         for consumer in self.consumers:
             consumer.stop()
-        for consumer in self.consumers:
-            await consumer.drained()
-        with contextlib.suppress(KafkaError):
-            for consumer in self.consumers:
-                await consumer.commit_hints()
-        if self._broker is not None:
-            await self._broker.stop()
+        try:
+            async with asyncio.timeout_at(deadline):
+                for consumer in self.consumers:
+                    await consumer.drained()
+        except TimeoutError:
+            log.warning("%s: the batch in hand did not end in time and is cut", self.service.name)
+            self.worker.stop()
+            self.relay.stop()
+            for task in self._tasks:
+                task.cancel()
+            self.pool.terminate()
+        with contextlib.suppress(TimeoutError, KafkaError):
+            async with asyncio.timeout_at(deadline + _LEAVE_SECONDS):
+                await asyncio.gather(*(consumer.commit_hints() for consumer in self.consumers))
+                if self._broker is not None:
+                    await self._broker.stop()
         if self._started:
             self.worker.stop()
             self.relay.stop()
-            _, late = await asyncio.wait(self._tasks, timeout=self.settings.drain_seconds)
+            _, late = await asyncio.wait(self._tasks, timeout=max(deadline - clock.time(), 1.0))
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -256,7 +272,7 @@ class Runtime:
             gc.collect()
             gc.freeze()
             # Most objects live for one batch; looking at them again and again costs a third of the decoding.
-            gc.set_threshold(50_000, 20, 100)
+            gc.set_threshold(200_000, 20, 100)
             await self._exit.wait()
         finally:
             await self.stop()

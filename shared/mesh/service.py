@@ -103,6 +103,7 @@ class Consumer:
     batch: int
     linger_ms: int | None
     parallel: int = 1
+    bulk_linger_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -129,18 +130,26 @@ class Service:
     commands: dict[str, CommandHandler] = field(default_factory=dict)
 
     def consumes(
-        self, topic: Topic, *, batch: int = 5_000, linger_ms: int | None = None, parallel: int = 1
+        self,
+        topic: Topic,
+        *,
+        batch: int = 5_000,
+        linger_ms: int | None = None,
+        parallel: int = 1,
+        bulk_linger_ms: int = 0,
     ) -> Callable[[Handler], Handler]:
         """The decorated handler reads `topic`, up to `batch` records at a time.
 
         `parallel`: full batches of different partitions that may be under way at once; order per partition holds.
+        `bulk_linger_ms`: how long to wait for more after records so large that their writer must be working off a
+        backlog, and nobody waits for the next one.
         Raises ValueError if the contract does not let this service read the topic.
         """
         if self.name not in topic.readers:
             raise ValueError(f"the contract does not let {self.name} read {topic.name}")
 
         def register(handler: Handler) -> Handler:
-            self.consumers.append(Consumer(topic, handler, batch, linger_ms, parallel))
+            self.consumers.append(Consumer(topic, handler, batch, linger_ms, parallel, bulk_linger_ms))
             return handler
 
         return register

@@ -141,6 +141,36 @@ async def test_terminated_under_load(mesh: Mesh, seed: int) -> None:
         assert [await billing.ended(within=25), await other.ended(within=25)] == [0, 0]
 
 
+async def test_terminated_while_nothing_answers(mesh: Mesh, seed: int) -> None:
+    """Case 12: neither database nor Kafka answers; it ends in its grace time, and its batch is read again."""
+    gateway = Gateway(seed)
+    host, port = mesh.env["STEWARD_KAFKA_BOOTSTRAP_SERVERS"].split(":")
+    kafka = HalfOpen(host, int(port), kafka=True)
+    held_kafka = {"STEWARD_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{await kafka.open()}"}
+    drain = 2
+    async with processes(mesh) as run, _held(mesh, "metering") as (database, held):
+        try:
+            await _begin(mesh, gateway)
+            settings = {"STEWARD_DRAIN_SECONDS": str(drain)} | held | held_kafka
+            billing, victim = await asyncio.gather(run.start("billing"), run.start("metering", settings))
+            database.hold_at(at_the_commit)
+            await gateway.send(mesh.env, gateway.some(300))
+            await _reached(database)
+            kafka.hold()
+            victim.terminate()
+            import time
+
+            t0 = time.monotonic()
+            assert await victim.ended(within=drain + 15) == 0
+            print("TOOK", time.monotonic() - t0)
+            print(victim.process.tail(60))
+        finally:
+            await kafka.close()
+        database.cut()
+        await run.idle(billing, await run.start("metering"))
+        await assert_books(mesh, gateway)
+
+
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "audit"])
 async def test_a_drain_of_zero_is_refused_at_start(mesh: Mesh, room: str) -> None:
     """A drain of 0 would cut a batch in its middle at every deployment (streaming.md calls it no drain at all)."""
