@@ -247,7 +247,7 @@ class Slow(ConsumerRebalanceListener):  # type: ignore[misc]
 
 @pytest.mark.parametrize("pauses", [False, True], ids=["without a pause", "with a pause"])
 async def test_fact_4_records_come_while_the_assignment_is_still_worked_on(topic: Topic, pauses: bool) -> None:
-    """Fact 4: records are handed out while `on_partitions_assigned` is still awaited (aio-libs/aiokafka#738).
+    """Fact 4: records are handed out while `on_partitions_assigned` is still awaited.
 
     `GroupCoordinator._on_join_complete` calls the listener after the assignment is live
     (aiokafka/consumer/group_coordinator.py). Only partitions paused before its first await stay silent; a seek in it

@@ -176,12 +176,14 @@ async def test_one_span_a_batch_and_its_context_travels(mesh: Mesh, seed: int) -
     tracing.use_provider(provider)
     try:
         gateway = Gateway(seed)
+        await gateway.send(mesh.env, [gateway.price()])
+        await mesh.start("metering")
+        await mesh.owned()
+        await mesh.idle()
         records = gateway.some(100, duplicates=0)
         for n, record in enumerate(records):
             record.headers.append(("traceparent", f"00-{n + 1:032x}-{n + 1:016x}-01".encode()))
-        await gateway.send(mesh.env, [gateway.price(), *records])
-        await mesh.start("metering")
-        await mesh.owned()
+        await gateway.send(mesh.env, records)
         await mesh.idle()
     finally:
         tracing.stop()

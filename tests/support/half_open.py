@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 # A Parse message of PostgreSQL's protocol: type, length, the name that asyncpg gives the statement, its text.
 _PARSE = re.compile(rb"P.{4}(__asyncpg_stmt_\w+__)\0([^\0]+)", re.DOTALL)
@@ -69,11 +70,18 @@ class HalfOpen:
         self.held = asyncio.Event()
         self.port = 0
 
-    async def open(self) -> int:
-        """Listens; returns the port."""
+    async def __aenter__(self) -> Self:
+        """Listens on `port`."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = int(self._server.sockets[0].getsockname()[1])
-        return self.port
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Breaks everything off and ends."""
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+        await asyncio.gather(*self._links, return_exceptions=True)
 
     def hold(self) -> None:
         """From here on nothing passes."""
@@ -106,13 +114,6 @@ class HalfOpen:
             for way in link.ways:
                 way.cancel()
         self.release()
-
-    async def close(self) -> None:
-        """Ends the proxy."""
-        if self._server is not None:
-            self._server.close()
-        self.cut()
-        await asyncio.gather(*self._links, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
