@@ -756,13 +756,17 @@ class TopicConsumer:
         return bool(moved or self._fenced_at)
 
     async def true_lag(self) -> int:
-        """Records behind the end of the claimed partitions, asked of Kafka; unclaimed ones count as one behind."""
+        """Records of the topic that the group has not passed, whoever owns their partitions: Kafka's ends against the
+        cursor rows. Not to be known while this process is still claiming: then 1."""
         consumer = self.consumer
         if consumer is None or not self.ready() or await self.notice_moved():
             return 1
-        ends = await consumer.end_offsets(list(self.partitions)) if self.partitions else {}
-        behind = [max(0, end - p.cursor.next_offset) for tp, end in ends.items() if (p := self.partitions.get(tp))]
-        return sum(behind)
+        name = self.topic.name
+        tps = [TopicPartition(name, part) for part in consumer.partitions_for_topic(name) or ()]
+        begins, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+        async with self._pool.acquire() as db:
+            passed = await store.next_offsets(db, self.group, name)
+        return sum(max(0, ends[tp] - passed.get(tp.partition, begins[tp])) for tp in tps)
 
     def observe(self) -> None:
         """Sets the lag gauges."""

@@ -331,7 +331,8 @@ class Runtime:
         for consumer in self.consumers:
             consumer.observe()
         try:
-            async with self.pool.acquire(timeout=2) as db:
+            # The other metrics are wanted most when the database hangs.
+            async with asyncio.timeout(5), self.pool.acquire(timeout=2) as db:
                 waiting = await store.pending(db)
                 if self.service.on_observe is not None:
                     await self.service.on_observe(db, self.clock.now())

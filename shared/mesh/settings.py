@@ -88,6 +88,13 @@ class ServiceSettings:
                 raise Misconfigured(f"{variable} is not set: `steward up` writes it to .steward/env")
             return value
 
+        def number(variable: str, default: str) -> float:
+            value = env.get(variable, default)
+            try:
+                return float(value)
+            except ValueError:
+                raise Misconfigured(f"{variable} must be a number") from None
+
         settings = cls(
             name=name,
             environment=env.get("STEWARD_ENV", "local"),
@@ -96,13 +103,13 @@ class ServiceSettings:
             owner_database_url=need(f"STEWARD_{upper}_OWNER_DATABASE_URL"),
             keys_database_url=env.get("STEWARD_KEYS_DATABASE_URL"),
             keys_owner_database_url=env.get("STEWARD_KEYS_OWNER_DATABASE_URL"),
-            port=int(env.get(f"STEWARD_{upper}_PORT", "0")),
+            port=int(number(f"STEWARD_{upper}_PORT", "0")),
             host=env.get("STEWARD_HTTP_HOST", "127.0.0.1"),
             clock=env.get("STEWARD_CLOCK"),
-            session_timeout_ms=int(env.get("STEWARD_SESSION_TIMEOUT_MS", "15000")),
-            batch_records=int(env.get("STEWARD_BATCH_RECORDS", "5000")),
-            linger_ms=int(env.get("STEWARD_LINGER_MS", "15")),
-            drain_seconds=float(env.get("STEWARD_DRAIN_SECONDS", "25")),
+            session_timeout_ms=int(number("STEWARD_SESSION_TIMEOUT_MS", "15000")),
+            batch_records=int(number("STEWARD_BATCH_RECORDS", "5000")),
+            linger_ms=int(number("STEWARD_LINGER_MS", "15")),
+            drain_seconds=number("STEWARD_DRAIN_SECONDS", "25"),
         )
         if settings.drain_seconds <= 0:
             raise Misconfigured("STEWARD_DRAIN_SECONDS must be above 0: without a drain a batch is cut in its middle")

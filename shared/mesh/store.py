@@ -111,6 +111,12 @@ async def epochs(db: Connection, grp: str, topic: str) -> dict[int, int]:
     return {row["part"]: row["epoch"] for row in rows}
 
 
+async def next_offsets(db: Connection, grp: str, topic: str) -> dict[int, int]:
+    """How far each partition's effects are in."""
+    rows = await db.fetch("SELECT part, next_offset FROM mesh_cursor WHERE grp = $1 AND topic = $2", grp, topic)
+    return {row["part"]: row["next_offset"] for row in rows}
+
+
 async def moved_by_hand(db: Connection, grp: str, topic: str, part: int) -> bool:
     """Whether the cursor's latest owner is an operator's command, not a process."""
     owner = await db.fetchval(
