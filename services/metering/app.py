@@ -248,15 +248,11 @@ class Metering:
         await room.refresh(tx.db)
         room.loaded = len(received) > _LOADED
         fresh, stale, duplicates = self._identify(received)
-        digests = await store.known(tx.db, list(fresh)) if fresh and room.dedupe else {}
-        conflicts = sum(1 for key, digest in digests.items() if fresh.pop(key)[2] != digest) + duplicates[1]
-        n_duplicates = len(digests) + duplicates[0]
+        digests: dict[bytes, int] = {}
         if fresh and room.dedupe:
-            late = await store.add_seen(tx.db, [(key, digest) for key, (_, _, digest) in fresh.items()])
-            n_duplicates += len(late)
-            for key in late:
-                del fresh[key]
-        n_duplicates += await self._keep_stale(stale)
+            digests = await store.claim_seen(tx.db, [(key, digest) for key, (_, _, digest) in fresh.items()])
+        conflicts = sum(1 for key, digest in digests.items() if fresh.pop(key)[2] != digest) + duplicates[1]
+        n_duplicates = len(digests) + duplicates[0] + await self._keep_stale(stale)
         kept, revision = list(self._quarantine), room.revision
         self._rate(fresh)
         if len(self._quarantine) > len(kept):

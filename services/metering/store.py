@@ -18,6 +18,9 @@ LOG_COLUMNS = (
 )  # fmt: skip
 
 
+_FEW = 500
+
+
 # --- de-duplication ----------------------------------------------------------------------------------------------
 
 
@@ -32,20 +35,37 @@ async def known(db: Connection, keys: Sequence[bytes]) -> dict[bytes, int]:
     return {row["key"]: row["digest"] for row in rows}
 
 
-async def add_seen(db: Connection, identities: Sequence[tuple[bytes, int]]) -> set[bytes]:
-    """Notes new keys; returns those that another transaction was faster with (none, nearly always)."""
-    try:
-        async with db.transaction():
-            await db.copy_records_to_table("seen", columns=("key", "digest"), records=identities)
-        return set()
-    except asyncpg.UniqueViolationError:
-        ordered = sorted(identities)
-        rows = await db.fetch(
-            """INSERT INTO seen (key, digest) SELECT key, digest FROM unnest($1::bytea[], $2::bigint[]) AS v(key, digest)
-               ON CONFLICT DO NOTHING RETURNING key""",
-            [k for k, _ in ordered], [d for _, d in ordered],
-        )  # fmt: skip
-        return {k for k, _ in identities} - {row["key"] for row in rows}
+async def claim_seen(db: Connection, identities: Sequence[tuple[bytes, int]]) -> dict[bytes, int]:
+    """Notes the (key, digest) pairs that are new; returns the digests of those that were seen before.
+
+    Few in one statement; many by look-up and COPY, with the unique key as backstop for what another transaction was
+    faster with.
+    """
+    if len(identities) <= _FEW:
+        ours = await _insert_seen(db, identities)
+    else:
+        before = await known(db, [key for key, _ in identities])
+        new = [pair for pair in identities if pair[0] not in before] if before else identities
+        try:
+            async with db.transaction():
+                await db.copy_records_to_table("seen", columns=("key", "digest"), records=new)
+            return before
+        except asyncpg.UniqueViolationError:
+            ours = await _insert_seen(db, new)
+    if len(ours) == len(identities):
+        return {}
+    return await known(db, [key for key, _ in identities if key not in ours])
+
+
+async def _insert_seen(db: Connection, identities: Sequence[tuple[bytes, int]]) -> set[bytes]:
+    # In key order, so that two transactions with the same keys wait for each other and do not deadlock.
+    ordered = sorted(identities)
+    rows = await db.fetch(
+        """INSERT INTO seen (key, digest) SELECT key, digest FROM unnest($1::bytea[], $2::bigint[]) AS v(key, digest)
+           ON CONFLICT DO NOTHING RETURNING key""",
+        [k for k, _ in ordered], [d for _, d in ordered],
+    )  # fmt: skip
+    return {row["key"] for row in rows}
 
 
 # --- request log -------------------------------------------------------------------------------------------------

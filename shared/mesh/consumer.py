@@ -73,6 +73,12 @@ class Fenced(Exception):
 _BULK_BYTES = 64 * 1024
 
 
+def _heard(hint: asyncio.Future[None]) -> None:
+    """A hint that fails is a metric and no more."""
+    if not hint.cancelled():
+        hint.exception()
+
+
 def _mean_size(records: Sequence[Record]) -> int:
     return sum(len(r.value or b"") for r in records) // len(records)
 
@@ -167,6 +173,7 @@ class TopicConsumer:
         self._work: dict[asyncio.Task[None], set[TopicPartition]] = {}
         self._seeks: Counter[TopicPartition] = Counter()
         self._marks: dict[TopicPartition, int] = {}
+        self._hint: asyncio.Future[None] | None = None
         self._stopping = asyncio.Event()
         self._claims: set[asyncio.Task[None]] = set()
         self._random = random.Random(owner + self.group)
@@ -719,11 +726,14 @@ class TopicConsumer:
         offsets = {tp: p.cursor.next_offset for tp, p in self.partitions.items()}
         if consumer is None or not offsets:
             return
-        try:
-            await asyncio.wait_for(consumer.commit(offsets), 4)
-        except (KafkaError, IllegalStateError, TimeoutError) as error:
+        if self._hint is None or self._hint.done():
+            self._hint = asyncio.ensure_future(consumer.commit(offsets))
+            self._hint.add_done_callback(_heard)
+        # Not cancelled when it takes long: the client would leave an error behind that nobody hears of.
+        await asyncio.wait({self._hint}, timeout=4)
+        if not self._hint.done() or self._hint.cancelled() or self._hint.exception() is not None:
             metrics.KAFKA_COMMIT_FAILURES_TOTAL.labels(self.topic.name).inc()
-            log.info("%s: Kafka did not take the offset hint: %s", self.topic.name, type(error).__name__)
+            log.info("%s: Kafka did not take the offset hint", self.topic.name)
 
     def lag(self) -> dict[TopicPartition, int | None]:
         """Records behind the end, by claimed partition; None = not known yet."""

@@ -13,6 +13,7 @@ from tests.support.world import Faults, Mesh
 POINTS = ("assigned", "claimed", "decoded", "fenced", "before_commit", "committed", "relay_read", "relay_acknowledged")
 
 
+@pytest.mark.promise(17)
 @pytest.mark.parametrize("room", ["metering", "billing"])
 @pytest.mark.parametrize("point", POINTS)
 async def test_killed_at(mesh: Mesh, room: str, point: str, seed: int) -> None:

@@ -121,6 +121,7 @@ async def test_postgresql_never_answers_again(mesh: Mesh, seed: int, monkeypatch
         _alive(metering, billing)
 
 
+@pytest.mark.unretrieved("the client forgets its own commit task when the broker goes away in its middle")
 async def test_kafka_is_half_open_and_then_cut(mesh: Mesh, seed: int) -> None:
     """The broker expels a member that it does not hear any more; cut off at last, that member joins again by itself."""
     gateway = Gateway(seed)

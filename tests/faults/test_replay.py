@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncpg
+import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
@@ -32,6 +33,7 @@ async def _rewind(mesh: Mesh, room: str, topic: str) -> None:
         await db.close()
 
 
+@pytest.mark.promise(17)
 async def test_a_rewound_cursor_changes_nothing(mesh: Mesh, seed: int) -> None:
     gateway = Gateway(seed)
     await gateway.send(mesh.env, [gateway.price()])

@@ -678,6 +678,7 @@ def shown(value: Any) -> str:
 LEDGER = ("journal", "entry", "charge_line", "journal_cause", "chain")
 
 
+@pytest.mark.promise(43)
 async def test_the_books_only_grow(room: Room) -> None:
     await room.usage(rated("r", ("w", [line(1, 5)])))
     for table in LEDGER:
@@ -733,6 +734,7 @@ TAMPERING = (
 )
 
 
+@pytest.mark.promise(18)
 async def test_an_altered_row_is_seen_in_the_chain(room: Room) -> None:
     await room.usage(rated("r1", ("w", [line(1, 5), line(2, 6)])))
     await room.usage(rated("r2", ("w", [line(3, 7)])))
