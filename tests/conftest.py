@@ -57,7 +57,10 @@ class _Unretrieved(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        message = record.getMessage()
+        # The Kafka client forgets tasks of its own when a broker goes away; a client that *we* forget is still seen.
+        if not (message.startswith("Task exception was never retrieved") and "/aiokafka/" in message):
+            self.messages.append(message)
 
 
 @pytest.fixture(autouse=True)
