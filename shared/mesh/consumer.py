@@ -70,6 +70,8 @@ class Fenced(Exception):
     """Somebody else owns one of the batch's partitions, or its cursor was moved under us."""
 
 
+# Why a partition stands still until somebody acts.
+STOPS = ("limit", "newer_version", "offset_reset")
 _BULK_BYTES = 64 * 1024
 
 
@@ -105,7 +107,6 @@ class Partition:
     run: int = 0
     seen: int = 0
     stopped: str | None = None
-    claimed_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -114,7 +115,6 @@ class Progress:
 
     ticked_at: float = field(default_factory=time.monotonic)
     paused_since: dict[TopicPartition, float] = field(default_factory=dict)
-    moved_at: float = field(default_factory=time.monotonic)
     working_since: float | None = None
 
 
@@ -227,9 +227,7 @@ class TopicConsumer:
                 await self._at("claimed")
                 if generation != self._generation:
                     return False
-                partition = Partition(
-                    cursor, claimed_at=time.monotonic(), last_ms=int(self._clock.now().timestamp() * 1000)
-                )
+                partition = Partition(cursor, last_ms=int(self._clock.now().timestamp() * 1000))
                 await self._start_reading(tp, partition)
             except (*TRANSIENT, KafkaError) as error:
                 self.tick()
@@ -268,6 +266,9 @@ class TopicConsumer:
             self.partitions.pop(tp, None)
             self.progress.paused_since.pop(tp, None)
             self._fenced_at.pop(tp, None)
+            # Whoever owns it next tells its lag; ours would stand for ever.
+            for gauge in (metrics.CONSUMER_LAG_RECORDS, metrics.CONSUMER_LAG_SECONDS):
+                gauge.remove(tp.topic, str(tp.partition))
 
     def stop(self) -> None:
         """No new batch from here on; the one in hand is finished."""
@@ -519,7 +520,6 @@ class TopicConsumer:
             partition.seen += len(rs)
             if succeeded:
                 partition.run = 0
-        self.progress.moved_at = time.monotonic()
 
     async def _behind_parked(self, db: Connection, received: list[Received]) -> list[Record]:
         """Records that must wait behind a failed one of their key. The table is asked: a release may have come."""
@@ -712,7 +712,6 @@ class TopicConsumer:
 
     def _stop(self, tp: TopicPartition, partition: Partition, reason: str) -> None:
         partition.stopped = reason
-        metrics.PARTITIONS_STOPPED.labels(tp.topic, reason).inc()
         try:
             self._consumer().pause(tp)
         except IllegalStateError:
@@ -779,7 +778,10 @@ class TopicConsumer:
         return sum(max(0, ends[tp] - passed.get(tp.partition, begins[tp])) for tp in tps)
 
     def observe(self) -> None:
-        """Sets the lag gauges."""
+        """Sets the gauges of lag and of partitions that stand still."""
+        stopped = Counter(p.stopped for p in self.partitions.values())
+        for reason in STOPS:
+            metrics.PARTITIONS_STOPPED.labels(self.topic.name, reason).set(stopped[reason])
         now_ms = self._clock.now().timestamp() * 1000
         for tp, records in self.lag().items():
             if records is None:

@@ -48,7 +48,6 @@ class Relay:
         self._locking = locking
         self._wake = asyncio.Event()
         self._stopping = False
-        self.idle = asyncio.Event()
 
     def wake(self) -> None:
         """There may be rows."""
@@ -94,9 +93,7 @@ class Relay:
                     shards |= await store.take_shards(lock, set(range(SHARDS)) - shards)
                 self._wake.clear()
                 if not shards or not await self._publish_some(lock, producer, shards):
-                    self.idle.set()
                     await self._sleep(_IDLE_SECONDS)
-                    self.idle.clear()
         finally:
             try:
                 await asyncio.wait_for(producer.stop(), 5)

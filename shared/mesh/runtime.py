@@ -346,6 +346,7 @@ class Runtime:
         for topic in TOPICS:
             if self.service.name in topic.readers:
                 metrics.DEAD_LETTERS_WAITING.labels(topic.name).set(waiting["dead"].get(topic.name, 0))
+                metrics.PARKED_RECORDS.labels(topic.name).set(waiting["parked"].get(topic.name, 0))
         for name in self.service.tasks:
             metrics.TASKS_PENDING.labels(name).set(waiting["tasks"].get(name, 0))
 

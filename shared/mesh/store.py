@@ -289,13 +289,14 @@ async def pending(db: Connection) -> Mapping[str, Any]:
     """What waits: outbox rows (and the oldest one's time), tasks, dead letters, parked records."""
     row = await db.fetchrow(
         """SELECT (SELECT count(*) FROM mesh_outbox) AS outbox, (SELECT min(created_at) FROM mesh_outbox) AS oldest,
-                  (SELECT count(*) FROM mesh_parked) AS parked,
                   (SELECT min(first_failed_at) FROM mesh_dead_letter WHERE state = 'waiting') AS oldest_dead"""
     )
     assert row is not None
     tasks = await db.fetch("SELECT name, count(*) AS n FROM mesh_task GROUP BY name")
     dead = await db.fetch("SELECT topic, count(*) AS n FROM mesh_dead_letter WHERE state = 'waiting' GROUP BY topic")
+    parked = await db.fetch("SELECT topic, count(*) AS n FROM mesh_parked GROUP BY topic")
     return dict(row) | {
+        "parked": {p["topic"]: p["n"] for p in parked},
         "tasks": {t["name"]: t["n"] for t in tasks},
         "dead": {d["topic"]: d["n"] for d in dead},
     }

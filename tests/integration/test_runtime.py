@@ -61,7 +61,7 @@ async def test_a_failing_record_parks_its_key_and_nobody_else(mesh: Mesh, sample
     sample.poison = {"b2"}
     sent = [gateway.payment(w, 1, f"{w}{n}") for n in range(1, 5) for w in "abc"]
     await gateway.send(mesh.env, sent)
-    await mesh.start("billing", service=sample.service)
+    running = await mesh.start("billing", service=sample.service)
     await mesh.owned()
     await mesh.idle()
     # Order per key: what came after the failed one waits behind it; the others went through.
@@ -76,6 +76,8 @@ async def test_a_failing_record_parks_its_key_and_nobody_else(mesh: Mesh, sample
     await gateway.send(mesh.env, [gateway.payment("b", 1, "b5")])
     await mesh.idle()
     assert await mesh.value("billing", "SELECT count(*) FROM mesh_parked") == 4
+    await running.observe()
+    assert metrics.PARKED_RECORDS.labels(topics.PAYMENTS.name)._value.get() == 4
     # The bug is mended, the key released: in order, each once, and the key is free again.
     sample.poison.clear()
     await gateway.send(mesh.env, [gateway.command("billing", "release_parked", topics.PAYMENTS.name)])
@@ -105,6 +107,14 @@ async def test_too_many_failures_stop_the_partition(mesh: Mesh, sample: Sample, 
         "not emptied into the dead letters"
     )
     assert running.troubles() == [] and not (await running.idle())["idle"]
+    # Alive, so nothing but the gauge tells: it rises with the stop, and falls when the partition is no longer ours.
+    gauge = metrics.PARTITIONS_STOPPED.labels(topics.PAYMENTS.name, "limit")
+    await running.observe()
+    assert gauge._value.get() >= 1
+    consumer = running.consumers[0]
+    await consumer.revoked(list(consumer.partitions))
+    await running.observe()
+    assert gauge._value.get() == 0
 
 
 async def test_a_job_runs_once_a_slot_whatever_the_replicas(mesh: Mesh, tmp_path: Path) -> None:
