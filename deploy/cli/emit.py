@@ -136,7 +136,7 @@ async def send(known: Mapping[str, str], records: Iterable[Good]) -> Counter[str
     sent: Counter[str] = Counter()
     producer = AIOKafkaProducer(
         **KafkaSettings.from_env(known).client(), client_id="steward-emit", enable_idempotence=True, acks="all",
-        compression_type="lz4", linger_ms=5, max_batch_size=128 * 1024, max_request_size=MAX_RECORD_BYTES,
+        compression_type="zstd", linger_ms=5, max_batch_size=128 * 1024, max_request_size=MAX_RECORD_BYTES,
     )  # fmt: skip
     await producer.start()
     try:

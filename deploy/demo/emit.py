@@ -40,7 +40,7 @@ class Emitter:
             client_id="steward-demo-gateway",
             enable_idempotence=True,
             acks="all",
-            compression_type="lz4",
+            compression_type="zstd",
             max_batch_size=_BATCH_BYTES,
             linger_ms=5,
         )

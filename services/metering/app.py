@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,30 @@ import msgspec
 from prometheus_client import Gauge
 
 from services.metering import store
+from services.metering.identity import DAY_MS, day_bound, digest_of, hidden, identities, reversal_of
 from services.metering.price_book import PriceBook
 from services.metering.price_version import PriceVersion, event_version_id, from_event, from_json, to_json
-from services.metering.pricing import Card, Unpriced, billed_quantities, explain
+from services.metering.pricing import Unpriced, billed_quantities, explain
 from services.metering.seed import GenaiPrices
 from services.metering.usage import (
-    DAY_MS,
-    EPOCH_ORDINAL,
-    HOUR_MS,
+    HOUR_US,
+    Arrival,
     Effects,
-    day_bound,
-    digest_of,
+    Known,
+    Place,
+    Priced,
+    Totals,
+    Way,
     hour_bound,
-    identity,
     instant,
     merge_pending,
+    microseconds,
     ordinal_bound,
     price,
 )
 from shared.contract import events, topics
 from shared.contract.base import twin
-from shared.contract.ids import id_ms
+from shared.contract.ids import UUID7
 from shared.mesh import Batch, Done, Partitioned, Received, Service, Task, Transaction, metrics
 from shared.mesh.http import NotFound, NotKept
 from shared.mesh.migrate import migrate
@@ -55,10 +59,13 @@ _OTHERS = ("amount_out_of_range", "stale", "future", "original_not_kept", "origi
 _REASONS = (*_FOR_PRICES, *_FOR_ORIGINALS, *_OTHERS)
 _CHUNK = 1_000
 _LOADED = 2_000
-_PORTION_BYTES = 2_000_000
+_PORTION_BYTES, _PORTION_ROWS = 1_000_000, 5_000
+_TOTALS_MAX = 50_000
 _ROLLUP_DAYS = 30 * policy().rollup_months
-_MS = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_MILLISECOND = timedelta(milliseconds=1)
+_CORRECTED = events.UsageCorrected.TYPE
 _USAGE = {
     events.GenerationCompleted.TYPE: twin(events.Usage),
     events.UsageCorrected.TYPE: twin(events.Correction),
@@ -70,6 +77,7 @@ class Room:
 
     def __init__(self, dedupe: bool = True) -> None:
         self.book = PriceBook(catalogue=GenaiPrices())
+        self.known = Known(self.book)
         self.revision = -1
         self.pinned: set[str] = set()
         self.dedupe = dedupe
@@ -111,12 +119,13 @@ class Room:
                 version = from_json(body)
                 self.pinned.add(version.version)
                 self.book.add(version)
+            self.known.kinds.clear()
             self.revision = revision
 
     def stale_idents(self, event_id: str) -> list[bytes]:
         """What a stale id may be remembered by; the newest first."""
         newest_first = [self.stale_keys.by_ordinal[o] for o in sorted(self.stale_keys.by_ordinal, reverse=True)]
-        return [identity(event_id, 0, key) for key in newest_first]
+        return [bytes(6) + hidden(event_id, key) for key in newest_first]
 
 
 def make_service(*, dedupe: bool = True) -> Service:
@@ -173,13 +182,17 @@ def make_service(*, dedupe: bool = True) -> Service:
     async def roll_up(now: datetime, tx: Transaction) -> None:
         if room.loaded and now.second % 4:
             return  # under load, sums of more batches together are fewer rows to touch
+        hourly: Totals = {}
+        daily: Totals = {}
         # In portions, so that no other work waits long for this one.
-        while payloads := await store.take_pending(tx.db, _PORTION_BYTES):
-            hourly, daily = merge_pending(payloads)
-            if hourly:
-                await store.add_hourly(tx.db, hourly)
-            if daily:
-                await store.add_daily(tx.db, daily)
+        while len(hourly) < _TOTALS_MAX and (payloads := await store.take_pending(tx.db, _PORTION_BYTES)):
+            for payload in payloads:
+                merge_pending(payload, hourly, daily)
+        for totals, add in ((hourly, store.add_hourly), (daily, store.add_daily)):
+            # Sorted by key, so that writers do not deadlock.
+            rows = [(*key, *values) for key, values in sorted(totals.items())]
+            for start in range(0, len(rows), _PORTION_ROWS):
+                await add(tx.db, rows[start : start + _PORTION_ROWS])
 
     @service.job("retry-corrections", every=timedelta(seconds=30))
     async def retry_corrections(now: datetime, tx: Transaction) -> None:
@@ -235,12 +248,13 @@ class Metering:
     def __init__(self, room: Room, tx: Transaction) -> None:
         self._room, self._tx = room, tx
         self._quarantine: list[tuple[Any, ...]] = []
-        self._now_ms = (tx.now - _EPOCH) // _MS
+        self._now_us = microseconds(tx.now)
+        self._now_ms = self._now_us // 1000
         self._effects = self._new_effects()
 
     def _new_effects(self) -> Effects:
         # What is older than the rollups reach (released after a long time) is charged, and in no sum.
-        return Effects(topics.USAGE_RATED.partitions, self._now_ms // HOUR_MS - 24 * _ROLLUP_DAYS)
+        return Effects(topics.USAGE_RATED.partitions, self._now_us // HOUR_US - 24 * _ROLLUP_DAYS)
 
     async def take(self, received: Sequence[Received]) -> None:
         """Events from the topic: each is rated, a duplicate, or quarantined."""
@@ -250,9 +264,11 @@ class Metering:
         fresh, stale, duplicates = self._identify(received)
         digests: dict[bytes, int] = {}
         if fresh and room.dedupe:
-            digests = await store.claim_seen(tx.db, [(key, digest) for key, (_, _, digest) in fresh.items()])
-        conflicts = sum(1 for key, digest in digests.items() if fresh.pop(key)[2] != digest) + duplicates[1]
+            digests = await store.claim_seen(tx.db, {key: arrival[3] for key, arrival in fresh.items()})
+        conflicts = sum(1 for key, digest in digests.items() if fresh.pop(key)[3] != digest) + duplicates[1]
         n_duplicates = len(digests) + duplicates[0] + await self._keep_stale(stale)
+        first = [arrival[0] for arrival in fresh.values()]
+        corrections = [(key, fresh.pop(key)) for key, arrival in list(fresh.items()) if arrival[0].type == _CORRECTED]
         kept, revision = list(self._quarantine), room.revision
         self._rate(fresh)
         if len(self._quarantine) > len(kept):
@@ -260,71 +276,56 @@ class Metering:
             if room.revision != revision:
                 self._effects, self._quarantine = self._new_effects(), kept
                 self._rate(fresh)
-        corrections = [(key, ms, r) for key, (r, ms, _) in fresh.items() if r.event.type == events.UsageCorrected.TYPE]
         await self._write()
-        for key, ms, r in corrections:
-            await self._correct(r.event.id, r.event.data, key, ms, instant(r.record.timestamp))
-        self._saw([r for r, _, _ in fresh.values()])
+        for key, (event, record, at_us, _, _) in corrections:
+            await self._correct(event.id, event.data, key, at_us, instant(record.timestamp))
+        self._saw(first)
         tx.count("duplicates", n_duplicates)
         tx.count("conflicts", conflicts)
         tx.count("quarantined", await store.quarantine(tx.db, self._quarantine))
 
     def _identify(
         self, received: Sequence[Received]
-    ) -> tuple[dict[bytes, tuple[Received, int, int]], list[tuple[Received, str]], tuple[int, int]]:
-        """(key -> event, event time in ms, digest), stale events with their reason, (duplicates, conflicts) in here."""
+    ) -> tuple[dict[bytes, Arrival], list[tuple[Received, str]], tuple[int, int]]:
+        """(key -> generation, stale events with their reason, (duplicates, conflicts) in here)."""
         window = policy()
-        low = self._now_ms - int(window.window // _MS)
-        high = self._now_ms + int(window.future // _MS)
-        keys = self._room.keys.by_ordinal
-        fresh: dict[bytes, tuple[Received, int, int]] = {}
+        low = self._now_us - window.window // _MICROSECOND
+        high = self._now_us + window.future // _MICROSECOND
+        fresh: dict[bytes, Arrival] = {}
         stale: list[tuple[Received, str]] = []
         duplicates = conflicts = 0
-        for r in received:
-            event = r.event
-            made_ms = id_ms(event.id)
-            ms = (event.time - _EPOCH) // _MS
-            day_key = keys.get(EPOCH_ORDINAL + made_ms // DAY_MS)
-            if made_ms > high or ms > high:
+        found = identities([r.event.id for r in received], self._room.keys.by_ordinal)
+        for r, (uuid, made_ms, key, seed) in zip(received, found, strict=True):
+            event, record = r.event, r.record
+            at_us = (event.time - _EPOCH) // _MICROSECOND
+            made_us = made_ms * 1000
+            if made_us > high or at_us > high:
                 stale.append((r, "future"))
                 continue
-            if made_ms < low or ms < low or day_key is None:
+            if made_us < low or at_us < low or not key:
                 stale.append((r, "stale"))
                 continue
-            key, digest = identity(event.id, made_ms, day_key), digest_of(r.record.value, day_key)
-            before = fresh.get(key)
-            if before is not None and self._room.dedupe:
-                duplicates += 1
-                conflicts += before[2] != digest
+            arrival = (event, record, at_us, digest_of(record.value, seed), uuid)
+            before = fresh.setdefault(key, arrival)
+            if before is arrival:
                 continue
-            while before is not None:  # de-duplication is switched off: the repeat is let through, and billed
+            if self._room.dedupe:
+                duplicates += 1
+                conflicts += before[3] != arrival[3]
+                continue
+            while fresh.setdefault(key, arrival) is not arrival:  # switched off: the repeat is let through, and billed
                 key = key[:-1] + bytes([(key[-1] + 1) % 256])
-                before = fresh.get(key)
-            fresh[key] = (r, ms, digest)
         return fresh, stale, (duplicates, conflicts)
 
-    def _rate(self, fresh: Mapping[bytes, tuple[Received, int, int]]) -> None:
+    def _rate(self, fresh: Mapping[bytes, Arrival]) -> None:
         book, effects = self._room.book, self._effects
-        card_for, add_plain = book.card, effects.add_plain
-        corrected = events.UsageCorrected.TYPE
-        now_ms = self._now_ms
-        appended_ms, known_at = -1, _EPOCH
-        for key, (r, ms, _) in fresh.items():
-            event = r.event
-            usage, event_at = event.data, event.time
-            if event.type == corrected:
-                continue
-            if r.record.timestamp != appended_ms:  # the same for all records of a producer's batch
-                appended_ms = r.record.timestamp
-                known_at = instant(appended_ms)
-            card = card_for(usage.provider, usage.model, usage.tier, event_at, known_at)
-            if isinstance(card, Card) and add_plain(card, usage, event.id, key, ms, event_at, now_ms):
-                continue
+        for key, (event, record, at_us, _, uuid) in effects.add_plain(self._room.known, fresh.items(), self._now_us):
+            usage, event_at, known_at = event.data, event.time, instant(record.timestamp)
             priced = price(book, usage, event_at, known_at)
             if isinstance(priced, Unpriced):
                 self._hold(priced.reason, priced.missing, event.type, event.id, usage, key, event_at, known_at)
             else:
-                effects.add(usage, event.id, key, ms, event_at, priced, now_ms)
+                effects.add(usage, uuid, key, at_us, priced, self._now_us)
 
     def _hold(
         self, reason: str, missing: str, kind: str, event_id: str | None, usage: Any, key: bytes, event_at: datetime,
@@ -369,7 +370,7 @@ class Metering:
             if ident not in fresh:
                 continue
             fresh.discard(ident)  # the second one in this batch is a repeat
-            taken.append(r)
+            taken.append(event)
             self._hold(
                 reason, "", event.type, event.id, event.data, self._now_ms.to_bytes(6, "big") + ident[6:], event.time,
                 instant(r.record.timestamp),
@@ -377,7 +378,7 @@ class Metering:
         self._saw(taken)
         return len(stale) - len(taken)
 
-    async def _correct(self, event_id: str | None, usage: Any, key: bytes, ms: int, known_at: datetime) -> bool:
+    async def _correct(self, event_id: str | None, usage: Any, key: bytes, at_us: int, known_at: datetime) -> bool:
         """Reverses what the original was charged and charges what it should have been; False if it has to wait."""
         room, tx = self._room, self._tx
         original = await store.logged(tx.db, usage.original, tx.now)
@@ -397,36 +398,38 @@ class Metering:
                 return True
             else:
                 reason = "unknown_price"
-        self._hold(reason or "", "", events.UsageCorrected.TYPE, event_id, usage, key, instant(ms), known_at)
+        self._hold(reason or "", "", _CORRECTED, event_id, usage, key, instant(at_us // 1000), known_at)
         return False
 
-    async def _replace(self, original: Any, version: PriceVersion, usage: Any, key: bytes, priced: Any) -> None:
+    async def _replace(self, original: Any, version: PriceVersion, usage: Any, key: bytes, priced: Priced) -> None:
         effects = self._effects = self._new_effects()
         reported = msgspec.json.decode(original["quantities"])
+        rule, at_us = original["rule"], microseconds(original["occurred_at"])
         billed = billed_quantities(
             version,
             {u: n for u, n in reported.items() if u in events.BUCKETS},
             {u: n for u, n in reported.items() if u in events.COUNTS},
-            original["rule"],
+            rule,
         )
-        hour = (original["occurred_at"] - _EPOCH) // timedelta(hours=1)
-        terms = {"byok": "byok", "data_sharing": "sharing"}.get(original["rule"], "list")
-        back = key[:6] + identity(key.hex() + ":reversal", 0, key)[6:]
-        effects.add_line(
-            usage, back, hour, version.version, original["tier"], terms, {u: -n for u, n in billed.items()},
-            -original["amount_pico"],
-        )  # fmt: skip
+        # The row is kept as long as it was to be, whatever the workspace has chosen since.
+        usage = msgspec.structs.replace(
+            usage, log_retention_days=original["retention_days"], generation_ref=original["generation_ref"]
+        )
         before = msgspec.structs.replace(usage, model=original["model"], key=original["key_id"])
-        charged = 0 if original["rule"] == "byok" else original["amount_pico"]
-        effects.sum(before, hour, -1, -original["input_tokens"], -original["output_tokens"], -charged)
-        effects.add(usage, usage.original, key, hour * HOUR_MS, original["occurred_at"], priced, None)
-        row = effects.log.pop()
-        await self._write()
+        terms = {"byok": "byok", "data_sharing": "sharing"}.get(rule, "list")
+        place, way = Place(before), Way(before, version.version, original["tier"], rule, terms)
+        hour = at_us // HOUR_US
+        effects.add_line(
+            place, way, reversal_of(key), hour, {u: -n for u, n in billed.items()}, -original["amount_pico"]
+        )
+        charged = 0 if rule == "byok" else original["amount_pico"]
+        effects.sum(place, way, hour, -1, -original["input_tokens"], -original["output_tokens"], -charged)
+        effects.add(usage, original["generation_id"].bytes, key, at_us, priced, self._now_us)
         # One rated record and two lines: audit holds the lines that are booked against the sum of both counters.
         self._tx.count("reversed")
-        await store.correct_log(
-            self._tx.db, usage.original, original["expires_on"], dict(zip(store.LOG_COLUMNS, row, strict=True))
-        )
+        # The row says what the correction says; the charge of what it said before stays in the ledger, reversed.
+        await store.forget_logged(self._tx.db, usage.original, original["expires_on"])
+        await self._write()
 
     async def release(self, rows: Sequence[Any], *, by_person: bool) -> None:
         """Rates quarantined usage again; what still has no price goes on waiting."""
@@ -437,7 +440,7 @@ class Metering:
         for row in rows:
             usage = msgspec.convert(row["usage"], _USAGE[row["event_type"]])
             key = self._line_key(row["line_key"])
-            if row["event_type"] == events.UsageCorrected.TYPE:
+            if row["event_type"] == _CORRECTED:
                 corrections.append((row, usage, key))
                 continue
             priced = price(room.book, usage, row["event_at"], row["known_at"])
@@ -446,14 +449,13 @@ class Metering:
                 priced = price(room.book, usage, row["event_at"], tx.now)
             if isinstance(priced, Unpriced):
                 continue
-            event_id = None if row["event_id"] is None else str(row["event_id"])
-            ms = (row["event_at"] - _EPOCH) // _MS
-            self._effects.add(usage, event_id, key, ms, row["event_at"], priced, self._now_ms)
+            uuid = None if row["event_id"] is None else row["event_id"].bytes
+            self._effects.add(usage, uuid, key, microseconds(row["event_at"]), priced, self._now_us)
             released.append(row["id"])
         await self._write()
         for row, usage, key in corrections:
             event_id = None if row["event_id"] is None else str(row["event_id"])
-            if await self._correct(event_id, usage, key, (row["event_at"] - _EPOCH) // _MS, row["known_at"]):
+            if await self._correct(event_id, usage, key, microseconds(row["event_at"]), row["known_at"]):
                 released.append(row["id"])
         self._quarantine.clear()
         if released:
@@ -462,7 +464,7 @@ class Metering:
 
     def _line_key(self, key: bytes) -> bytes:
         """A line's key in the window that billing de-duplicates in: what waited for long comes as of today."""
-        low = self._now_ms - int(policy().window // _MS) + DAY_MS
+        low = self._now_ms - policy().window // _MILLISECOND + DAY_MS
         return key if int.from_bytes(key[:6], "big") >= low else self._now_ms.to_bytes(6, "big") + key[6:]
 
     async def _write(self) -> None:
@@ -481,45 +483,37 @@ class Metering:
             await store.add_price(tx.db, to_json(version), version.known_from)
         if new:
             tx.after_commit(lambda: room.pinned.update(new))
-        if effects.log:
-            await store.add_log(tx.db, effects.log)
+        if effects.rows:
+            await store.add_log(tx.db, effects.rows)
         payload = effects.pending()
         if payload is not None:
             await store.add_pending(tx.db, payload)
         tx.count("rated", effects.rated)
 
-    def _saw(self, received: Sequence[Received]) -> None:
+    def _saw(self, seen: Iterable[Any]) -> None:
+        """Of events that came for the first time: their sources' progress."""
         if self._tx.replay:
             return
-        source, highest, seen = "", 0, 0
-        for r in received:
-            event = r.event
-            if event.sequence is None:
-                continue
-            if event.source != source:
-                if seen:
-                    self._tx.saw(topics.GENERATIONS.name, source, highest, seen)
-                source, highest, seen = event.source, 0, 0
-            highest = max(highest, int(event.sequence))
-            seen += 1
-        if seen:
-            self._tx.saw(topics.GENERATIONS.name, source, highest, seen)
+        numbers: defaultdict[str, list[str]] = defaultdict(list)
+        for event in seen:
+            if event.sequence is not None:
+                numbers[event.source].append(event.sequence)
+        for source, sequences in numbers.items():
+            self._tx.saw(topics.GENERATIONS.name, source, max(map(int, sequences)), len(sequences))
 
 
 async def explained(room: Room, wanted: str, tx: Transaction) -> Any:
     """How a generation came to its amount. Raises NotFound and NotKept."""
-    is_id = len(wanted) == 36 and wanted[14] == "7"
+    is_id = UUID7.fullmatch(wanted) is not None
     row = await store.logged(tx.db, wanted, tx.now) if is_id else None
     row = row or await store.logged_by_ref(tx.db, wanted, tx.now)
     if row is None and is_id:
         held = await store.quarantined_event(tx.db, wanted)
         if held is not None:
             return {"generation_id": wanted, "quarantined": dict(held)}
-        day_key = room.keys.by_ordinal.get(EPOCH_ORDINAL + id_ms(wanted) // DAY_MS)
-        if day_key is not None:
-            key = identity(wanted, id_ms(wanted), day_key)
-            if await store.known(tx.db, [key]):
-                raise NotKept("not kept: log retention 0, or its retention is over")
+        (who,) = identities([wanted], room.keys.by_ordinal)
+        if who.key and await store.known(tx.db, [who.key]):
+            raise NotKept("not kept: log retention 0, or its retention is over")
     if row is None:
         raise NotFound("no such generation is kept here")
     version = room.book.version(row["price_version"])

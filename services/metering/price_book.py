@@ -128,6 +128,11 @@ class PriceBook:
                 return card
         return _first_usable(candidates, event_at, known_at)
 
+    def standing(self, provider: str, model: str, tier: str) -> Card | None:
+        """The card of a name and tier if it is the same at all times; None if not, or if it is not asked for yet."""
+        answer = self._answers.get((provider, model, tier))
+        return answer if isinstance(answer, Card) else None
+
     def _open(self, name: tuple[str, str, str], event_at: datetime, known_at: datetime) -> Card | Unpriced:
         """Work out and keep what the hot path needs for one name and tier, then answer."""
         if len(self._answers) + len(self._candidates) >= _NAMES_MAX:

@@ -2,62 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
+from struct import Struct
 from typing import Any
 
 import asyncpg
 import msgspec
 
+from services.metering import log_row
+from shared.mesh.packed import copy_packed
 from shared.mesh.store import Connection
 
-LOG_COLUMNS = (
-    "expires_on", "occurred_at", "retention_days", "generation_id", "generation_ref", "account", "workspace", "key_id",
-    "provider", "model", "tier", "ended", "rule", "quantities", "input_tokens", "output_tokens", "amount_pico",
-    "price_version", "record", "line",
-)  # fmt: skip
-
-
 _FEW = 500
+_SEEN = Struct(">hi16siQ").pack
 
 
 # --- de-duplication ----------------------------------------------------------------------------------------------
 
 
-async def known(db: Connection, keys: Sequence[bytes]) -> dict[bytes, int]:
+async def known(db: Connection, keys: Collection[bytes]) -> dict[bytes, int]:
     """Digests of those `keys` that were seen before. The range lets PostgreSQL skip the other days' partitions."""
-    # Without the inner ARRAY the planner would weigh every single id.
+    # One value of many keys: to encode an array costs more than all else here. And without the inner ARRAY the planner
+    # would weigh every single key.
     rows = await db.fetch(
         """SELECT key, digest FROM seen
-           WHERE key = ANY(ARRAY(SELECT unnest($1::bytea[]))) AND key BETWEEN $2 AND $3""",
-        keys, min(keys), max(keys),
+           WHERE key = ANY(ARRAY(SELECT substr($1::bytea, n, 16) FROM generate_series(1, length($1::bytea), 16) AS n))
+             AND key BETWEEN $2 AND $3""",
+        b"".join(keys), min(keys), max(keys),
     )  # fmt: skip
     return {row["key"]: row["digest"] for row in rows}
 
 
-async def claim_seen(db: Connection, identities: Sequence[tuple[bytes, int]]) -> dict[bytes, int]:
-    """Notes the (key, digest) pairs that are new; returns the digests of those that were seen before.
+async def claim_seen(db: Connection, digests: Mapping[bytes, int]) -> dict[bytes, int]:
+    """Notes the keys (16 bytes) that are new, with their digests; returns the digests of those that were seen before.
 
     Few in one statement; many by look-up and COPY, with the unique key as backstop for what another transaction was
     faster with.
     """
-    if len(identities) <= _FEW:
-        ours = await _insert_seen(db, identities)
+    if len(digests) <= _FEW:
+        ours = await _insert_seen(db, digests.items())
     else:
-        before = await known(db, [key for key, _ in identities])
-        new = [pair for pair in identities if pair[0] not in before] if before else identities
+        before = await known(db, digests)
+        new = {key: digest for key, digest in digests.items() if key not in before} if before else digests
         try:
             async with db.transaction():
-                await db.copy_records_to_table("seen", columns=("key", "digest"), records=new)
+                rows = [_SEEN(2, 16, key, 8, digest) for key, digest in new.items()]
+                await copy_packed(db, "seen", ("key", "digest"), rows)
             return before
         except asyncpg.UniqueViolationError:
-            ours = await _insert_seen(db, new)
-    if len(ours) == len(identities):
+            ours = await _insert_seen(db, new.items())
+    if len(ours) == len(digests):
         return {}
-    return await known(db, [key for key, _ in identities if key not in ours])
+    return await known(db, [key for key in digests if key not in ours])
 
 
-async def _insert_seen(db: Connection, identities: Sequence[tuple[bytes, int]]) -> set[bytes]:
+async def _insert_seen(db: Connection, identities: Iterable[tuple[bytes, int]]) -> set[bytes]:
     # In key order, so that two transactions with the same keys wait for each other and do not deadlock.
     ordered = sorted(identities)
     rows = await db.fetch(
@@ -71,9 +71,9 @@ async def _insert_seen(db: Connection, identities: Sequence[tuple[bytes, int]]) 
 # --- request log -------------------------------------------------------------------------------------------------
 
 
-async def add_log(db: Connection, rows: Sequence[Sequence[Any]]) -> None:
-    """Appends to the request log."""
-    await db.copy_records_to_table("request_log", columns=LOG_COLUMNS, records=rows)
+async def add_log(db: Connection, rows: Sequence[bytes]) -> None:
+    """Appends to the request log: rows as `log_row` packs them."""
+    await copy_packed(db, "request_log", log_row.COLUMNS, rows)
 
 
 async def logged(db: Connection, generation: str, now: datetime) -> asyncpg.Record | None:
@@ -94,14 +94,9 @@ async def logged_by_ref(db: Connection, ref: str, now: datetime) -> asyncpg.Reco
     )  # fmt: skip
 
 
-async def correct_log(db: Connection, generation: str, expires_on: date, changes: Mapping[str, Any]) -> None:
-    """The row says what the correction says; the charge of what it said before stays in the ledger, reversed."""
-    await db.execute(
-        """UPDATE request_log SET provider = $3, model = $4, tier = $5, ended = $6, rule = $7, quantities = $8,
-             input_tokens = $9, output_tokens = $10, amount_pico = $11, price_version = $12, record = $13, line = $14
-           WHERE generation_id = $1 AND expires_on = $2""",
-        generation, expires_on, *(changes[name] for name in LOG_COLUMNS[8:]),
-    )  # fmt: skip
+async def forget_logged(db: Connection, generation: str, expires_on: date) -> None:
+    """Removes a generation's row: another one takes its place."""
+    await db.execute("DELETE FROM request_log WHERE generation_id = $1 AND expires_on = $2", generation, expires_on)
 
 
 # --- quarantine --------------------------------------------------------------------------------------------------

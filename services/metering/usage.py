@@ -1,16 +1,19 @@
-"""What one batch of generations becomes: identities, rated lines, log rows and sums. No I/O, no clock."""
+"""What one batch of generations becomes: rated lines, log rows and sums. No I/O, no clock."""
 
 from __future__ import annotations
 
-import hashlib
 import zlib
+from binascii import hexlify
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, NamedTuple
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from services.metering import log_row
+from services.metering.identity import EPOCH_ORDINAL
 from services.metering.price_book import PriceBook
 from services.metering.pricing import (
     AMOUNT_PICO_MAX,
@@ -22,37 +25,26 @@ from services.metering.pricing import (
     Unpriced,
     billed_quantities,
     rate,
+    round_half_even,
 )
 from shared.contract.ids import derived_id
+from shared.mesh import packed
 
-DAY_MS = 86_400_000
-HOUR_MS = 3_600_000
-EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+_US_2000 = packed.EPOCH_2000_MS * 1000
+_DAY_2000 = packed.EPOCH_2000_ORDINAL - EPOCH_ORDINAL
 # One record stays well below the size that a broker takes.
 LINES_PER_RECORD = 4_000
+_NUMBERS = [number.to_bytes(4, "big") for number in range(LINES_PER_RECORD)]
+_PLACES_MAX, _KINDS_MAX = 50_000, 5_000
+_NO_BORDER = 2**63
+_NEVER = -(2**63)
 
 _encode = msgspec.json.Encoder().encode
-_blake = hashlib.blake2b
 _TERMS = {"byok": "byok", "data_sharing": "sharing"}
-
-
-def identity(event_id: str, ms: int, day_key: bytes) -> bytes:
-    """Who an event is, without saying of whom: 6 bytes of its id's time, and 10 of a hash of the id under its day's key.
-
-    The key stands as a prefix: one block to hash instead of two, and BLAKE2 has no length extension to fear.
-    """
-    return ms.to_bytes(6, "big") + _blake(day_key + event_id.encode(), digest_size=10).digest()
-
-
-def digest_of(content: bytes, day_key: bytes) -> int:
-    """A short digest of what an event says: tells same from different content, and no more."""
-    return zlib.crc32(content, int.from_bytes(day_key[:4], "big"))
-
-
-def day_bound(day: date) -> str:
-    """Where the `seen` keys of a day begin, as an SQL literal."""
-    return "'\\x" + ((day.toordinal() - EPOCH_ORDINAL) * DAY_MS).to_bytes(6, "big").hex() + "'"
 
 
 def hour_bound(day: date) -> str:
@@ -68,6 +60,9 @@ def ordinal_bound(day: date) -> str:
 def target_partition(workspace: str, partitions: int) -> int:
     """Which partition carries a workspace's rated usage: always the same one."""
     return zlib.crc32(workspace.encode()) % partitions
+
+
+# --- what it costs -----------------------------------------------------------------------------------------------
 
 
 class Priced(NamedTuple):
@@ -100,25 +95,121 @@ def price(
     )
     if isinstance(rated, Unpriced):
         return rated
-    rule = rated.rule
-    if rule == "list" and not card.version.minimum:
-        quantities: Mapping[str, int] = {**usage.tokens, **usage.counts} if usage.counts else usage.tokens
-        if 0 in quantities.values():
-            quantities = {unit: n for unit, n in quantities.items() if n}
-        return Priced(rated, quantities, "list", rated.amount_pico)
-    quantities = billed_quantities(card.version, usage.tokens, usage.counts, rule)
-    terms = _TERMS.get(rule, "list")
+    quantities = billed_quantities(card.version, usage.tokens, usage.counts, rated.rule)
+    terms = _TERMS.get(rated.rule, "list")
     # With the customer's own key the line carries the list price: billing's fee is a share of it.
     return Priced(rated, quantities, terms, rated.list_amount_pico if terms == "byok" else rated.amount_pico)
 
 
+class Place:
+    """Where usage is used: what generations of one key have in common in log rows and sums."""
+
+    __slots__ = ("account", "columns", "days", "keep_us", "key", "workspace")
+
+    def __init__(self, usage: Any) -> None:
+        self.account, self.workspace, self.key = usage.account, usage.workspace, usage.key
+        self.days: int = usage.log_retention_days
+        self.keep_us = self.days * DAY_US if self.days else _NEVER
+        self.columns = log_row.of_place(usage)
+
+
+class Way:
+    """How usage is rated: integer prices over a denominator, up to a border of input tokens (included), and what
+    generations rated by it have in common in lines, log rows and sums."""
+
+    __slots__ = (
+        "border", "columns", "denominator", "hour", "middle", "model", "prices", "terms", "tier", "version",
+    )  # fmt: skip
+
+    def __init__(self, usage: Any, version: str, tier: str, rule: str, terms: str, card: Card | None = None) -> None:
+        self.model, self.version, self.tier, self.terms = usage.model, version, tier, terms
+        self.columns = log_row.of_way(usage, tier, rule, version)
+        self.hour, self.middle = -1, b""
+        self.prices: Mapping[str, int] = {} if card is None else card.prices
+        self.denominator = 1 if card is None else card.denominator
+        self.border = _NO_BORDER if card is None or card.lowest_border is None else card.lowest_border
+
+    def at(self, hour: int) -> bytes:
+        """The middle of a line of that hour: all between its id and its quantities."""
+        if hour != self.hour:
+            self.middle = b'",' + _encode((hour, self.version, self.tier, self.terms))[1:-1] + b","
+            self.hour = hour
+        return self.middle
+
+
+class Kind:
+    """Generations of one model that ended in one way. `fixed`: how they are rated, if it is the same at all times."""
+
+    __slots__ = ("_book", "_usage", "_ways", "fixed", "plain")
+
+    def __init__(self, book: PriceBook, usage: Any) -> None:
+        self._book, self._usage = book, usage
+        self._ways: dict[Card, Way] = {}
+        self.fixed: Way | None = None
+        self.plain = (
+            usage.finish_reason in PLAIN_FINISH
+            and usage.outcome == "completed"
+            and not usage.byok
+            and not usage.data_sharing
+        )
+
+    def at(self, event_at: datetime, known_at: datetime) -> Way | None:
+        """How they are rated at a time; None if that takes the long way."""
+        usage = self._usage
+        card = self._book.card(usage.provider, usage.model, usage.tier, event_at, known_at)
+        if isinstance(card, Unpriced) or card.version.minimum:
+            return None
+        way = self._ways.get(card)
+        if way is None:
+            way = self._ways[card] = Way(usage, card.price_version, card.label, "list", "list", card)
+        if self._book.standing(usage.provider, usage.model, usage.tier) is card:
+            self.fixed = way
+        return way
+
+
+_PLACE = attrgetter("account", "workspace", "key", "log_retention_days")
+_KIND = attrgetter("provider", "model", "tier", "outcome", "finish_reason", "byok", "data_sharing")
+
+
+class Known:
+    """Places and kinds that this process has met. Names come from outside: it starts again when there are many."""
+
+    def __init__(self, book: PriceBook) -> None:
+        self._book = book
+        self.places: dict[Any, Place] = {}
+        self.kinds: dict[Any, Kind] = {}
+
+    def place(self, usage: Any) -> Place:
+        """A place that was not met before."""
+        if len(self.places) >= _PLACES_MAX:
+            self.places.clear()
+        place = self.places[_PLACE(usage)] = Place(usage)
+        return place
+
+    def kind(self, usage: Any) -> Kind:
+        """A kind that was not met before."""
+        if len(self.kinds) >= _KINDS_MAX:
+            self.kinds.clear()
+        kind = self.kinds[_KIND(usage)] = Kind(self._book, usage)
+        return kind
+
+
+# --- what it leaves behind ---------------------------------------------------------------------------------------
+
+
+Arrival: TypeAlias = tuple[Any, Any, int, int, bytes]
+"""A generation: event, record, event time in microseconds since 1970, digest, UUID. Plain, for there are thousands."""
+
+Line: TypeAlias = tuple[bytes, bytes, bytes | None]
+"""The hash in its id (in hex), the line as JSON, its log row but for the end."""
+
+
 @dataclass(slots=True)
 class Unit:
-    """Lines of one workspace that go into one record, each with the log row that will point at it."""
+    """Lines of one workspace."""
 
     account: str
-    lines: list[tuple[Any, ...]] = field(default_factory=list)
-    rows: list[list[Any] | None] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -128,217 +219,189 @@ class Effects:
     partitions: int
     sums_from_hour: int = 0
     units: dict[str, Unit] = field(default_factory=dict)
-    log: list[list[Any]] = field(default_factory=list)
-    hourly: dict[tuple[str, str, str, int], list[int]] = field(default_factory=dict)
-    daily: dict[tuple[str, int], list[int]] = field(default_factory=dict)
-    versions: set[str] = field(default_factory=set)
+    rows: list[bytes] = field(default_factory=list)
+    """Packed rows of the request log; complete once `records` is through."""
+    sums: dict[tuple[Place, Way, int], list[int]] = field(default_factory=dict)
     rated: int = 0
 
-    def add_line(
-        self,
-        usage: Any,
-        line_id: bytes,
-        hour: int,
-        version: str,
-        tier: str,
-        terms: str,
-        quantities: Mapping[str, int],
-        amount_pico: int,
-        row: list[Any] | None = None,
-    ) -> None:
-        """One line of a rated record."""
-        workspace = usage.workspace
-        unit = self.units.get(workspace)
-        if unit is None:
-            unit = self.units[workspace] = Unit(usage.account)
-        unit.lines.append((line_id.hex(), hour, version, tier, terms, quantities, str(amount_pico)))
-        unit.rows.append(row)
-        self.versions.add(version)
-
-    def add(
-        self,
-        usage: Any,
-        event_id: str | None,
-        key: bytes,
-        ms: int,
-        event_at: datetime,
-        priced: Priced,
-        now_ms: int | None,
-    ) -> None:
-        """A rated generation: its line, its log row if its workspace keeps one, its share of the sums.
-
-        `ms`: the event's time. `now_ms`: a row that has expired by then is not written (None = write it).
-        """
-        rated, quantities, terms, amount = priced
-        hour = ms // HOUR_MS
-        days = usage.log_retention_days
-        row: list[Any] | None = None
-        if days and event_id is not None and (now_ms is None or ms + days * DAY_MS > now_ms):
-            row = [
-                expiry_day(ms, days), event_at, days, event_id, usage.generation_ref, usage.account, usage.workspace,
-                usage.key, usage.provider, usage.model, rated.tier, f"{usage.outcome}/{usage.finish_reason or ''}",
-                rated.rule, _encode({**usage.tokens, **usage.counts}).decode(), usage.input_tokens,
-                usage.output_tokens, amount, rated.price_version, None, None,
-            ]  # fmt: skip
-            self.log.append(row)
-        self.add_line(usage, key, hour, rated.price_version, rated.tier, terms, quantities, amount, row)
-        self.sum(usage, hour, 1, usage.input_tokens, usage.output_tokens, rated.amount_pico)
-        self.rated += 1
-
     def add_plain(
-        self, card: Card, usage: Any, event_id: str, key: bytes, ms: int, event_at: datetime, now_ms: int
-    ) -> bool:
-        """`price` and `add` in one go for what nearly all generations are; False (and nothing done) if this is none.
+        self, known: Known, arrivals: Iterable[tuple[bytes, Arrival]], now_us: int
+    ) -> list[tuple[bytes, Arrival]]:
+        """`price` and `add` in one go for what nearly all generations are; returns the others, untouched.
 
-        Plain: completed for an ordinary reason, tokens only, list price of a plain card, in a workspace with a log. A
-        property test holds it against the long way.
+        Plain: completed for an ordinary reason, tokens only, list price below any context border. One long function
+        without calls, since this is where metering spends its time; a property test holds it against the long way.
         """
-        tokens = usage.tokens
-        if (
-            usage.finish_reason not in PLAIN_FINISH
-            or not card.plain
-            or usage.outcome != "completed"
-            or usage.counts
-            or usage.byok
-            or usage.data_sharing
-            or not usage.log_retention_days
-            or 0 in tokens.values()
-        ):
-            return False
-        prices = card.prices
-        amount = 0
-        try:
-            for bucket, quantity in tokens.items():
-                amount += prices[bucket] * quantity
-        except KeyError:
-            return False
-        if amount > AMOUNT_PICO_MAX:
-            return False
-        hour = ms // HOUR_MS
-        workspace, version, tier = usage.workspace, card.price_version, card.label
-        days, read, generated = usage.log_retention_days, usage.input_tokens, usage.output_tokens
-        row: list[Any] | None = None
-        if ms + days * DAY_MS > now_ms:
-            row = [
-                expiry_day(ms, days), event_at, days, event_id, usage.generation_ref, usage.account, workspace,
-                usage.key, usage.provider, usage.model, tier, "completed/" + usage.finish_reason, "list",
-                _encode(tokens).decode(), read, generated, amount, version, None, None,
-            ]  # fmt: skip
-            self.log.append(row)
-        unit = self.units.get(workspace)
-        if unit is None:
-            unit = self.units[workspace] = Unit(usage.account)
-        unit.lines.append((key.hex(), hour, version, tier, "list", tokens, str(amount)))
-        unit.rows.append(row)
-        self.versions.add(version)
-        self.rated += 1
-        if hour >= self.sums_from_hour:
-            sums = self.hourly.get(place := (workspace, usage.key, usage.model, hour))
-            if sums is None:
-                self.hourly[place] = [1, read, generated, amount]
+        others = []
+        n = 0
+        units, sums, places, kinds = self.units, self.sums, known.places, known.kinds
+        for arrival in arrivals:
+            n += 1
+            line_id, (event, record, at_us, _, uuid) = arrival
+            usage = event.data
+            kind = kinds.get(_KIND(usage)) or known.kind(usage)
+            way = None
+            if kind.plain and not usage.counts:
+                way = kind.fixed or kind.at(event.time, instant(record.timestamp))
+            if way is None:
+                others.append(arrival)
+                continue
+            prices, denominator = way.prices, way.denominator
+            tokens, read, generated = usage.tokens, usage.input_tokens, usage.output_tokens
+            quantities = _encode(tokens)
+            amount = 0
+            try:
+                for bucket, quantity in tokens.items():
+                    amount += prices[bucket] * quantity
+                if denominator != 1:
+                    amount = round_half_even(amount, denominator)
+            except KeyError:
+                amount = -1
+            if not 0 <= amount <= AMOUNT_PICO_MAX or read > way.border or b":0" in quantities:
+                others.append(arrival)
+                continue
+            place = places.get(_PLACE(usage)) or known.place(usage)
+            row = None
+            if at_us + place.keep_us > now_us:
+                row = log_row.row(
+                    at_us // DAY_US + place.days - _DAY_2000, at_us - _US_2000, uuid, read, generated, amount,
+                    place.columns, way.columns, usage.generation_ref, quantities,
+                )  # fmt: skip
+            hour = at_us // HOUR_US
+            hexed = hexlify(line_id)
+            line = b'["%b%b%b,"%d"]' % (hexed, way.middle if hour == way.hour else way.at(hour), quantities, amount)
+            unit = units.get(place.workspace)
+            if unit is None:
+                unit = units[place.workspace] = Unit(place.account)
+            unit.lines.append((hexed[12:], line, row))
+            total = sums.get(sums_of := (place, way, hour))
+            if total is None:
+                sums[sums_of] = [1, read, generated, amount]
             else:
-                sums[0] += 1
-                sums[1] += read
-                sums[2] += generated
-                sums[3] += amount
-        return True
+                total[0] += 1
+                total[1] += read
+                total[2] += generated
+                total[3] += amount
+        self.rated += n - len(others)
+        return others
 
-    def sum(self, usage: Any, hour: int, generations: int, read: int, generated: int, amount_pico: int) -> None:
+    def add(self, usage: Any, uuid: bytes | None, line_id: bytes, at_us: int, priced: Priced, now_us: int) -> None:
+        """A rated generation: its line, its share of the sums and, if its workspace keeps one, its log row.
+
+        No row without `uuid`, nor if it has expired at `now_us`. Both instants: microseconds since 1970.
+        """
+        rated = priced.rated
+        place, way = Place(usage), Way(usage, rated.price_version, rated.tier, rated.rule, priced.terms)
+        row = None
+        if uuid is not None and at_us + place.keep_us > now_us:
+            row = log_row.row(
+                at_us // DAY_US + place.days - _DAY_2000, at_us - _US_2000, uuid, usage.input_tokens, usage.output_tokens,
+                priced.amount_pico, place.columns, way.columns, usage.generation_ref,
+                _encode({**usage.tokens, **usage.counts}),
+            )  # fmt: skip
+        self.add_line(place, way, line_id, at_us // HOUR_US, priced.quantities, priced.amount_pico, row)
+        self.sum(place, way, at_us // HOUR_US, 1, usage.input_tokens, usage.output_tokens, rated.amount_pico)
+        self.rated += 1
+
+    def add_line(
+        self, place: Place, way: Way, line_id: bytes, hour: int, quantities: Mapping[str, int], amount_pico: int,
+        row: bytes | None = None,
+    ) -> None:  # fmt: skip
+        """One line of a rated record."""
+        unit = self.units.setdefault(place.workspace, Unit(place.account))
+        hexed = hexlify(line_id)
+        unit.lines.append(
+            (hexed[12:], b'["%b%b%b,"%d"]' % (hexed, way.at(hour), _encode(quantities), amount_pico), row)
+        )
+
+    def sum(
+        self, place: Place, way: Way, hour: int, generations: int, read: int, generated: int, amount_pico: int
+    ) -> None:
         """Adds to the sums that the rollups take."""
-        if hour < self.sums_from_hour:
-            return
-        if usage.log_retention_days:
-            key = (usage.workspace, usage.key, usage.model, hour)
-            sums = self.hourly.get(key)
-            if sums is None:
-                self.hourly[key] = [generations, read, generated, amount_pico]
-                return
-        else:
-            day_key = (usage.workspace, hour // 24)
-            sums = self.daily.get(day_key)
-            if sums is None:
-                self.daily[day_key] = [generations, read, generated, amount_pico]
-                return
-        sums[0] += generations
-        sums[1] += read
-        sums[2] += generated
-        sums[3] += amount_pico
+        before = self.sums.get((place, way, hour), (0, 0, 0, 0))
+        more = (generations, read, generated, amount_pico)
+        self.sums[place, way, hour] = [a + b for a, b in zip(before, more, strict=True)]
+
+    @property
+    def versions(self) -> set[str]:
+        """Price versions that rated something."""
+        return {way.version for _, way, _ in self.sums}
 
     def records(self) -> Iterable[tuple[int, str, list[dict[str, Any]]]]:
-        """(partition, record id, units) of each record to publish; log rows learn their record and line.
+        """(partition, record id, units) of each record to publish; `rows` fills with the log rows that point there.
 
         Lines lie in the order of their hash, not of their time: at retention 0 an hour is all that is told.
         """
         by_partition: dict[int, list[tuple[str, Unit]]] = {}
-        for workspace, unit in self.units.items():
+        for workspace, unit in sorted(self.units.items(), key=itemgetter(0)):
             by_partition.setdefault(target_partition(workspace, self.partitions), []).append((workspace, unit))
-        for partition, members in sorted(by_partition.items()):
+        for partition, members in sorted(by_partition.items(), key=itemgetter(0)):
             open_units: list[dict[str, Any]] = []
-            open_rows: list[list[Any] | None] = []
+            open_lines: list[Line] = []
             for workspace, unit in members:
-                hashes = [line[0][12:] for line in unit.lines]
-                order = sorted(range(len(hashes)), key=hashes.__getitem__)
-                for start in range(0, len(order), LINES_PER_RECORD):
-                    chosen = order[start : start + LINES_PER_RECORD]
-                    if open_rows and len(open_rows) + len(chosen) > LINES_PER_RECORD:
-                        yield self._close(partition, open_units, open_rows)
-                        open_units, open_rows = [], []
-                    open_units.append(
-                        {"workspace": workspace, "account": unit.account, "lines": [unit.lines[n] for n in chosen]}
-                    )
-                    open_rows += [unit.rows[n] for n in chosen]
-            if open_rows:
-                yield self._close(partition, open_units, open_rows)
+                unit.lines.sort()
+                for start in range(0, len(unit.lines), LINES_PER_RECORD):
+                    chosen = unit.lines[start : start + LINES_PER_RECORD]
+                    if open_lines and len(open_lines) + len(chosen) > LINES_PER_RECORD:
+                        yield self._close(partition, open_units, open_lines)
+                        open_units, open_lines = [], []
+                    text = msgspec.Raw(b"[" + b",".join([line for _, line, _ in chosen]) + b"]")
+                    open_units.append({"workspace": workspace, "account": unit.account, "lines": text})
+                    open_lines += chosen
+            if open_lines:
+                yield self._close(partition, open_units, open_lines)
 
-    @staticmethod
     def _close(
-        partition: int, units: list[dict[str, Any]], rows: list[list[Any] | None]
+        self, partition: int, units: list[dict[str, Any]], lines: list[Line]
     ) -> tuple[int, str, list[dict[str, Any]]]:
-        ids = [line[0] for unit in units for line in unit["lines"]]
-        record = derived_id(int(ids[0][:12], 16), "usage.rated", "".join(ids))
-        for number, row in enumerate(rows):
-            if row is not None:
-                row[-2], row[-1] = record, number
+        ids = b"".join([line[2:34] for _, line, _ in lines])
+        record = derived_id(int(ids[:12], 16), "usage.rated", ids)
+        end = log_row.end(bytes.fromhex(record.replace("-", "")))
+        self.rows += [
+            row + end + number for (_, _, row), number in zip(lines, _NUMBERS, strict=False) if row is not None
+        ]
         return partition, record, units
 
     def pending(self) -> bytes | None:
         """The sums as one row for the rollup worker; None if there are none."""
-        if not self.hourly and not self.daily:
-            return None
-        return msgspec.msgpack.encode(
-            ([(*k, *v) for k, v in self.hourly.items()], [(*k, *v) for k, v in self.daily.items()])
-        )
+        hourly = []
+        daily = []
+        for (place, way, hour), total in self.sums.items():
+            if hour < self.sums_from_hour:
+                continue
+            if place.days:
+                hourly.append(((place.workspace, place.key, way.model, hour), total))
+            else:
+                daily.append(((place.workspace, hour // 24), total))
+        return msgspec.msgpack.encode((hourly, daily)) if hourly or daily else None
 
 
-def merge_pending(payloads: Iterable[bytes]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """The sums of several batches: (hourly rows, daily rows), sorted by key so that writers do not deadlock."""
-    hourly: dict[tuple[Any, ...], list[int]] = {}
-    daily: dict[tuple[Any, ...], list[int]] = {}
-    for payload in payloads:
-        for target, rows in zip((hourly, daily), msgspec.msgpack.decode(payload), strict=True):
-            for row in rows:
-                key, values = tuple(row[:-4]), row[-4:]
-                sums = target.get(key)
-                if sums is None:
-                    target[key] = values
-                else:
-                    for n in range(4):
-                        sums[n] += values[n]
-    return [(*k, *v) for k, v in sorted(hourly.items())], [(*k, *v) for k, v in sorted(daily.items())]
+Totals: TypeAlias = dict[Any, list[int]]
+"""Generations, input tokens, output tokens and pico-dollars by (workspace, key, model, hour) or (workspace, day)."""
+_decode_pending = msgspec.msgpack.Decoder(
+    tuple[list[tuple[tuple[str, str, str, int], list[int]]], list[tuple[tuple[str, int], list[int]]]]
+).decode
 
 
-_EXPIRY_DAYS: dict[int, date] = {}
-
-
-def expiry_day(ms: int, days: int) -> date:
-    """The day on which a log row of the instant `ms` expires."""
-    number = ms // DAY_MS + days
-    found = _EXPIRY_DAYS.get(number)
-    if found is None:
-        found = _EXPIRY_DAYS[number] = date.fromordinal(EPOCH_ORDINAL + number)
-    return found
+def merge_pending(payload: bytes, hourly: Totals, daily: Totals) -> None:
+    """Adds the sums of a batch to totals."""
+    rows: Iterable[tuple[Any, list[int]]]
+    by_hour, by_day = _decode_pending(payload)
+    for totals, rows in ((hourly, by_hour), (daily, by_day)):
+        for key, values in rows:
+            total = totals.setdefault(key, values)
+            if total is not values:
+                total[0] += values[0]
+                total[1] += values[1]
+                total[2] += values[2]
+                total[3] += values[3]
 
 
 def instant(ms: int) -> datetime:
     """`ms` since 1970 as a datetime."""
     return _EPOCH + timedelta(milliseconds=ms)
+
+
+def microseconds(at: datetime) -> int:
+    """An instant in microseconds since 1970."""
+    return (at - _EPOCH) // _MICROSECOND

@@ -190,6 +190,8 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 _TWINS: dict[type[BaseModel], type[msgspec.Struct]] = {}
 _CACHE_LIMIT = 200_000
+# Texts of which nearly every event has its own. Names repeat by the thousand: those are remembered once checked.
+_HARDLY_REPEAT = frozenset(("id", "sequence", "generation_ref", "original"))
 
 
 def twin(model: type[BaseModel]) -> type[msgspec.Struct]:
@@ -213,8 +215,7 @@ def _derive(model: type[BaseModel]) -> type[msgspec.Struct]:
             )
         pattern = _pattern(info)
         if pattern is not None:
-            # Ids of events and amounts hardly repeat; names do, by the thousand: those are remembered.
-            patterns.append((name, _python_pattern(pattern), None if name in ("id", "sequence") else set()))
+            patterns.append((name, _python_pattern(pattern), None if name in _HARDLY_REPEAT else set()))
     check = getattr(model, "check", None)
     return msgspec.defstruct(
         model.__name__,

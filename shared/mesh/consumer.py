@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -56,13 +58,15 @@ TRANSIENT = (
 Groups: TypeAlias = list[tuple[TopicPartition, list[Record]]]
 # A record that is no event, or that no handler can handle: (record, stage, reason, detail).
 Refusal: TypeAlias = tuple[Record, str, str, str]
+_received = partial(tuple.__new__, Received)  # as Received(*each), without a call of Python's
+_place = attrgetter("topic", "partition")
 
 
 def grouped(records: Iterable[Record]) -> Groups:
     """`records` by partition; those of one partition follow each other."""
     return [
         (TopicPartition(topic, part), list(rs))
-        for (topic, part), rs in groupby(records, key=lambda r: (r.topic, r.partition))
+        for (topic, part), rs in groupby(records, key=_place)
     ]
 
 
@@ -592,6 +596,12 @@ class TopicConsumer:
         refused: list[Refusal] = []
         kept: Groups = []
         for tp, rs in groups:
+            try:
+                received += map(_received, zip([decode(r.value) for r in rs], rs, strict=True))
+                kept.append((tp, rs))
+                continue
+            except (Refused, NewerVersion):
+                pass  # one by one, then
             for n, r in enumerate(rs):
                 try:
                     received.append(Received(decode(r.value), r))

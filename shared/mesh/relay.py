@@ -79,7 +79,7 @@ class Relay:
             client_id=f"steward-{self._service}-relay",
             enable_idempotence=True,
             acks="all",
-            compression_type="lz4",
+            compression_type="zstd",
             linger_ms=2,
             max_batch_size=128 * 1024,
             max_request_size=MAX_RECORD_BYTES,

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from aiokafka import ConsumerRecord
 
@@ -17,8 +17,7 @@ from shared.mesh.transaction import Transaction
 Record: TypeAlias = ConsumerRecord  # of bytes or None, as they came
 
 
-@dataclass(slots=True)
-class Received:
+class Received(NamedTuple):
     """A decoded event and the record that carried it (topic, partition, offset, timestamp = LogAppendTime in ms)."""
 
     event: Any

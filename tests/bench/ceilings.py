@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from services.metering.identity import digest_of, identities
+from services.metering.log_row import COLUMNS
 from services.metering.price_book import PriceBook
 from services.metering.pricing import Unpriced
 from services.metering.seed import GenaiPrices
-from services.metering.store import LOG_COLUMNS
-from services.metering.usage import Effects, digest_of, identity, price
+from services.metering.store import add_log
+from services.metering.usage import Effects, microseconds, price
 from shared.contract import events
 from shared.contract.codec import Codec, build
-from shared.contract.ids import id_ms
 from shared.contract.topics import GENERATIONS, USAGE_RATED
 from shared.mesh.transaction import rfc3339, shard_of
 from tests.bench.backlog import Plan
@@ -33,14 +34,13 @@ from tests.bench.report import Line, Report, mean
 _BATCH_A, _BATCH_B = 5_000, 2_000
 _OUTBOX = ("shard", "topic", "part", "key", "value", "headers", "traceparent", "created_at")
 # The log's columns that any gateway's request log has: not the expiry before them, not the way to the charge behind.
-_COLUMNS_B = LOG_COLUMNS[1:18]
+_COLUMNS_B = COLUMNS[1:18]
 _TABLE_B = """
     CREATE TABLE request (
-        occurred_at timestamptz NOT NULL, retention_days smallint NOT NULL, generation_id uuid PRIMARY KEY,
-        generation_ref text, account text NOT NULL, workspace text NOT NULL, key_id text NOT NULL, provider text NOT NULL,
-        model text NOT NULL, tier text NOT NULL, ended text NOT NULL, rule text NOT NULL, quantities text NOT NULL,
-        input_tokens bigint NOT NULL, output_tokens bigint NOT NULL, amount_pico bigint NOT NULL,
-        price_version text NOT NULL)
+        occurred_at timestamptz NOT NULL, generation_id uuid PRIMARY KEY, input_tokens bigint NOT NULL,
+        output_tokens bigint NOT NULL, amount_pico bigint NOT NULL, retention_days smallint NOT NULL, account text NOT NULL,
+        workspace text NOT NULL, key_id text NOT NULL, provider text NOT NULL, model text NOT NULL, tier text NOT NULL,
+        ended text NOT NULL, rule text NOT NULL, price_version text NOT NULL, generation_ref text, quantities text NOT NULL)
 """
 _KEEP_SECONDS = 60.0
 
@@ -49,7 +49,7 @@ class Rows(NamedTuple):
     """What one batch of metering writes."""
 
     seen: list[tuple[bytes, int]]
-    log: list[list[Any]]
+    log: list[bytes]
     outbox: list[tuple[Any, ...]]
     pending: list[tuple[bytes]]
 
@@ -61,22 +61,21 @@ class Metered:
         self._book = PriceBook(catalogue=GenaiPrices())
         self._codec = Codec(GENERATIONS)
         self._now = now
-        self._now_ms = int(now.timestamp() * 1000)
-        self._day_key = secrets.token_bytes(32)
+        self._day_keys = {now.toordinal() + n: secrets.token_bytes(32) for n in (-1, 0)}
 
     def batch(self, values: Sequence[bytes]) -> Rows:
         """The rows of one batch of records. Raises RuntimeError for a model without a price."""
         effects = Effects(USAGE_RATED.partitions)
         seen = []
-        for value in values:
-            event = self._codec.decode(value)
-            made_ms = id_ms(event.id)
-            key, digest = identity(event.id, made_ms, self._day_key), digest_of(value, self._day_key)
+        generations = [self._codec.decode(value) for value in values]
+        found = identities([event.id for event in generations], self._day_keys)
+        for event, value, who in zip(generations, values, found, strict=True):
             priced = price(self._book, event.data, event.time, self._now)
             if isinstance(priced, Unpriced):
                 raise RuntimeError(f"{event.data.model} has no price: {priced.reason}")
-            effects.add(event.data, event.id, key, made_ms, event.time, priced, self._now_ms)
-            seen.append((key, digest))
+            at_us = microseconds(event.time)
+            effects.add(event.data, who.uuid, who.key, at_us, priced, at_us)
+            seen.append((who.key, digest_of(value, who.seed)))
         outbox = [
             (
                 shard_of(None, partition),
@@ -91,7 +90,7 @@ class Metered:
             for partition, record, units in effects.records()
         ]
         pending = effects.pending()
-        return Rows(seen, effects.log, outbox, [] if pending is None else [(pending,)])
+        return Rows(seen, effects.rows, outbox, [] if pending is None else [(pending,)])
 
     def _record(self, record: str, units: list[dict[str, Any]]) -> bytes:
         return build(
@@ -115,8 +114,8 @@ class Ceilings:
     plan: Plan
     rows: int
     points: list[Pair] = field(default_factory=list)
-    _a: list[Rows] = field(default_factory=list)
-    _b: list[list[list[Any]]] = field(default_factory=list)
+    _a: list[tuple[Rows, list[Any]]] = field(default_factory=list)
+    _b: list[list[Any]] = field(default_factory=list)
     _measured_at: float = float("-inf")
 
     async def before(self) -> Pair:
@@ -128,13 +127,13 @@ class Ceilings:
     async def measure(self) -> Pair:
         """Measures both."""
         if not self._a:
-            self._prepare()
+            await self._prepare()
         pair = Pair(await self._measure_a(), await self._measure_b())
         self.points.append(pair)
         self._measured_at = time.monotonic()
         return pair
 
-    def _prepare(self) -> None:
+    async def _prepare(self) -> None:
         metered = Metered(datetime.now(UTC))
         values: dict[bytes, bytes] = {}
         for number in range(self.plan.chunks):
@@ -142,8 +141,18 @@ class Ceilings:
             if len(values) >= self.rows:
                 break
         chosen = list(values.values())[: self.rows]
-        self._a = [metered.batch(chosen[n : n + _BATCH_A]) for n in range(0, len(chosen), _BATCH_A)]
-        rows = [row[1:18] for batch in self._a for row in batch.log]
+        batches = [metered.batch(chosen[n : n + _BATCH_A]) for n in range(0, len(chosen), _BATCH_A)]
+        # The client's usual way takes values, not packed rows: the database tells which those are.
+        db = await asyncpg.connect(await self.lab.scratch("metering"))
+        try:
+            for batch in batches:
+                await add_log(db, batch.log)
+                values_of = await db.fetch(f"SELECT {', '.join(COLUMNS)} FROM request_log ORDER BY generation_id")
+                self._a.append((batch, [tuple(row) for row in values_of]))
+                await db.execute("TRUNCATE request_log")
+        finally:
+            await db.close()
+        rows = [row[1:18] for _, values_of in self._a for row in values_of]
         self._b = [rows[n : n + _BATCH_B] for n in range(0, len(rows), _BATCH_B)]
         gc.collect()
         gc.freeze()  # millions of objects that live as long as the run: nobody need look at them again
@@ -153,17 +162,17 @@ class Ceilings:
         try:
             await self.lab.settle()
             started = time.perf_counter()
-            for seen, log, outbox, pending in self._a:
+            for (seen, _, outbox, pending), log in self._a:
                 async with db.transaction():
                     await db.copy_records_to_table("seen", columns=("key", "digest"), records=seen)
-                    await db.copy_records_to_table("request_log", columns=LOG_COLUMNS, records=log)
+                    await db.copy_records_to_table("request_log", columns=COLUMNS, records=log)
                     await db.copy_records_to_table("mesh_outbox", columns=_OUTBOX, records=outbox)
                     await db.copy_records_to_table("pending", columns=("payload",), records=pending)
             took = time.perf_counter() - started
             await self._all_there(db, "request_log")
         finally:
             await db.close()
-        return sum(len(batch.seen) for batch in self._a) / took
+        return sum(len(batch.seen) for batch, _ in self._a) / took
 
     async def _measure_b(self) -> float:
         db = await asyncpg.connect(await self.lab.scratch())

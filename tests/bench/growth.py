@@ -20,7 +20,9 @@ _FILL = {
             INSERT INTO seen (key, digest)
             SELECT decode({_HEX} || left(md5(i::text), 20), 'hex'), i {_SERIES}""",
         "request_log": f"""
-            INSERT INTO request_log
+            INSERT INTO request_log (expires_on, occurred_at, retention_days, generation_id, generation_ref, account,
+                workspace, key_id, provider, model, tier, ended, rule, quantities, input_tokens, output_tokens, amount_pico,
+                price_version, record, line)
             SELECT (to_timestamp({_AT} / 1000.0) AT TIME ZONE 'UTC')::date + 30, to_timestamp({_AT} / 1000.0), 30,
                 ({_HEX} || '7' || left(md5(i::text), 3) || '8' || right(md5(i::text), 15))::uuid,
                 'gen-' || md5(i::text), 'acc-' || left(md5((i % 1000)::text), 16), 'ws-' || left(md5((i % 2000)::text), 16),

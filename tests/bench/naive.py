@@ -8,15 +8,12 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from services.metering.store import LOG_COLUMNS
+from services.metering.store import add_log
 from shared.contract.topics import GENERATIONS
 from tests.bench.backlog import Plan
 from tests.bench.ceilings import Metered
 from tests.bench.lab import Lab
 from tests.bench.report import Line, Report
-
-_INSERT_LOG = f"""INSERT INTO request_log ({", ".join(LOG_COLUMNS)})
-    VALUES ({", ".join(f"${n}" for n in range(1, len(LOG_COLUMNS) + 1))})"""
 
 
 async def naive_line(lab: Lab, plan: Plan, report: Report, events: int) -> None:
@@ -60,7 +57,7 @@ async def _one(consumer: Any, db: Any, metered: Metered) -> None:
             "INSERT INTO seen (key, digest) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING true", key, digest
         )
         if new:
-            await db.execute(_INSERT_LOG, *rows.log[0])
+            await add_log(db, rows.log)
             for shard, topic, part, key_bytes, value, headers, traceparent, created_at in rows.outbox:
                 await db.execute(
                     """INSERT INTO mesh_outbox (shard, topic, part, key, value, headers, traceparent, created_at)

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+import hashlib
+import random
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.metering.identity import day_bound, digest_of, hidden, identities, reversal_of
 from services.metering.price_book import PriceBook
 from services.metering.price_version import ContextTier, PriceVersion
-from services.metering.pricing import Card, Unpriced
-from services.metering.usage import (
-    Effects,
-    day_bound,
-    digest_of,
-    expiry_day,
-    identity,
-    merge_pending,
-    price,
-    target_partition,
-)
+from services.metering.pricing import Unpriced
+from services.metering.usage import Effects, Known, Totals, merge_pending, price, target_partition
 from shared.contract import events
 from shared.contract.base import twin
-from shared.contract.ids import id_ms, uuid7
+from shared.contract.ids import uuid7
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 NOW_MS = 1_795_521_600_000
@@ -68,69 +62,148 @@ usages = st.builds(
 )  # fmt: skip
 
 
-@given(st.lists(st.tuples(usages, st.integers(NOW_MS - 5 * 86_400_000, NOW_MS)), max_size=30))
+BEFORE = st.integers(0, 5 * 86_400_000_000)
+
+
+class Event(msgspec.Struct):
+    data: Any
+    time: datetime
+
+
+class Record(msgspec.Struct):
+    timestamp: int = NOW_MS
+
+
+def arrivals(rows: list[tuple[Any, int]]) -> dict[bytes, Any]:
+    """As metering gathers them: (usage, microseconds before now) by line id."""
+    made = {}
+    for number, (usage, before) in enumerate(rows):
+        uuid = bytes.fromhex(uuid7(NOW_MS - before // 1000, random.Random(number).getrandbits).replace("-", ""))
+        key = uuid[:6] + hashlib.sha256(uuid).digest()[:10]
+        at = NOW - timedelta(microseconds=before)
+        made[key] = (Event(usage, at), Record(), NOW_MS * 1000 - before, number, uuid)
+    return made
+
+
+def long_way(effects: Effects, rows: Any) -> None:
+    for key, (event, _, at_us, _, uuid) in rows:
+        priced = price(BOOK, event.data, event.time, NOW)
+        if not isinstance(priced, Unpriced):
+            effects.add(event.data, uuid, key, at_us, priced, NOW_MS * 1000)
+
+
+def decoded(effects: Effects) -> Any:
+    """Records with their lines read, and log rows in order."""
+    records = [
+        (part, record, [unit | {"lines": msgspec.json.decode(unit["lines"])} for unit in units])
+        for part, record, units in effects.records()
+    ]
+    return records, sorted(effects.rows), effects.rated, effects.versions
+
+
+def totals(effects: Effects, times: int = 1) -> tuple[Totals, Totals]:
+    """What the rollups add."""
+    hourly: Totals = {}
+    daily: Totals = {}
+    for payload in [effects.pending()] * times:
+        if payload is not None:
+            merge_pending(payload, hourly, daily)
+    return hourly, daily
+
+
+@given(st.lists(st.tuples(usages, BEFORE), max_size=30))
 def test_the_quick_way_is_the_long_way(rows: list[tuple[Any, int]]) -> None:
+    made = arrivals(rows)
     quick, long = Effects(6), Effects(6)
-    for number, (usage, ms) in enumerate(rows):
-        event_at = datetime.fromtimestamp(ms / 1000, UTC)
-        key = identity(f"id-{number}", ms, b"k" * 32)
-        card = BOOK.card(usage.provider, usage.model, usage.tier, event_at, NOW)
-        priced = price(BOOK, usage, event_at, NOW)
-        taken = isinstance(card, Card) and quick.add_plain(card, usage, f"id-{number}", key, ms, event_at, NOW_MS)
-        if isinstance(priced, Unpriced):
-            assert not taken
-            continue
-        if not taken:
-            quick.add(usage, f"id-{number}", key, ms, event_at, priced, NOW_MS)
-        long.add(usage, f"id-{number}", key, ms, event_at, priced, NOW_MS)
-    assert list(quick.records()) == list(long.records())
-    assert (quick.log, quick.hourly, quick.daily) == (long.log, long.hourly, long.daily)
-    assert (quick.versions, quick.rated) == (long.versions, long.rated)
+    known = Known(BOOK)
+    for some in (list(made.items())[::2], list(made.items())[1::2]):  # the second time the known are there
+        long_way(quick, quick.add_plain(known, some, NOW_MS * 1000))
+    long_way(long, made.items())
+    assert decoded(quick) == decoded(long)
+    assert totals(quick) == totals(long)
 
 
-@given(st.lists(st.tuples(usages, st.integers(NOW_MS - 86_400_000, NOW_MS)), min_size=1, max_size=40))
+def test_a_price_that_depends_on_the_time_is_asked_for_each_time() -> None:
+    noon = NOW - timedelta(hours=1)
+    dear = {unit: price * 2 for unit, price in PRICES.items()}
+    book = PriceBook(
+        [
+            PriceVersion("pv_old", "p", "m", "standard", PRICES, "test", valid_to=noon),
+            PriceVersion("pv_new", "p", "m", "standard", dear, "test", valid_from=noon),
+        ]
+    )
+    usage = msgspec.convert(
+        {
+            "account": "a", "workspace": "w", "key": "k", "model": "m", "provider": "p", "finish_reason": "stop",
+            "input_tokens": 5, "output_tokens": 0, "tokens": {"input": 5},
+        },
+        Usage,
+    )  # fmt: skip
+    effects = Effects(6)
+    hour_us = 3_600_000_000
+    made = arrivals([(usage, before) for before in (hour_us + 1, hour_us, 0, 2 * hour_us)])
+    assert effects.add_plain(Known(book), made.items(), NOW_MS * 1000) == []
+    ((_, _, [unit]),) = effects.records()
+    by_id = {bytes.fromhex(line[0]): line[2] for line in msgspec.json.decode(unit["lines"])}
+    assert [by_id[key] for key in made] == ["pv_old", "pv_new", "pv_new", "pv_old"]
+
+
+@given(st.lists(st.tuples(usages, BEFORE), min_size=1, max_size=40))
 def test_records_hold_every_line_once_and_in_no_time_order(rows: list[tuple[Any, int]]) -> None:
     effects = Effects(6)
-    for number, (usage, ms) in enumerate(rows):
-        event_at = datetime.fromtimestamp(ms / 1000, UTC)
-        priced = price(BOOK, usage, event_at, NOW)
-        if not isinstance(priced, Unpriced):
-            effects.add(usage, f"id-{number}", identity(f"id-{number}", ms, b"k" * 32), ms, event_at, priced, NOW_MS)
+    long_way(effects, arrivals(rows).items())
+    records, log, rated, _ = decoded(effects)
     places = set()
     lines = 0
-    for partition, record, units in effects.records():
+    for partition, record, units in records:
         for unit in units:
             assert target_partition(unit["workspace"], 6) == partition
             hashes = [line[0][12:] for line in unit["lines"]]
             assert hashes == sorted(hashes)
             lines += len(hashes)
         places |= {(record, n) for n in range(sum(len(u["lines"]) for u in units))}
-    assert lines == effects.rated == len(places)
+    assert lines == rated == len(places)
     # A logged row points at its own line, and at nobody else's.
-    pointers = [(row[-2], row[-1]) for row in effects.log]
+    pointers = [(str(UUID(bytes=row[-24:-8])), int.from_bytes(row[-4:], "big")) for row in log]
     assert len(set(pointers)) == len(pointers) and set(pointers) <= places
-    payload = effects.pending()
-    hourly, daily = merge_pending([payload, payload] if payload else [])
-    assert sum(row[4] for row in hourly) + sum(row[2] for row in daily) == 2 * effects.rated
+    assert sum(sums[0] for by_place in totals(effects, times=2) for sums in by_place.values()) == 2 * rated
 
 
-@given(st.integers(0, (1 << 48) - 1), st.randoms(use_true_random=False))
-def test_an_identity_keeps_time_order_and_names_nobody(ms: int, random: Any) -> None:
-    event_id = uuid7(ms, random.getrandbits)
-    assert id_ms(event_id) == ms
-    key, other = identity(event_id, ms, b"a" * 32), identity(event_id, ms, b"b" * 32)
-    assert key[:6] == other[:6] == ms.to_bytes(6, "big") and key[6:] != other[6:] and len(key) == 16
-    assert digest_of(b"one", b"a" * 32) != digest_of(b"two", b"a" * 32)
+KEYS = {date(2026, 11, 23 + n).toordinal(): bytes([n]) * 32 for n in range(3)}
+MIDNIGHT = 1_795_478_400_000
 
 
-@pytest.mark.parametrize(
-    ("days", "expected"), [(1, date(2026, 11, 25)), (30, date(2026, 12, 24)), (90, date(2027, 2, 22))]
+@given(
+    st.lists(st.integers(MIDNIGHT - 2 * 86_400_000, MIDNIGHT + 3 * 86_400_000), max_size=20),
+    st.randoms(use_true_random=False),
 )
-def test_a_row_expires_on_the_day_of_its_last_instant(days: int, expected: date) -> None:
-    assert expiry_day(NOW_MS, days) == expected
+def test_an_identity_keeps_time_order_and_names_nobody(instants: list[int], chance: Any) -> None:
+    """Alone or among others of whatever days, an id is remembered by the same key; without the day's key by none."""
+    ids = [uuid7(ms, chance.getrandbits) for ms in instants]
+    found = list(identities(ids, KEYS))
+    assert [who.made_ms for who in found] == instants
+    for event_id, ms, who in zip(ids, instants, found, strict=True):
+        assert who.uuid.hex() == event_id.replace("-", "")
+        assert [who] == list(identities([event_id], KEYS))
+        day_key = KEYS.get(datetime.fromtimestamp(ms / 1000, UTC).toordinal())
+        if day_key is None:
+            assert who.key == b""
+            continue
+        assert len(who.key) == 16 and who.key[:6] == ms.to_bytes(6, "big") and who.key[6:] == hidden(event_id, day_key)
+        (other,) = identities([event_id], {day: b"other" + key[5:] for day, key in KEYS.items()})
+        assert other.key[:6] == who.key[:6] and other.key[6:] != who.key[6:] and other.seed != who.seed
+        assert who.uuid[6:] not in who.key
+
+
+def test_identities_differ_and_so_do_digests() -> None:
+    ids = [uuid7(MIDNIGHT, random.Random(n).getrandbits) for n in range(1000)]
+    found = list(identities(ids, KEYS))
+    assert len({who.key for who in found}) == 1000 == len({who.seed for who in found})
+    assert digest_of(b"one", found[0].seed) != digest_of(b"two", found[0].seed)
+    assert len({reversal_of(who.key) for who in found} | {who.key for who in found}) == 2000
 
 
 def test_days_of_identities_begin_where_the_day_begins() -> None:
     bound = bytes.fromhex(day_bound(date(2026, 11, 24))[3:-1])
-    midnight = 1_795_478_400_000
-    assert identity("x", midnight - 1, b"k" * 32) < bound <= identity("x", midnight, b"k" * 32)
+    last, first = identities([uuid7(ms, lambda bits: 0) for ms in (MIDNIGHT - 1, MIDNIGHT)], KEYS)
+    assert last.key < bound <= first.key
