@@ -260,7 +260,7 @@ class KafkaNode:
             f"-Djava.io.tmpdir={self.folder / 'tmp'}",
             f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}",
         ]
-        flags += ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"] if self._fast_start else ["-XX:+UseG1GC"]
+        flags += ["-XX:+UseSerialGC", *(["-XX:TieredStopAtLevel=1"] if self._fast_start else [])]
         name = hashlib.sha256(f"{java.path.resolve()} {java.version}".encode()).hexdigest()[:12]
         archive = kept / f"classes-{name}.jsa"
         if archive.exists():

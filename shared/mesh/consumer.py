@@ -64,10 +64,7 @@ _place = attrgetter("topic", "partition")
 
 def grouped(records: Iterable[Record]) -> Groups:
     """`records` by partition; those of one partition follow each other."""
-    return [
-        (TopicPartition(topic, part), list(rs))
-        for (topic, part), rs in groupby(records, key=_place)
-    ]
+    return [(TopicPartition(topic, part), list(rs)) for (topic, part), rs in groupby(records, key=_place)]
 
 
 class Fenced(Exception):
@@ -501,7 +498,8 @@ class TopicConsumer:
         tx.committed()
         if publishes:
             self._wake_relay()
-        self._wake_tasks()
+        if tx.enqueued:
+            self._wake_tasks()
         for stage, seconds in (("decode", t1 - t0), ("handler", t2 - t1), ("write", t3 - t2), ("commit", t4 - t3)):
             metrics.BATCH_DURATION_SECONDS.labels(topic, stage).observe(seconds)
         metrics.BATCH_SIZE_RECORDS.labels(topic).observe(len(records))

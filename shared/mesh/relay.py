@@ -47,10 +47,12 @@ class Relay:
         self._fault = fault
         self._locking = locking
         self._wake = asyncio.Event()
+        self._fresh = False
         self._stopping = False
 
     def wake(self) -> None:
-        """There may be rows."""
+        """This process has committed rows."""
+        self._fresh = True
         self._wake.set()
 
     def stop(self) -> None:
@@ -87,12 +89,17 @@ class Relay:
         )
         try:
             await producer.start()
+            await store.hear_outbox(lock, self._wake.set)
             shards: set[int] = set() if self._locking else set(range(SHARDS))
             while not self._stopping:
                 if len(shards) < SHARDS:
                     shards |= await store.take_shards(lock, set(range(SHARDS)) - shards)
                 self._wake.clear()
-                if not shards or not await self._publish_some(lock, producer, shards):
+                if self._fresh and len(shards) < SHARDS:
+                    await store.announce_outbox(lock)  # they may be another process's to publish
+                self._fresh = False
+                # Fewer rows than asked for: whatever is committed after this look wakes us.
+                if not shards or await self._publish_some(lock, producer, shards) < _ROWS:
                     await self._sleep(_IDLE_SECONDS)
         finally:
             try:
@@ -100,11 +107,12 @@ class Relay:
             finally:
                 await lock.close(timeout=3)
 
-    async def _publish_some(self, db: Connection, producer: AIOKafkaProducer, shards: set[int]) -> bool:
+    async def _publish_some(self, db: Connection, producer: AIOKafkaProducer, shards: set[int]) -> int:
+        """Publishes the oldest rows of `shards`; returns how many there were."""
         # Read on the connection that holds the locks: without them there are no rows to be had.
         rows = await store.next_outbox(db, sorted(shards), _ROWS)
         if not rows:
-            return False
+            return 0
         await self._at("relay_read")
         sent = []
         for row in rows:
@@ -128,7 +136,7 @@ class Relay:
             await store.drop_outbox(db, done)
         if failure is not None:
             raise failure
-        return True
+        return len(rows)
 
     async def _sleep(self, seconds: float) -> None:
         try:

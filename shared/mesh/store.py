@@ -23,6 +23,11 @@ async def _init_connection(connection: Connection) -> None:
     )
 
 
+async def _keep_session(connection: Connection) -> None:
+    """What a pooled connection is reset by: nothing. The default would be a round trip for every batch, to undo what
+    nobody does: session locks, LISTEN and SET without LOCAL have connections of their own."""
+
+
 async def open_pool(url: str, *, size: int = 8, application: str) -> Pool:
     """A pool on one service's database. A transaction that stands idle for 10 s is ended by the server."""
     return await asyncpg.create_pool(
@@ -30,6 +35,7 @@ async def open_pool(url: str, *, size: int = 8, application: str) -> Pool:
         min_size=1,
         max_size=size,
         init=_init_connection,
+        reset=_keep_session,
         command_timeout=120,
         max_inactive_connection_lifetime=300,
         server_settings={
@@ -178,34 +184,10 @@ async def rebase_cursor(
 # --- counters ----------------------------------------------------------------------------------------------------
 
 
-async def add_counters(db: Connection, part: int, counts: Mapping[str, int]) -> None:
-    """Adds to durable counters, in the transaction whose effects they count."""
-    items = sorted((name, value) for name, value in counts.items() if value)
-    if items:
-        await db.execute(
-            """INSERT INTO mesh_counter AS c (name, part, value)
-               SELECT name, $1, value FROM unnest($2::text[], $3::bigint[]) AS v(name, value)
-               ON CONFLICT (name, part) DO UPDATE SET value = c.value + excluded.value""",
-            part, [i[0] for i in items], [i[1] for i in items],
-        )  # fmt: skip
-
-
 async def counters(db: Connection) -> dict[str, int]:
     """Durable counters, summed over partitions."""
     rows = await db.fetch("SELECT name, sum(value)::bigint AS value FROM mesh_counter GROUP BY name")
     return {row["name"]: row["value"] for row in rows}
-
-
-async def add_sources(db: Connection, topic: str, part: int, sources: Mapping[str, tuple[int, int]]) -> None:
-    """Notes, by source, the highest sequence and the number of events that were seen for the first time."""
-    items = sorted(sources.items())
-    await db.execute(
-        """INSERT INTO mesh_source AS s (topic, source, part, highest, seen)
-           SELECT $1, source, $2, highest, seen FROM unnest($3::text[], $4::bigint[], $5::bigint[]) AS v(source, highest, seen)
-           ON CONFLICT (topic, source, part) DO UPDATE
-             SET highest = greatest(s.highest, excluded.highest), seen = s.seen + excluded.seen""",
-        topic, part, [s for s, _ in items], [v[0] for _, v in items], [v[1] for _, v in items],
-    )  # fmt: skip
 
 
 async def missing(db: Connection, topic: str) -> dict[str, int]:
@@ -241,24 +223,54 @@ def unpack_headers(raw: bytes | None) -> list[tuple[str, bytes]]:
     return [(k, b"" if v is None else base64.b64decode(v)) for k, v in json.loads(raw or b"[]")]
 
 
-async def add_outbox(db: Connection, rows: Sequence[OutboxRow], traceparent: str | None, now: datetime) -> None:
-    """Rows to be published once this transaction is committed."""
-    if len(rows) <= 64:
-        # One round trip instead of COPY's two.
-        await db.execute(
-            """INSERT INTO mesh_outbox (shard, topic, part, key, value, headers, traceparent, created_at)
-               SELECT a, b, c, d, e, f, $7, $8
-               FROM unnest($1::int[], $2::text[], $3::int[], $4::bytea[], $5::bytea[], $6::bytea[]) WITH ORDINALITY
-                 AS v(a, b, c, d, e, f, n) ORDER BY n""",
-            [r.shard for r in rows], [r.topic for r in rows], [r.part for r in rows], [r.key for r in rows],
-            [r.value for r in rows], [r.headers for r in rows], traceparent, now,
-        )  # fmt: skip
+_OUTBOX = ("shard", "topic", "part", "key", "value", "headers", "traceparent", "created_at")
+_FEW = 64
+
+
+async def add_ends(
+    db: Connection,
+    part: int,
+    counts: Mapping[str, int],
+    sources: Mapping[tuple[str, str], tuple[int, int]],
+    outbox: Sequence[OutboxRow],
+    traceparent: str | None,
+    now: datetime,
+) -> None:
+    """How every transaction ends, in one round trip: what it adds to durable counters, what came of which source for
+    the first time (highest sequence and number by topic and source), and what is published once it is committed."""
+    if len(outbox) > _FEW:
+        records = [(r.shard, r.topic, r.part, r.key, r.value, r.headers, traceparent, now) for r in outbox]
+        await db.copy_records_to_table("mesh_outbox", columns=_OUTBOX, records=records)
+        outbox = ()
+    # Sorted, so that two transactions take the rows' locks in one order.
+    counted = sorted((name, value) for name, value in counts.items() if value)
+    seen = sorted((*place, *progress) for place, progress in sources.items())
+    if not (counted or seen or outbox):
         return
-    await db.copy_records_to_table(
-        "mesh_outbox",
-        columns=("shard", "topic", "part", "key", "value", "headers", "traceparent", "created_at"),
-        records=[(r.shard, r.topic, r.part, r.key, r.value, r.headers, traceparent, now) for r in rows],
-    )
+    await db.execute(
+        """WITH counted AS (
+             INSERT INTO mesh_counter AS c (name, part, value)
+             SELECT name, $1, value FROM unnest($2::text[], $3::bigint[]) AS v(name, value)
+             ON CONFLICT (name, part) DO UPDATE SET value = c.value + excluded.value
+           ), noted AS (
+             INSERT INTO mesh_source AS s (topic, source, part, highest, seen)
+             SELECT topic, source, $1, highest, seen
+             FROM unnest($4::text[], $5::text[], $6::bigint[], $7::bigint[]) AS v(topic, source, highest, seen)
+             ON CONFLICT (topic, source, part) DO UPDATE
+               SET highest = greatest(s.highest, excluded.highest), seen = s.seen + excluded.seen
+           )
+           INSERT INTO mesh_outbox (shard, topic, part, key, value, headers, traceparent, created_at)
+           SELECT a, b, c, d, e, f, $14, $15
+           FROM unnest($8::int[], $9::text[], $10::int[], $11::bytea[], $12::bytea[], $13::bytea[]) WITH ORDINALITY
+             AS v(a, b, c, d, e, f, n) ORDER BY n""",
+        part, *_columns(counted, 2), *_columns(seen, 4),
+        [r.shard for r in outbox], [r.topic for r in outbox], [r.part for r in outbox], [r.key for r in outbox],
+        [r.value for r in outbox], [r.headers for r in outbox], traceparent, now,
+    )  # fmt: skip
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [[row[n] for row in rows] for n in range(width)]
 
 
 async def next_outbox(db: Connection, shards: Sequence[int], limit: int) -> list[asyncpg.Record]:
@@ -273,6 +285,17 @@ async def next_outbox(db: Connection, shards: Sequence[int], limit: int) -> list
 async def drop_outbox(db: Connection, ids: Sequence[int]) -> None:
     """Forgets acknowledged rows."""
     await db.execute("DELETE FROM mesh_outbox WHERE id = ANY($1)", list(ids))
+
+
+async def announce_outbox(db: Connection) -> None:
+    """Tells the service's other processes that rows are there."""
+    await db.execute("NOTIFY steward_outbox")
+
+
+async def hear_outbox(db: Connection, heard: Callable[[], None]) -> None:
+    """Calls `heard` whenever another process announces rows."""
+    own = db.get_server_pid()
+    await db.add_listener("steward_outbox", lambda _, pid, channel, payload: None if pid == own else heard())
 
 
 async def take_shards(db: Connection, shards: Iterable[int]) -> set[int]:
@@ -434,6 +457,16 @@ async def unpark(db: Connection, ids: Sequence[int]) -> None:
 
 
 # --- jobs and tasks ----------------------------------------------------------------------------------------------
+
+
+async def due_jobs(pool: Pool, names: Sequence[str], now: datetime) -> list[str]:
+    """Which of the jobs have come to their slot (or are not known yet), in the order of `names`."""
+    rows = await pool.fetch(
+        """SELECT v.name FROM unnest($1::text[]) WITH ORDINALITY AS v(name, n) LEFT JOIN mesh_job j ON j.name = v.name
+           WHERE j.next_slot IS NULL OR j.next_slot <= $2 ORDER BY n""",
+        names, now,
+    )  # fmt: skip
+    return [row["name"] for row in rows]
 
 
 async def take_job(db: Connection, name: str, now: datetime, first_slot: datetime) -> asyncpg.Record | None:

@@ -46,6 +46,7 @@ class Transaction:
         self._counts: Counter[str] = Counter()
         self._sources: dict[tuple[str, str], tuple[int, int]] = {}
         self._after: list[Callable[[], Any]] = []
+        self.enqueued = False
         self.refused: list[tuple[Any, str, str, str]] = []
 
     def publish(
@@ -85,6 +86,7 @@ class Transaction:
 
     async def enqueue(self, name: str, cause: str, payload: Mapping[str, Any]) -> bool:
         """Asks for a task, once per cause; False if it is being done already."""
+        self.enqueued = True
         return await store.add_task(self.db, name, cause, payload, self.now)
 
     def saw(self, topic: str, source: str, highest: int, seen: int = 1) -> None:
@@ -105,11 +107,7 @@ class Transaction:
 
     async def flush(self, traceparent: str | None = None) -> bool:
         """Writes outbox and counters; the runtime calls it last. True if there is something to publish."""
-        if self._outbox:
-            await store.add_outbox(self.db, self._outbox, traceparent, self.now)
-        await store.add_counters(self.db, self._part, self._counts)
-        for (topic, source), progress in self._sources.items():
-            await store.add_sources(self.db, topic, self._part, {source: progress})
+        await store.add_ends(self.db, self._part, self._counts, self._sources, self._outbox, traceparent, self.now)
         return bool(self._outbox)
 
     def committed(self) -> None:

@@ -58,7 +58,7 @@ class Worker:
             return
         pace = min(1.0, *(every.total_seconds() / 4 for every, _ in self._jobs.values()))
         while not self._stopping.is_set():
-            for name in self._jobs:
+            for name in await self._due():
                 try:
                     await self.run_job(name)
                 except (*TRANSIENT, asyncpg.PostgresError) as error:
@@ -68,6 +68,14 @@ class Worker:
                     metrics.JOB_RUNS_TOTAL.labels(name, "failed").inc()
                     log.error("job %s failed and is tried again: %s", name, where(error))
             await _wait(self._stopping, pace)
+
+    async def _due(self) -> list[str]:
+        """One question for all jobs: most of the time none is due."""
+        try:
+            return await store.due_jobs(self._pool, list(self._jobs), self._clock.now())
+        except (*TRANSIENT, asyncpg.PostgresError) as error:
+            log.warning("jobs wait: %s", type(error).__name__)
+            return []
 
     async def run_job(self, name: str, *, force: bool = False) -> bool:
         """Runs the job if its slot has come (or `force`); True if it ran here."""
@@ -88,7 +96,8 @@ class Worker:
         tx.committed()
         if publishes:
             self._wake_relay()
-        self.wake()
+        if tx.enqueued:
+            self.wake()
         return True
 
     async def run_tasks(self) -> None:

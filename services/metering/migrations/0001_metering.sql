@@ -72,6 +72,8 @@ CREATE TABLE pending (
     payload bytea NOT NULL
 );
 
+ALTER TABLE pending ALTER payload SET STORAGE EXTERNAL;  -- compressing it costs more than writing it
+
 CREATE TABLE rollup_hourly (
     workspace     text   NOT NULL,
     key_id        text   NOT NULL,
