@@ -57,7 +57,7 @@ service = Service(
 )
 
 
-@service.consumes(topics.USAGE_RATED, batch=_RECORDS, bulk_linger_ms=1_000)
+@service.consumes(topics.USAGE_RATED, batch=_RECORDS, lingers=True, bulk_linger_ms=1_000)
 async def post_charges(batch: Batch, tx: Transaction) -> None:
     """Books the lines that are new: one journal for each workspace and period of use."""
     db, now = tx.db, tx.now

@@ -147,7 +147,7 @@ def make_service(*, dedupe: bool = True) -> Service:
         on_observe=observe,
     )
 
-    @service.consumes(topics.GENERATIONS, parallel=2)
+    @service.consumes(topics.GENERATIONS, parallel=2, lingers=True)
     async def meter(batch: Batch, tx: Transaction) -> None:
         await Metering(room, tx).take(batch.events)
 

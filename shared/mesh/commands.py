@@ -39,7 +39,7 @@ def command_consumer(runtime: Runtime) -> Consumer:
             elif (handler := runtime.service.commands.get(command.action)) is not None:
                 await handler(command, tx)
 
-    return Consumer(topics.COMMANDS, handle, 100, 0)
+    return Consumer(topics.COMMANDS, handle, 100, lingers=False)
 
 
 async def _replay(letter_id: int, tx: Transaction) -> None:

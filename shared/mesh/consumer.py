@@ -139,7 +139,6 @@ class TopicConsumer:
         *,
         owner: str,
         session_timeout_ms: int,
-        linger_ms: int,
         filter: Filter | None = None,
         limit: Limit | None = None,
         wake_relay: Callable[[], None] = lambda: None,
@@ -163,7 +162,6 @@ class TopicConsumer:
         self._fault = fault
         self._give_up = give_up
         self._session_timeout = session_timeout_ms / 1000
-        self._linger = (declaration.linger_ms if declaration.linger_ms is not None else linger_ms) / 1000
         self._fencing = fencing
         self._fenced_at: dict[TopicPartition, float] = {}
         self._fenced_before: set[TopicPartition] = set()
@@ -275,6 +273,11 @@ class TopicConsumer:
         """No new batch from here on; the one in hand is finished."""
         self._stopping.set()
 
+    @property
+    def stopped(self) -> bool:
+        """No new batch is begun any more."""
+        return self._stopping.is_set()
+
     async def drained(self) -> None:
         """Returns when no batch is in hand."""
         while self._work:
@@ -315,12 +318,9 @@ class TopicConsumer:
         small = len(records) < self.declaration.batch // 4
         if small or self.declaration.parallel == 1:
             await task
-        # Small batches cost as much as large ones: give the next one time to grow.
         bulk = self.declaration.bulk_linger_ms / 1000
         if bulk and len(records) < self.declaration.batch * 2 // 3 and _mean_size(records) >= _BULK_BYTES:
             await self._pause_for(bulk)
-        elif small:
-            await self._pause_for(self._linger)
 
     async def _safely(self, groups: Groups) -> None:
         if self.progress.working_since is None:

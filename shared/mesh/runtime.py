@@ -39,6 +39,7 @@ log = logging.getLogger("steward.mesh")
 _HINT_SECONDS = 3.0
 # What saying goodbye to Kafka may take beyond the drain.
 _LEAVE_SECONDS = 5.0
+_LINGER_BYTES = 64 * 1024
 _MESH_PARTITIONED = (Partitioned("mesh_dead_letter", ahead=9),)
 
 Fault = Callable[[str], Awaitable[None]]
@@ -167,7 +168,6 @@ class Runtime:
             self.clock,
             owner=self._owner,
             session_timeout_ms=settings.session_timeout_ms,
-            linger_ms=settings.linger_ms,
             filter=self.service.filter,
             limit=self._limit,
             wake_relay=self.relay.wake,
@@ -187,9 +187,9 @@ class Runtime:
             isolation_level="read_committed",
             no_reply=True,
             max_records=min(declaration.batch, settings.batch_records),
-            batch_timeout_ms=50,
-            fetch_max_wait_ms=25,
-            fetch_min_bytes=64 * 1024,
+            batch_timeout_ms=200,
+            fetch_max_wait_ms=settings.linger_ms if declaration.lingers else 100,
+            fetch_min_bytes=_LINGER_BYTES if declaration.lingers else 1,
             max_partition_fetch_bytes=2 * 1024 * 1024,
             session_timeout_ms=settings.session_timeout_ms,
             heartbeat_interval_ms=min(3_000, settings.session_timeout_ms // 3),
@@ -207,15 +207,20 @@ class Runtime:
 
     @staticmethod
     def _count_turns(consumer: TopicConsumer, subscriber: Any) -> None:
-        """Liveness needs to know that the loop turns, also when there is nothing to read."""
+        """Liveness needs to know that the loop turns, also when there is nothing to read.
+
+        And the framework is never told of an empty fetch: it would sleep as long again, whatever comes meanwhile.
+        """
         client = subscriber.consumer
         fetch = client.getmany
 
         async def getmany(*args: Any, **kwargs: Any) -> Any:
-            consumer.tick()
-            records = await fetch(*args, **kwargs)
-            consumer.fetched()
-            return records
+            while True:
+                consumer.tick()
+                records = await fetch(*args, **kwargs)
+                consumer.fetched()
+                if records or consumer.stopped:
+                    return records
 
         client.getmany = getmany
 

@@ -100,7 +100,7 @@ class Consumer:
     topic: Topic
     handler: Handler
     batch: int
-    linger_ms: int | None
+    lingers: bool
     parallel: int = 1
     bulk_linger_ms: int = 0
 
@@ -133,12 +133,14 @@ class Service:
         topic: Topic,
         *,
         batch: int = 5_000,
-        linger_ms: int | None = None,
+        lingers: bool = False,
         parallel: int = 1,
         bulk_linger_ms: int = 0,
     ) -> Callable[[Handler], Handler]:
         """The decorated handler reads `topic`, up to `batch` records at a time.
 
+        `lingers`: the broker gathers records for some milliseconds (a setting) before it answers, since small batches
+        cost nearly as much as large ones; for topics that are never quiet.
         `parallel`: full batches of different partitions that may be under way at once; order per partition holds.
         `bulk_linger_ms`: how long to wait for more after records so large that their writer must be working off a
         backlog, and nobody waits for the next one.
@@ -148,7 +150,7 @@ class Service:
             raise ValueError(f"the contract does not let {self.name} read {topic.name}")
 
         def register(handler: Handler) -> Handler:
-            self.consumers.append(Consumer(topic, handler, batch, linger_ms, parallel, bulk_linger_ms))
+            self.consumers.append(Consumer(topic, handler, batch, lingers, parallel, bulk_linger_ms))
             return handler
 
         return register
