@@ -25,11 +25,9 @@ from services.metering.usage import (
     Known,
     Place,
     Priced,
-    Totals,
     Way,
     hour_bound,
     instant,
-    merge_pending,
     microseconds,
     ordinal_bound,
     price,
@@ -59,8 +57,7 @@ _OTHERS = ("amount_out_of_range", "stale", "future", "original_not_kept", "origi
 _REASONS = (*_FOR_PRICES, *_FOR_ORIGINALS, *_OTHERS)
 _CHUNK = 1_000
 _LOADED = 2_000
-_PORTION_BYTES, _PORTION_ROWS = 1_000_000, 5_000
-_TOTALS_MAX = 50_000
+_ROLLUP_BATCHES = 200
 _ROLLUP_DAYS = 30 * policy().rollup_months
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -182,17 +179,7 @@ def make_service(*, dedupe: bool = True) -> Service:
     async def roll_up(now: datetime, tx: Transaction) -> None:
         if room.loaded and now.second % 4:
             return  # under load, sums of more batches together are fewer rows to touch
-        hourly: Totals = {}
-        daily: Totals = {}
-        # In portions, so that no other work waits long for this one.
-        while len(hourly) < _TOTALS_MAX and (payloads := await store.take_pending(tx.db, _PORTION_BYTES)):
-            for payload in payloads:
-                merge_pending(payload, hourly, daily)
-        for totals, add in ((hourly, store.add_hourly), (daily, store.add_daily)):
-            # Sorted by key, so that writers do not deadlock.
-            rows = [(*key, *values) for key, values in sorted(totals.items())]
-            for start in range(0, len(rows), _PORTION_ROWS):
-                await add(tx.db, rows[start : start + _PORTION_ROWS])
+        await store.roll_up(tx.db, _ROLLUP_BATCHES)
 
     @service.job("retry-corrections", every=timedelta(seconds=30))
     async def retry_corrections(now: datetime, tx: Transaction) -> None:
@@ -485,9 +472,8 @@ class Metering:
             tx.after_commit(lambda: room.pinned.update(new))
         if effects.rows:
             await store.add_log(tx.db, effects.rows)
-        payload = effects.pending()
-        if payload is not None:
-            await store.add_pending(tx.db, payload)
+        if totals := effects.totals():
+            await store.add_pending(tx.db, totals)
         tx.count("rated", effects.rated)
 
     def _saw(self, seen: Iterable[Any]) -> None:

@@ -52,7 +52,12 @@ DATA_MAP: DataMap = (
     *plain("price_revision", "single", "revision"),
     *plain("pending", "id"),
     *personal(
-        "pending", "payload",
+        "pending", "workspaces", "keys",
+        category="user.unique_id", use="essential.service", clock_start="arrival", period="usage_rollup",
+        on_erasure="delete_row", ground="contract", note="sums on their way into the rollups, a second old",
+    ),
+    *personal(
+        "pending", "models", "hours", "generations", "input_tokens", "output_tokens", "amounts",
         category="user.behavior", use="essential.service", clock_start="arrival", period="usage_rollup",
         on_erasure="delete_row", ground="contract", note="sums on their way into the rollups, a second old",
     ),

@@ -11,10 +11,11 @@ import asyncpg
 import msgspec
 
 from services.metering import log_row
-from shared.mesh.packed import copy_packed
+from shared.mesh import packed
 from shared.mesh.store import Connection
 
 _FEW = 500
+_PENDING = ("workspaces", "keys", "models", "hours", "generations", "input_tokens", "output_tokens", "amounts")
 _SEEN = Struct(">hi16siQ").pack
 
 
@@ -48,7 +49,7 @@ async def claim_seen(db: Connection, digests: Mapping[bytes, int]) -> dict[bytes
         try:
             async with db.transaction():
                 rows = [_SEEN(2, 16, key, 8, digest) for key, digest in new.items()]
-                await copy_packed(db, "seen", ("key", "digest"), rows)
+                await packed.copy_packed(db, "seen", ("key", "digest"), rows)
             return before
         except asyncpg.UniqueViolationError:
             ours = await _insert_seen(db, new.items())
@@ -73,7 +74,7 @@ async def _insert_seen(db: Connection, identities: Iterable[tuple[bytes, int]]) 
 
 async def add_log(db: Connection, rows: Sequence[bytes]) -> None:
     """Appends to the request log: rows as `log_row` packs them."""
-    await copy_packed(db, "request_log", log_row.COLUMNS, rows)
+    await packed.copy_packed(db, "request_log", log_row.COLUMNS, rows)
 
 
 async def logged(db: Connection, generation: str, now: datetime) -> asyncpg.Record | None:
@@ -217,54 +218,50 @@ async def raise_revision(db: Connection) -> None:
 # --- rollups -----------------------------------------------------------------------------------------------------
 
 
-async def add_pending(db: Connection, payload: bytes) -> None:
-    """Sums that the rollups have not taken yet."""
-    await db.execute("INSERT INTO pending (payload) VALUES ($1)", payload)
+async def add_pending(db: Connection, totals: Sequence[Sequence[Any]]) -> None:
+    """Sums that the rollups have not taken yet, by column: see `Effects.totals`."""
+    columns = [*map(packed.texts, totals[:3]), *map(packed.bigints, totals[3:])]
+    row = len(columns).to_bytes(2, "big") + b"".join(columns)
+    await packed.copy_packed(db, "pending", _PENDING, [row])
 
 
-async def take_pending(db: Connection, size_bytes: int) -> list[bytes]:
-    """Takes sums out, the oldest first, in the transaction that adds them to the rollups: about `size_bytes`, at least
-    one batch's."""
-    rows = await db.fetch(
-        """DELETE FROM pending WHERE id IN (
-             SELECT id FROM (SELECT id, sum(length(payload)) OVER (ORDER BY id) - length(payload) AS before
-                             FROM (SELECT id, payload FROM pending ORDER BY id LIMIT 1000) AS oldest) AS sized
-             WHERE before < $1)
-           RETURNING payload""",
-        size_bytes,
+async def roll_up(db: Connection, batches: int) -> None:
+    """Takes sums of up to `batches` batches, the oldest first, and adds them to the rollups, in one statement."""
+    await db.execute(
+        """WITH taken AS (
+             DELETE FROM pending WHERE id IN (SELECT id FROM pending ORDER BY id LIMIT $1) RETURNING *
+           ), sums AS (
+             SELECT s.workspace, s.key_id, s.model, s.hour::int, sum(s.generations)::bigint AS generations,
+                    sum(s.input_tokens)::bigint AS input_tokens, sum(s.output_tokens)::bigint AS output_tokens,
+                    sum(s.amount_pico) AS amount_pico
+             FROM taken, unnest(workspaces, keys, models, hours, taken.generations, taken.input_tokens,
+                    taken.output_tokens, amounts)
+                  AS s(workspace, key_id, model, hour, generations, input_tokens, output_tokens, amount_pico)
+             GROUP BY s.workspace, s.key_id, s.model, s.hour
+           ), by_day AS (
+             INSERT INTO rollup_daily AS r (workspace, day, generations, input_tokens, output_tokens, amount_pico)
+             SELECT workspace, (hour / 24)::int AS day, sum(generations), sum(input_tokens), sum(output_tokens), sum(amount_pico)
+             FROM sums WHERE key_id IS NULL GROUP BY workspace, day
+             ON CONFLICT (day, workspace) DO UPDATE
+               SET generations = r.generations + excluded.generations,
+                   input_tokens = r.input_tokens + excluded.input_tokens,
+                   output_tokens = r.output_tokens + excluded.output_tokens,
+                   amount_pico = r.amount_pico + excluded.amount_pico
+           )
+           INSERT INTO rollup_hourly AS r (workspace, key_id, model, hour, generations, input_tokens, output_tokens,
+               amount_pico)
+           SELECT workspace, key_id, model, hour, generations, input_tokens, output_tokens, amount_pico
+           FROM sums WHERE key_id IS NOT NULL ORDER BY hour, workspace, key_id, model  -- as its index lies
+           ON CONFLICT (hour, workspace, key_id, model) DO UPDATE
+             SET generations = r.generations + excluded.generations, input_tokens = r.input_tokens + excluded.input_tokens,
+                 output_tokens = r.output_tokens + excluded.output_tokens, amount_pico = r.amount_pico + excluded.amount_pico""",
+        batches,
     )
-    return [row["payload"] for row in rows]
 
 
 async def pending_count(db: Connection) -> int:
     """Batches whose sums wait."""
     return int(await db.fetchval("SELECT count(*) FROM pending"))
-
-
-async def add_hourly(db: Connection, rows: Sequence[Sequence[Any]]) -> None:
-    """Adds sums per workspace, key, model and hour; `rows` sorted by key."""
-    await db.execute(
-        """INSERT INTO rollup_hourly AS r (workspace, key_id, model, hour, generations, input_tokens, output_tokens,
-               amount_pico)
-           SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[],
-               $8::numeric[])
-           ON CONFLICT (hour, workspace, key_id, model) DO UPDATE
-             SET generations = r.generations + excluded.generations, input_tokens = r.input_tokens + excluded.input_tokens,
-                 output_tokens = r.output_tokens + excluded.output_tokens, amount_pico = r.amount_pico + excluded.amount_pico""",
-        *map(list, zip(*rows, strict=True)),
-    )  # fmt: skip
-
-
-async def add_daily(db: Connection, rows: Sequence[Sequence[Any]]) -> None:
-    """Adds sums per workspace and day, for workspaces without a request log; `rows` sorted by key."""
-    await db.execute(
-        """INSERT INTO rollup_daily AS r (workspace, day, generations, input_tokens, output_tokens, amount_pico)
-           SELECT * FROM unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::numeric[])
-           ON CONFLICT (day, workspace) DO UPDATE
-             SET generations = r.generations + excluded.generations, input_tokens = r.input_tokens + excluded.input_tokens,
-                 output_tokens = r.output_tokens + excluded.output_tokens, amount_pico = r.amount_pico + excluded.amount_pico""",
-        *map(list, zip(*rows, strict=True)),
-    )  # fmt: skip
 
 
 async def usage_by_model(db: Connection, since_hour: int, limit: int) -> list[dict[str, Any]]:

@@ -362,39 +362,26 @@ class Effects:
         ]
         return partition, record, units
 
-    def pending(self) -> bytes | None:
-        """The sums as one row for the rollup worker; None if there are none."""
-        hourly = []
-        daily = []
-        for (place, way, hour), total in self.sums.items():
-            if hour < self.sums_from_hour:
-                continue
-            if place.days:
-                hourly.append(((place.workspace, place.key, way.model, hour), total))
-            else:
-                daily.append(((place.workspace, hour // 24), total))
-        return msgspec.msgpack.encode((hourly, daily)) if hourly or daily else None
+    def totals(self) -> list[list[Any]]:
+        """The sums by column, as the rollups take them: workspace, key, model, hour, generations, input tokens, output
+        tokens, pico-dollars. Without key and model where no log is kept; empty columns if there are no sums."""
+        rows = [
+            (place.workspace, place.key, way.model, hour, *total)
+            if place.days
+            else (place.workspace, None, None, hour, *total)
+            for (place, way, hour), total in self.sums.items()
+            if hour >= self.sums_from_hour
+            for total in _storable(total)
+        ]
+        return [list(column) for column in zip(*rows, strict=True)]
 
 
-Totals: TypeAlias = dict[Any, list[int]]
-"""Generations, input tokens, output tokens and pico-dollars by (workspace, key, model, hour) or (workspace, day)."""
-_decode_pending = msgspec.msgpack.Decoder(
-    tuple[list[tuple[tuple[str, str, str, int], list[int]]], list[tuple[tuple[str, int], list[int]]]]
-).decode
-
-
-def merge_pending(payload: bytes, hourly: Totals, daily: Totals) -> None:
-    """Adds the sums of a batch to totals."""
-    rows: Iterable[tuple[Any, list[int]]]
-    by_hour, by_day = _decode_pending(payload)
-    for totals, rows in ((hourly, by_hour), (daily, by_day)):
-        for key, values in rows:
-            total = totals.setdefault(key, values)
-            if total is not values:
-                total[0] += values[0]
-                total[1] += values[1]
-                total[2] += values[2]
-                total[3] += values[3]
+def _storable(total: list[int]) -> list[list[int]]:
+    """A sum in parts whose amounts each fit a BIGINT: nearly always itself."""
+    if -AMOUNT_PICO_MAX <= total[3] <= AMOUNT_PICO_MAX:
+        return [total]
+    half = total[3] // 2
+    return [*_storable([*total[:3], half]), *_storable([0, 0, 0, total[3] - half])]
 
 
 def instant(ms: int) -> datetime:

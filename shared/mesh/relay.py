@@ -23,7 +23,7 @@ from shared.mesh.transaction import SHARDS
 log = logging.getLogger("steward.mesh")
 
 MAX_RECORD_BYTES = 8 * 1024 * 1024
-_ROWS = 500
+_ROWS, _BYTES = 500, 2_000_000
 _IDLE_SECONDS = 0.5
 # A statement of the relay takes milliseconds: after this (seconds) the server, or the way to it, is gone.
 COMMAND_SECONDS = 30.0
@@ -98,8 +98,8 @@ class Relay:
                 if self._fresh and len(shards) < SHARDS:
                     await store.announce_outbox(lock)  # they may be another process's to publish
                 self._fresh = False
-                # Fewer rows than asked for: whatever is committed after this look wakes us.
-                if not shards or await self._publish_some(lock, producer, shards) < _ROWS:
+                # With less than was asked for, all is out: whatever is committed after that look wakes us.
+                if not shards or not await self._publish_some(lock, producer, shards):
                     await self._sleep(_IDLE_SECONDS)
         finally:
             try:
@@ -107,12 +107,12 @@ class Relay:
             finally:
                 await lock.close(timeout=3)
 
-    async def _publish_some(self, db: Connection, producer: AIOKafkaProducer, shards: set[int]) -> int:
-        """Publishes the oldest rows of `shards`; returns how many there were."""
+    async def _publish_some(self, db: Connection, producer: AIOKafkaProducer, shards: set[int]) -> bool:
+        """Publishes the oldest rows of `shards`; True if there may be more."""
         # Read on the connection that holds the locks: without them there are no rows to be had.
-        rows = await store.next_outbox(db, sorted(shards), _ROWS)
+        rows = await store.next_outbox(db, sorted(shards), _ROWS, _BYTES)
         if not rows:
-            return 0
+            return False
         await self._at("relay_read")
         sent = []
         for row in rows:
@@ -136,7 +136,7 @@ class Relay:
             await store.drop_outbox(db, done)
         if failure is not None:
             raise failure
-        return len(rows)
+        return len(rows) == _ROWS or sum(len(row["value"] or b"") for row in rows) >= _BYTES
 
     async def _sleep(self, seconds: float) -> None:
         try:

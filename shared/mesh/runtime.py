@@ -190,7 +190,7 @@ class Runtime:
             batch_timeout_ms=200,
             fetch_max_wait_ms=settings.linger_ms if declaration.lingers else 100,
             fetch_min_bytes=_LINGER_BYTES if declaration.lingers else 1,
-            max_partition_fetch_bytes=2 * 1024 * 1024,
+            max_partition_fetch_bytes=1024 * 1024,
             session_timeout_ms=settings.session_timeout_ms,
             heartbeat_interval_ms=min(3_000, settings.session_timeout_ms // 3),
             rebalance_timeout_ms=60_000,

@@ -273,12 +273,14 @@ def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
     return [[row[n] for row in rows] for n in range(width)]
 
 
-async def next_outbox(db: Connection, shards: Sequence[int], limit: int) -> list[asyncpg.Record]:
-    """The oldest rows of the given shards, in order."""
+async def next_outbox(db: Connection, shards: Sequence[int], limit: int, size_bytes: int) -> list[asyncpg.Record]:
+    """The oldest rows of the given shards, in order: up to `limit` rows or about `size_bytes`, at least one."""
     return await db.fetch(
-        """SELECT id, shard, topic, part, key, value, headers, traceparent FROM mesh_outbox
-           WHERE shard = ANY($1) ORDER BY id LIMIT $2""",
-        list(shards), limit,
+        """SELECT id, shard, topic, part, key, value, headers, traceparent
+           FROM (SELECT *, sum(length(value)) OVER (ORDER BY id) - length(value) AS before
+                 FROM (SELECT * FROM mesh_outbox WHERE shard = ANY($1) ORDER BY id LIMIT $2) AS oldest) AS sized
+           WHERE before IS NULL OR before < $3 ORDER BY id""",
+        list(shards), limit, size_bytes,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -21,8 +22,8 @@ from services.metering.log_row import COLUMNS
 from services.metering.price_book import PriceBook
 from services.metering.pricing import Unpriced
 from services.metering.seed import GenaiPrices
-from services.metering.store import add_log
-from services.metering.usage import Effects, microseconds, price
+from services.metering.store import add_log, add_pending
+from services.metering.usage import Effects, Known, microseconds, price
 from shared.contract import events
 from shared.contract.codec import Codec, build
 from shared.contract.topics import GENERATIONS, USAGE_RATED
@@ -51,7 +52,7 @@ class Rows(NamedTuple):
     seen: list[tuple[bytes, int]]
     log: list[bytes]
     outbox: list[tuple[Any, ...]]
-    pending: list[tuple[bytes]]
+    pending: list[list[Any]]
 
 
 class Metered:
@@ -59,7 +60,9 @@ class Metered:
 
     def __init__(self, now: datetime) -> None:
         self._book = PriceBook(catalogue=GenaiPrices())
+        self._known = Known(self._book)
         self._codec = Codec(GENERATIONS)
+        self._record = SimpleNamespace(timestamp=now.timestamp() * 1000)
         self._now = now
         self._day_keys = {now.toordinal() + n: secrets.token_bytes(32) for n in (-1, 0)}
 
@@ -69,30 +72,32 @@ class Metered:
         seen = []
         generations = [self._codec.decode(value) for value in values]
         found = identities([event.id for event in generations], self._day_keys)
+        arrivals = {}
         for event, value, who in zip(generations, values, found, strict=True):
+            seen.append((who.key, digest_of(value, who.seed)))
+            arrivals[who.key] = (event, self._record, microseconds(event.time), 0, who.uuid)
+        others = effects.add_plain(self._known, arrivals.items(), 0)
+        for key, (event, _, at_us, _, uuid) in others:
             priced = price(self._book, event.data, event.time, self._now)
             if isinstance(priced, Unpriced):
                 raise RuntimeError(f"{event.data.model} has no price: {priced.reason}")
-            at_us = microseconds(event.time)
-            effects.add(event.data, who.uuid, who.key, at_us, priced, at_us)
-            seen.append((who.key, digest_of(value, who.seed)))
+            effects.add(event.data, uuid, key, at_us, priced, 0)
         outbox = [
             (
                 shard_of(None, partition),
                 USAGE_RATED.name,
                 partition,
                 None,
-                self._record(record, units),
+                self._published(record, units),
                 None,
                 None,
                 self._now,
             )
             for partition, record, units in effects.records()
         ]
-        pending = effects.pending()
-        return Rows(seen, effects.rows, outbox, [] if pending is None else [(pending,)])
+        return Rows(seen, effects.rows, outbox, effects.totals())
 
-    def _record(self, record: str, units: list[dict[str, Any]]) -> bytes:
+    def _published(self, record: str, units: list[dict[str, Any]]) -> bytes:
         return build(
             events.UsageRated, id=record, source="metering", subject="metering", time=rfc3339(self._now),
             data={"units": units},
@@ -167,7 +172,7 @@ class Ceilings:
                     await db.copy_records_to_table("seen", columns=("key", "digest"), records=seen)
                     await db.copy_records_to_table("request_log", columns=COLUMNS, records=log)
                     await db.copy_records_to_table("mesh_outbox", columns=_OUTBOX, records=outbox)
-                    await db.copy_records_to_table("pending", columns=("payload",), records=pending)
+                    await add_pending(db, pending)
             took = time.perf_counter() - started
             await self._all_there(db, "request_log")
         finally:

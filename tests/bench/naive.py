@@ -8,7 +8,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from services.metering.store import add_log
+from services.metering.store import add_log, add_pending
 from shared.contract.topics import GENERATIONS
 from tests.bench.backlog import Plan
 from tests.bench.ceilings import Metered
@@ -64,6 +64,5 @@ async def _one(consumer: Any, db: Any, metered: Metered) -> None:
                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)""",
                     shard, topic, part, key_bytes, value, headers, traceparent, created_at,
                 )  # fmt: skip
-            for (payload,) in rows.pending:
-                await db.execute("INSERT INTO pending (payload) VALUES ($1)", payload)
+            await add_pending(db, rows.pending)
     await consumer.commit({TopicPartition(record.topic, record.partition): record.offset + 1})

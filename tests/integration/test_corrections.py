@@ -17,7 +17,9 @@ async def test_the_row_and_the_sums_say_what_the_correction_says(mesh: Mesh, see
     await mesh.idle()
     tokens = {"input": 100, "output": 7}
     wrong, other = (
-        gateway.generation("ws-1", counted=False, log_retention_days=9, tokens=tokens, input_tokens=100, output_tokens=7)
+        gateway.generation(
+            "ws-1", counted=False, log_retention_days=9, tokens=tokens, input_tokens=100, output_tokens=7
+        )
         for _ in range(2)
     )
     await gateway.send(mesh.env, [wrong, other])
@@ -39,7 +41,15 @@ async def test_the_row_and_the_sums_say_what_the_correction_says(mesh: Mesh, see
     rows = await mesh.fetch("metering", "SELECT * FROM request_log ORDER BY input_tokens")
     assert [row["input_tokens"] for row in rows] == [3, 100]
     after = rows[0]
-    for kept in ("expires_on", "occurred_at", "retention_days", "generation_id", "generation_ref", "workspace", "key_id"):
+    for kept in (
+        "expires_on",
+        "occurred_at",
+        "retention_days",
+        "generation_id",
+        "generation_ref",
+        "workspace",
+        "key_id",
+    ):
         assert after[kept] == before[kept], kept
     assert before["expires_on"] == (at + timedelta(days=9)).date()
     assert (after["quantities"], after["ended"], after["output_tokens"]) == ('{"input":3}', "completed/length", 0)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from services.metering.identity import day_bound, digest_of, hidden, identities, reversal_of
 from services.metering.price_book import PriceBook
 from services.metering.price_version import ContextTier, PriceVersion
-from services.metering.pricing import Unpriced
-from services.metering.usage import Effects, Known, Totals, merge_pending, price, target_partition
+from services.metering.pricing import AMOUNT_PICO_MAX, Unpriced
+from services.metering.usage import Effects, Known, Place, Way, price, target_partition
 from shared.contract import events
 from shared.contract.base import twin
 from shared.contract.ids import uuid7
@@ -101,14 +101,13 @@ def decoded(effects: Effects) -> Any:
     return records, sorted(effects.rows), effects.rated, effects.versions
 
 
-def totals(effects: Effects, times: int = 1) -> tuple[Totals, Totals]:
+def totals(effects: Effects) -> dict[Any, list[int]]:
     """What the rollups add."""
-    hourly: Totals = {}
-    daily: Totals = {}
-    for payload in [effects.pending()] * times:
-        if payload is not None:
-            merge_pending(payload, hourly, daily)
-    return hourly, daily
+    found: dict[Any, list[int]] = {}
+    for *place, n, read, generated, amount in zip(*effects.totals(), strict=True):
+        before = found.get(tuple(place), [0, 0, 0, 0])
+        found[tuple(place)] = [a + b for a, b in zip(before, (n, read, generated, amount), strict=True)]
+    return found
 
 
 @given(st.lists(st.tuples(usages, BEFORE), max_size=30))
@@ -166,7 +165,23 @@ def test_records_hold_every_line_once_and_in_no_time_order(rows: list[tuple[Any,
     # A logged row points at its own line, and at nobody else's.
     pointers = [(str(UUID(bytes=row[-24:-8])), int.from_bytes(row[-4:], "big")) for row in log]
     assert len(set(pointers)) == len(pointers) and set(pointers) <= places
-    assert sum(sums[0] for by_place in totals(effects, times=2) for sums in by_place.values()) == 2 * rated
+    assert sum(sums[0] for sums in totals(effects).values()) == rated
+
+
+def test_a_sum_too_great_for_its_column_comes_in_parts() -> None:
+    usage = msgspec.convert(
+        {
+            "account": "a", "workspace": "w", "key": "k", "model": "m", "provider": "p", "input_tokens": 0,
+            "output_tokens": 0, "tokens": {},
+        },
+        Usage,
+    )  # fmt: skip
+    place, way = Place(usage), Way(usage, "pv", "standard", "list", "list")
+    effects = Effects(6)
+    for _ in range(5):
+        effects.sum(place, way, 7, 1, 2, 3, AMOUNT_PICO_MAX)
+    assert totals(effects) == {("w", "k", "m", 7): [5, 10, 15, 5 * AMOUNT_PICO_MAX]}
+    assert max(effects.totals()[-1]) <= AMOUNT_PICO_MAX
 
 
 KEYS = {date(2026, 11, 23 + n).toordinal(): bytes([n]) * 32 for n in range(3)}

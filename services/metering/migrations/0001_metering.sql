@@ -68,11 +68,20 @@ INSERT INTO price_revision (revision) VALUES (0);
 
 -- Sums of one batch, waiting to be added to the rollups in a transaction of their own, exactly once.
 CREATE TABLE pending (
-    id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    payload bytea NOT NULL
+    id            bigint   GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    workspaces    text[]   NOT NULL,      -- one element a sum, in every column
+    keys          text[]   NOT NULL,      -- NULL, like the model, where no request log is kept
+    models        text[]   NOT NULL,
+    hours         bigint[] NOT NULL,
+    generations   bigint[] NOT NULL,
+    input_tokens  bigint[] NOT NULL,
+    output_tokens bigint[] NOT NULL,
+    amounts       bigint[] NOT NULL
 );
-
-ALTER TABLE pending ALTER payload SET STORAGE EXTERNAL;  -- compressing it costs more than writing it
+-- Seconds old when they go: to compress them would cost more than to write them.
+ALTER TABLE pending ALTER workspaces SET STORAGE EXTERNAL, ALTER keys SET STORAGE EXTERNAL,
+    ALTER models SET STORAGE EXTERNAL, ALTER hours SET STORAGE EXTERNAL, ALTER generations SET STORAGE EXTERNAL,
+    ALTER input_tokens SET STORAGE EXTERNAL, ALTER output_tokens SET STORAGE EXTERNAL, ALTER amounts SET STORAGE EXTERNAL;
 
 CREATE TABLE rollup_hourly (
     workspace     text   NOT NULL,
