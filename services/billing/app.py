@@ -39,7 +39,7 @@ _CHUNK = 2_000
 _ROUND = timedelta(hours=1)
 # Rated records carry up to thousands of lines each: so many of them are one transaction. A journal costs as much as five
 # lines, so more lines of a workspace at once cost less each; what the client fetches (2 MB a partition) bounds memory.
-_RECORDS = 48
+_RECORDS = 96
 
 
 async def observe(db: Connection, now: datetime) -> None:
@@ -61,30 +61,39 @@ service = Service(
 async def post_charges(batch: Batch, tx: Transaction) -> None:
     """Books the lines that are new: one journal for each workspace and period of use."""
     db, now = tx.db, tx.now
+    sheets = charges.sheets(received.event for received in batch.events)
     low = charges.low_water(now, policy().window)
-    found = charges.gather(received.event for received in batch.events)
-    fresh = found.fresh
-    found.drop_seen(await store.seen_lines(db, found.line_ids(), low, fresh, now.year))
-    if fresh:
+    # Hardly ever is a line here already: its unique key tells, and only then is it looked for.
+    if batch.replay or not await store.add_new(db, sheets, low):
+        found = charges.Sifted.of(sheets)
+        found.drop_seen(await store.seen_lines(db, found, low, now.year))
         found.drop_seen(await store.add_seen(db, found.seen_rows(), low, now.date()))
-    found.settle_repeats()
-    if fresh:
-        items = list(fresh.values())
-        todo = charges.bills(items)
-        owners = charges.owners(todo)
-        default = CONFIG.legal_class()
-        books = await store.open_books(db, now, CONFIG, owners, dict.fromkeys(owners, default))
-        byok = await store.lock_byok(db, charges.byok_months(items))
-        touched = {(books.standings[bill.workspace].legal_class, bill.period) for bill in todo}
-        closed = await store.share_periods(db, touched, CONFIG)
-        ids = iter(await store.journal_ids(db, len(todo)))
-        for legal_class, of_class in charges.by_class(books, todo).items():
-            await store.add_lines(db, legal_class, now.year, charges.post(books, of_class, ids, closed, byok))
-        await store.set_byok(db, byok)
-        publish_balances(tx, await store.close_books(db, books))
-    tx.count("booked", len(fresh))
-    tx.count("line_duplicates", found.duplicates)
-    tx.count("conflicts", found.conflicts)
+        found.settle_repeats()
+        sheets = found.rest()
+        tx.count("line_duplicates", found.duplicates)
+        tx.count("conflicts", found.conflicts)
+    if sheets:
+        await _charge(tx, sheets)
+    tx.count("booked", sum(len(sheet.ids) for sheet in sheets))
+
+
+async def _charge(tx: Transaction, sheets: list[charges.Sheet]) -> None:
+    """Books lines that are new."""
+    db, now = tx.db, tx.now
+    todo, owners = charges.bills(sheets), charges.owners(sheets)
+    books = await store.open_books(db, now, CONFIG, owners, dict.fromkeys(owners, CONFIG.legal_class()))
+    byok = await store.lock_byok(db, charges.byok_months(sheets))
+    closed = await store.share_periods(
+        db, {(books.standings[bill.workspace].legal_class, bill.period) for bill in todo}, CONFIG
+    )
+    lines = charges.priced(sheets, byok, CONFIG)
+    ids = iter(await store.journal_ids(db, len(todo)))
+    for legal_class, of_class in charges.by_class(books, todo).items():
+        rows = charges.post(books, of_class, sheets, lines, ids, closed)
+        await store.add_lines(db, legal_class, now.year, rows)
+    await store.add_records(db, {sheet.record for sheet in sheets})
+    await store.set_byok(db, byok)
+    publish_balances(tx, await store.close_books(db, books))
 
 
 @service.consumes(topics.PAYMENTS, batch=1_000)

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from itertools import chain
 from typing import Any
 
 import asyncpg
 
 from services.billing.books import Books, Standing, State
-from services.billing.charges import Item, Row, by_day
+from services.billing.charges import LINE_COLUMNS, Sheet, Sifted, by_day, oldest, seen_rows
 from services.billing.ledger import Balances, BillingConfig, Grant, block_hash, closes_at
 from services.billing.payments import Dispute, Note, Payments, Purchase, Waiting
+from shared.mesh.packed import copy_packed
 from shared.mesh.store import Connection
 
 # --- lines that are booked ---------------------------------------------------------------------------------------
@@ -30,51 +30,64 @@ _SEEN = """SELECT line_id, digest FROM line_seen
              AND line_id BETWEEN $2 AND $3"""
 
 
-async def seen_lines(
-    db: Connection, line_ids: list[bytes], low: bytes, items: Mapping[bytes, Item], year: int
-) -> list[tuple[bytes, int]]:
-    """(line id, digest) of those ids (in order) that are booked already. `items` places those that are below `low`."""
-    late, days = by_day(line_ids, low)
-    found: list[tuple[bytes, int]] = []
+async def seen_lines(db: Connection, lines: Sifted, low: bytes, year: int) -> list[tuple[bytes, int | None]]:
+    """(line id, digest) of those fresh lines that are booked already; None where the digest is forgotten."""
+    late, days = by_day(sorted(lines.fresh), low)
+    found: list[tuple[bytes, int | None]] = []
     for ids in days:
         found += await db.fetch(
             _SEEN,
             b"".join(ids), ids[0], ids[-1],
         )  # fmt: skip
     if late:
-        found += await _seen_late(db, late, items, year)
+        found += await _seen_late(db, late, lines, year)
     return found
 
 
-async def _seen_late(
-    db: Connection, late: list[bytes], items: Mapping[bytes, Item], year: int
-) -> list[tuple[bytes, int]]:
-    """Lines so old that their day is forgotten: noted when released, or found by the record that brings them again."""
-    found = list(await db.fetch("SELECT line_id, digest FROM line_late WHERE line_id = ANY($1)", late))
+async def _seen_late(db: Connection, late: list[bytes], lines: Sifted, year: int) -> list[tuple[bytes, int | None]]:
+    """Lines so old that their day is forgotten: noted when released, or brought again by a record that is booked."""
+    found: list[tuple[bytes, int | None]] = []
+    found += await db.fetch("SELECT line_id, digest FROM line_late WHERE line_id = ANY($1)", late)
     known = {line_id for line_id, _ in found}
-    rest = [line_id for line_id in late if line_id not in known]
-    places = [items[line_id] for line_id in rest]
-    booked = await db.fetch(
-        """SELECT v.n, (l.list_pico % 65521 + 65521) % 65521 - 32768 AS digest
-           FROM unnest($1::uuid[], $2::int[]) WITH ORDINALITY AS v(record, line, n)
-           JOIN charge_line l ON l.record = v.record AND l.line = v.line
-           WHERE l.booking_year BETWEEN $3 AND $4""",
-        [p[0] for p in places], [p[1] for p in places], year - 1, year,
-    )  # fmt: skip
-    return found + [(rest[row["n"] - 1], row["digest"]) for row in booked]
+    places = {line_id: lines.position(line_id) for line_id in late if line_id not in known}
+    rows = await db.fetch(
+        "SELECT record::text FROM charged_record WHERE record = ANY($1::uuid[])", list({r for r, _ in places.values()})
+    )
+    booked = [row[0] for row in rows]
+    if not booked:
+        return found
+    digests = {
+        (row[0], row[1]): row[2]
+        for row in await db.fetch(
+            """SELECT record::text, line, ((list_pico % 65521 + 65521) % 65521 - 32768)::smallint FROM charge_line
+               WHERE record = ANY($1::uuid[]) AND booking_year BETWEEN $2 AND $3""",
+            booked, year - 1, year,
+        )
+    }  # fmt: skip
+    return found + [(line_id, digests.get(place)) for line_id, place in places.items() if place[0] in booked]
 
 
-async def add_seen(db: Connection, rows: list[tuple[bytes, int]], low: bytes, today: date) -> list[tuple[bytes, int]]:
+async def add_new(db: Connection, todo: Sequence[Sheet], low: bytes) -> bool:
+    """Remembers lines none of which is remembered yet. False if one is, or is too old to tell; nothing is done then."""
+    if oldest(todo) < low:
+        return False
+    try:
+        async with db.transaction():
+            await copy_packed(db, "line_seen", ("line_id", "digest"), seen_rows(todo))
+    except asyncpg.UniqueViolationError:
+        return False
+    return True
+
+
+async def add_seen(
+    db: Connection, rows: list[tuple[bytes, int]], low: bytes, today: date
+) -> list[tuple[bytes, int | None]]:
     """Remembers lines (in order of their ids); returns those that another transaction was quicker to book."""
     late = [row for row in rows if row[0] < low]
     usual = rows[len(late) :]
-    lost: list[tuple[bytes, int]] = []
+    lost: list[tuple[bytes, int | None]] = []
     if usual:
-        try:
-            async with db.transaction():
-                await db.copy_records_to_table("line_seen", columns=("line_id", "digest"), records=usual)
-        except asyncpg.UniqueViolationError:
-            lost += await _add_seen_slowly(db, usual)
+        lost += await _add_usual(db, usual)
     if late:
         added = await db.fetch(
             """INSERT INTO line_late (line_id, digest, seen_on) SELECT line_id, digest, $3
@@ -87,7 +100,7 @@ async def add_seen(db: Connection, rows: list[tuple[bytes, int]], low: bytes, to
     return lost
 
 
-async def _add_seen_slowly(db: Connection, rows: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+async def _add_usual(db: Connection, rows: list[tuple[bytes, int]]) -> list[tuple[bytes, int | None]]:
     added = await db.fetch(
         """INSERT INTO line_seen (line_id, digest) SELECT * FROM unnest($1::bytea[], $2::smallint[])
            ON CONFLICT DO NOTHING RETURNING line_id""",
@@ -95,6 +108,8 @@ async def _add_seen_slowly(db: Connection, rows: list[tuple[bytes, int]]) -> lis
     )  # fmt: skip
     ours = {row["line_id"] for row in added}
     lost = [row[0] for row in rows if row[0] not in ours]
+    if not lost:
+        return []
     found = await db.fetch(
         _SEEN,
         b"".join(lost), lost[0], lost[-1],
@@ -290,10 +305,6 @@ async def journal_ids(db: Connection, n: int) -> list[int]:
 
 # --- writing the books -------------------------------------------------------------------------------------------
 
-_LINE_COLUMNS = (
-    "record", "line", "class", "booking_year", "workspace_id", "hour", "price_version", "tier", "terms", "quantities",
-    "amount_pico", "list_pico", "journal",
-)  # fmt: skip
 _JOURNAL_COLUMNS = (
     "id", "class", "booking_year", "cause", "kind", "workspace_id", "period", "booked_at", "event_at", "adjusts_period",
     "lines_digest", "block",
@@ -305,11 +316,14 @@ def _part(table: str, legal_class: str, year: int) -> str:
     return f"{table}_{legal_class.lower()}_{year}"
 
 
-async def add_lines(db: Connection, legal_class: str, year: int, journals: Iterable[Iterable[Row]]) -> None:
+async def add_lines(db: Connection, legal_class: str, year: int, journals: Iterable[bytes]) -> None:
     """Charge lines of one class and year, journal by journal, straight."""
-    await db.copy_records_to_table(
-        _part("charge_line", legal_class, year), columns=_LINE_COLUMNS, records=chain.from_iterable(journals)
-    )
+    await copy_packed(db, _part("charge_line", legal_class, year), LINE_COLUMNS, list(journals))
+
+
+async def add_records(db: Connection, records: Collection[str]) -> None:
+    """Notes that a record is booked. Raises UniqueViolationError if it was before: that would be twice."""
+    await db.execute("INSERT INTO charged_record (record) SELECT unnest($1::uuid[])", sorted(records))
 
 
 async def close_books(db: Connection, books: Books) -> list[State]:
@@ -319,12 +333,10 @@ async def close_books(db: Connection, books: Books) -> list[State]:
     changed = books.changed()
     await _write_balances(db, changed, books.now)
     await _write_grants(db, books)
+    # Usage is unique by its records.
+    if causes := sorted((j.cause, j.id, j.digest) for j in books.journals if j.kind != "usage"):
+        await db.copy_records_to_table("journal_cause", columns=("cause", "journal", "digest"), records=causes)
     if books.journals:
-        await db.copy_records_to_table(
-            "journal_cause",
-            columns=("cause", "journal", "digest"),
-            records=sorted((j.cause, j.id, j.digest) for j in books.journals),
-        )
         await _write_blocks(db, books)
     return [standing.state(books.now) for standing in changed]
 
