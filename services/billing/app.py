@@ -89,7 +89,7 @@ async def _charge(tx: Transaction, sheets: list[charges.Sheet]) -> None:
     lines = charges.priced(sheets, byok, CONFIG)
     ids = iter(await store.journal_ids(db, len(todo)))
     for legal_class, of_class in charges.by_class(books, todo).items():
-        rows = charges.post(books, of_class, sheets, lines, ids, closed)
+        rows = charges.post(books, of_class, lines, ids, closed)
         await store.add_lines(db, legal_class, now.year, rows)
     await store.add_records(db, {sheet.record for sheet in sheets})
     await store.set_byok(db, byok)

@@ -211,22 +211,23 @@ class Bill(NamedTuple):
 
     workspace: str
     period: str
-    runs: list[tuple[int, int, int]]
-    """(number of a sheet, first position in it, position after the last), in order."""
+    runs: list[slice]
+    """Where its lines are among all lines of the sheets, in order."""
 
 
 def bills(todo: Iterable[Sheet]) -> list[Bill]:
     """The lines by workspace and period, in order."""
-    found: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
-    for n, sheet in enumerate(todo):
-        start, period = 0, sheet.period
+    found: dict[tuple[str, str], list[slice]] = {}
+    start = 0
+    for sheet in todo:
+        period = sheet.period
         for workspace, _, size in sheet.units:
             end = start + size
             runs = found.get((workspace, period))
             if runs is None:
-                found[workspace, period] = [(n, start, end)]
+                found[workspace, period] = [slice(start, end)]
             else:
-                runs.append((n, start, end))
+                runs.append(slice(start, end))
             start = end
     return [Bill(workspace, period, runs) for (workspace, period), runs in sorted(found.items())]
 
@@ -305,64 +306,64 @@ class _Rated(dict[tuple[int, str, str, str], bytes]):
         return packed
 
 
-class Priced(NamedTuple):
-    """A sheet's lines as they are charged, packed but for their start and what their journal adds."""
+class Lines(NamedTuple):
+    """All lines of the sheets, one after the other, as they are charged."""
 
-    start: bytes
     rows: list[bytes]
-    amounts: Sequence[int]
+    """Packed, but for what their journal adds."""
+    amounts: list[int]
+    hours: list[int]
+    records: list[str]
 
 
-def priced(todo: Iterable[Sheet], byok: dict[tuple[str, str], int], config: BillingConfig) -> list[Priced]:
+def priced(todo: Sequence[Sheet], byok: dict[tuple[str, str], int], config: BillingConfig) -> Lines:
     """Charges the lines; see `charged`."""
-    rated, found = _Rated(), []
+    rated, found = _Rated(), Lines([], [], [], [])
     for sheet in todo:
         amounts, quantities = charged(sheet, byok, config), sheet.quantities
         own = map(
             _line_own, repeat(4), sheet.numbers, repeat(8), amounts, repeat(8), sheet.amounts, map(len, quantities)
         )
         common = map(rated.__getitem__, zip(sheet.hours, sheet.versions, sheet.tiers, sheet.terms, strict=False))
-        rows = list(map(b"".join, zip(own, quantities, common, strict=False)))
-        found.append(Priced(_line_start(len(LINE_COLUMNS), 16, UUID(sheet.record).bytes), rows, amounts))
+        start = repeat(_line_start(len(LINE_COLUMNS), 16, UUID(sheet.record).bytes))
+        found.rows.extend(map(b"".join, zip(start, own, quantities, common, strict=False)))
+        found.amounts.extend(amounts)
+        found.hours.extend(sheet.hours)
+        found.records.extend(repeat(sheet.record, len(amounts)))
     return found
 
 
 def post(
-    books: Books,
-    todo: Iterable[Bill],
-    of: Sequence[Sheet],
-    lines: Sequence[Priced],
-    ids: Iterator[int],
-    closed: Collection[tuple[str, str]],
+    books: Books, todo: Iterable[Bill], lines: Lines, ids: Iterator[int], closed: Collection[tuple[str, str]]
 ) -> Iterator[bytes]:
     """Books one journal for each bill, and gives its charge lines, packed.
 
-    One by one, as the caller takes them: a line is written while it is still in the processor's cache.
-    `of`: the sheets that the bills are made from; `lines`: the same, priced.
     `closed`: the (class, period) pairs that are closed; usage of theirs is an adjustment that names its period.
     """
     year = books.now.year
+    all_rows, all_amounts, all_hours, records = lines
     for workspace, period, runs in todo:
         standing = books.standings[workspace]
         journal_id = next(ids)
         legal_class, who = standing.legal_class, standing.workspace_id
+        rows: list[bytes] = []
+        amounts: list[int] = []
+        hours: list[int] = []
+        for run in runs:
+            rows += all_rows[run]
+            amounts += all_amounts[run]
+            hours += all_hours[run]
         end = _line_end(8, who, 8, journal_id, len(legal_class)) + legal_class.encode() + _line_hour(4, year)
-        amount, hour = 0, 0
-        parts: list[bytes] = []
-        for n, first, after in runs:
-            start, rows, amounts = lines[n]
-            parts += (start, (end + start).join(rows[first:after]), end)
-            amount += sum(amounts[first:after])
-            hour = max(hour, *of[n].hours[first:after])
-        packed = b"".join(parts)
+        rows.append(b"")
+        packed = end.join(rows)
         digest = lines_digest(packed)
         books.post(
             standing,
             "usage",
             # A record is booked at once or never, so the first record names the journal.
-            f"usage:{of[runs[0][0]].record}:{who}:{period}",
-            charge(standing.balances, amount),
-            event_at=hour_start(hour),
+            f"usage:{records[runs[0].start]}:{who}:{period}",
+            charge(standing.balances, sum(amounts)),
+            event_at=hour_start(max(hours)),
             digest=digest,
             period=period,
             adjusts_period=period if (legal_class, period) in closed else None,

@@ -97,7 +97,7 @@ def test_lines_that_billing_seals_have_the_digest_that_audit_computes(
     books = Books(AT, app.CONFIG, {("US", "revenue"): 1}, {"w": standing(7)})
     of_class = charges.bills([sheet])
     priced = charges.priced([sheet], {}, app.CONFIG)
-    (packed,) = charges.post(books, of_class, [sheet], priced, iter([5]), ())
+    (packed,) = charges.post(books, of_class, priced, iter([5]), ())
     rows = [
         (record, number, "US", 2026, 7, hour, version, tier, "list", text, amount, amount, 5)
         for number, hour, version, tier, text, amount in lines
