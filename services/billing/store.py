@@ -6,6 +6,7 @@ end the heads of the chains. Statements on the ledger name class and year, so th
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -17,6 +18,7 @@ from services.billing.books import Books, Standing, State
 from services.billing.charges import LINE_COLUMNS, Sheet, Sifted, by_day, oldest, seen_rows
 from services.billing.ledger import Balances, BillingConfig, Grant, block_hash, closes_at
 from services.billing.payments import Dispute, Note, Payments, Purchase, Waiting
+from shared.mesh import packed
 from shared.mesh.packed import copy_packed
 from shared.mesh.store import Connection
 
@@ -391,6 +393,26 @@ async def _write_grants(db: Connection, books: Books) -> None:
         )  # fmt: skip
 
 
+_int = struct.Struct(">ii").pack
+_entry_start = struct.Struct(">hiqiqi").pack
+
+
+def _entry(journal: int, account: int, pico: int) -> bytes:
+    """An entry, packed but for its class and year."""
+    amount = _numeric(pico)
+    return _entry_start(5, 8, journal, 8, account, len(amount)) + amount
+
+
+def _numeric(value: int) -> bytes:
+    """A whole number as a numeric in binary: digits to the base 10,000, how many, the first one's weight, sign, scale."""
+    digits, left = [], abs(value)
+    while left:
+        left, digit = divmod(left, 10_000)
+        digits.append(digit)
+    n = len(digits)
+    return struct.pack(f">hhHh{n}h", n, n - 1, 0x4000 if value < 0 else 0, 0, *reversed(digits))
+
+
 async def _write_blocks(db: Connection, books: Books) -> None:
     """One block for each legal class. The heads are locked here, last of all, and until the commit."""
     by_class = dict(books.by_class())
@@ -406,15 +428,13 @@ async def _write_blocks(db: Connection, books: Books) -> None:
             columns=_JOURNAL_COLUMNS,
             records=[(*j[:11], block) for j in journals],
         )
-        entries = [(j.id, account, str(pico)) for j in journals for account, pico in j.entries]
-        part = _part("entry", legal_class, books.now.year)
-        # As text, like the balances: a numeric each would cost as much as the rest of a journal.
-        await db.execute(
-            f"""INSERT INTO {part} (journal, class, booking_year, account, amount_pico)
-                SELECT journal, $1, $2, account, pico::numeric
-                FROM unnest($3::bigint[], $4::bigint[], $5::text[]) AS v(journal, account, pico)""",  # noqa: S608 -- a name of ours
-            legal_class, books.now.year, [x[0] for x in entries], [x[1] for x in entries], [x[2] for x in entries],
-        )  # fmt: skip
+        common = packed.text(legal_class) + _int(4, books.now.year)
+        await copy_packed(
+            db,
+            _part("entry", legal_class, books.now.year),
+            ("journal", "account", "amount_pico", "class", "booking_year"),
+            [_entry(j.id, account, pico) + common for j in journals for account, pico in j.entries],
+        )
         await db.execute(
             "INSERT INTO chain (class, block, prev, hash, journals, booked_at) VALUES ($1, $2, $3, $4, $5, $6)",
             legal_class, block, previous, digest, len(journals), books.now,
