@@ -209,6 +209,7 @@ async def _load_grants(db: Connection, standings: Mapping[str, Standing]) -> Non
 
 async def _enter(db: Connection, workspaces: list[str], accounts: list[str], classes: list[str]) -> None:
     """Gives workspaces (in order) their number, their ledger accounts and an empty balance."""
+    # No join of the new rows with each other: a plan made for few of them compares all of many with all.
     await db.execute(
         """WITH ref AS (
              INSERT INTO workspace_ref (workspace, account, class)
@@ -216,13 +217,12 @@ async def _enter(db: Connection, workspaces: list[str], accounts: list[str], cla
            acc AS (
              INSERT INTO ledger_account (class, kind, workspace_id)
              SELECT ref.class, kind, ref.id FROM ref, unnest(ARRAY['purchased', 'granted', 'receivable']) AS kind
-             ORDER BY ref.id, kind RETURNING id, kind, workspace_id)
+             ORDER BY ref.id, kind RETURNING id, kind, workspace_id, class)
            INSERT INTO balance (workspace_id, version, purchased_pico, granted_pico, receivable_pico, class, class_stated,
                                 purchased_account, granted_account, receivable_account)
-           SELECT ref.id, 0, 0, 0, 0, ref.class, false, p.id, g.id, r.id
-           FROM ref JOIN acc p ON p.workspace_id = ref.id AND p.kind = 'purchased'
-                    JOIN acc g ON g.workspace_id = ref.id AND g.kind = 'granted'
-                    JOIN acc r ON r.workspace_id = ref.id AND r.kind = 'receivable'""",
+           SELECT workspace_id, 0, 0, 0, 0, class, false, max(id) FILTER (WHERE kind = 'purchased'),
+                  max(id) FILTER (WHERE kind = 'granted'), max(id) FILTER (WHERE kind = 'receivable')
+           FROM acc GROUP BY workspace_id, class""",
         workspaces, accounts, classes,
     )  # fmt: skip
 
