@@ -1,7 +1,7 @@
 """All SQL of billing. Time comes in as a parameter.
 
-Every transaction locks in one order: line ids, workspaces (by id), months of own-key usage, periods, and at the very
-end the heads of the chains. Statements on the ledger name class and year, so that one partition is looked at.
+Every transaction locks in one order: line ids, records, workspaces (by id), months of own-key usage, periods, and at
+the very end the heads of the chains. Statements on the ledger name class and year, so that one partition is looked at.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SEEN = """SELECT line_id, digest FROM line_seen
              AND line_id BETWEEN $2 AND $3"""
 
 
-async def seen_lines(db: Connection, lines: Sifted, low: bytes, year: int) -> list[tuple[bytes, int | None]]:
+async def seen_lines(db: Connection, lines: Sifted, low: bytes) -> list[tuple[bytes, int | None]]:
     """(line id, digest) of those fresh lines that are booked already; None where the digest is forgotten."""
     late, days = by_day(sorted(lines.fresh), low)
     found: list[tuple[bytes, int | None]] = []
@@ -42,31 +42,37 @@ async def seen_lines(db: Connection, lines: Sifted, low: bytes, year: int) -> li
             b"".join(ids), ids[0], ids[-1],
         )  # fmt: skip
     if late:
-        found += await _seen_late(db, late, lines, year)
+        found += await _seen_late(db, late, lines)
     return found
 
 
-async def _seen_late(db: Connection, late: list[bytes], lines: Sifted, year: int) -> list[tuple[bytes, int | None]]:
+async def _seen_late(db: Connection, late: list[bytes], lines: Sifted) -> list[tuple[bytes, int | None]]:
     """Lines so old that their day is forgotten: noted when released, or brought again by a record that is booked."""
     found: list[tuple[bytes, int | None]] = []
     found += await db.fetch("SELECT line_id, digest FROM line_late WHERE line_id = ANY($1)", late)
     known = {line_id for line_id, _ in found}
     places = {line_id: lines.position(line_id) for line_id in late if line_id not in known}
-    rows = await db.fetch(
-        "SELECT record::text FROM charged_record WHERE record = ANY($1::uuid[])", list({r for r, _ in places.values()})
+    for record in sorted({record for record, _ in places.values()}):
+        booked = await _lines(db, record, None)
+        if booked is None:
+            continue
+        digests = {row["line"]: (row["list_pico"] % 65_521) - 32_768 for row in booked}
+        found += [(line_id, digests.get(number)) for line_id, (of, number) in places.items() if of == record]
+    return found
+
+
+async def _lines(db: Connection, record: str, number: int | None) -> list[asyncpg.Record] | None:
+    """The charge lines of a rated record (or the one with that number); None if the record is not booked."""
+    booked = await db.fetchrow(
+        "SELECT booking_year, first_journal, last_journal FROM charged_record WHERE record = $1", record
     )
-    booked = [row[0] for row in rows]
-    if not booked:
-        return found
-    digests = {
-        (row[0], row[1]): row[2]
-        for row in await db.fetch(
-            """SELECT record::text, line, ((list_pico % 65521 + 65521) % 65521 - 32768)::smallint FROM charge_line
-               WHERE record = ANY($1::uuid[]) AND booking_year BETWEEN $2 AND $3""",
-            booked, year - 1, year,
-        )
-    }  # fmt: skip
-    return found + [(line_id, digests.get(place)) for line_id, place in places.items() if place[0] in booked]
+    if booked is None:
+        return None
+    return await db.fetch(
+        """SELECT * FROM charge_line WHERE class IN ('US', 'EU', 'OTHER') AND booking_year = $1
+             AND journal BETWEEN $2 AND $3 AND record = $4 AND ($5::int IS NULL OR line = $5)""",
+        *booked, record, number,
+    )  # fmt: skip
 
 
 async def add_new(db: Connection, todo: Sequence[Sheet], low: bytes) -> bool:
@@ -323,9 +329,12 @@ async def add_lines(db: Connection, legal_class: str, year: int, journals: Itera
     await copy_packed(db, _part("charge_line", legal_class, year), LINE_COLUMNS, list(journals))
 
 
-async def add_records(db: Connection, records: Collection[str]) -> None:
-    """Notes that a record is booked. Raises UniqueViolationError if it was before: that would be twice."""
-    await db.execute("INSERT INTO charged_record (record) SELECT unnest($1::uuid[])", sorted(records))
+async def add_records(db: Connection, records: Collection[str], year: int, journals: Sequence[int]) -> None:
+    """Notes that records are booked, by `journals`. Raises UniqueViolationError if one was before: no line twice."""
+    await db.execute(
+        "INSERT INTO charged_record (record, booking_year, first_journal, last_journal) SELECT unnest($1::uuid[]), $2, $3, $4",
+        sorted(records), year, journals[0], journals[-1],
+    )  # fmt: skip
 
 
 async def close_books(db: Connection, books: Books) -> list[State]:
@@ -643,14 +652,10 @@ async def byok_list(db: Connection, account: str, month: str) -> int:
     )
 
 
-async def line(db: Connection, record: str, number: int, years: Sequence[int]) -> Mapping[str, Any] | None:
+async def line(db: Connection, record: str, number: int) -> Mapping[str, Any] | None:
     """A charge line by its place in a rated record."""
-    row = await db.fetchrow(
-        """SELECT * FROM charge_line WHERE record = $1 AND line = $2 AND class IN ('US', 'EU', 'OTHER')
-             AND booking_year = ANY($3)""",
-        record, number, list(years),
-    )  # fmt: skip
-    return None if row is None else dict(row)
+    rows = await _lines(db, record, number)
+    return dict(rows[0]) if rows else None
 
 
 async def journal(db: Connection, journal_id: int, legal_class: str, year: int) -> Mapping[str, Any] | None:

@@ -88,13 +88,17 @@ CREATE TABLE charge_line (
     quantities    json   NOT NULL,
     CHECK (terms = 'byok' OR amount_pico = list_pico)
 ) PARTITION BY LIST (class);
--- For audit, which follows the chain block by block, and for whoever looks for a line by its place. Journals and records
--- are numbered in time order, and so their lines lie. A unique key over (record, line) would cost as much as the lines.
-CREATE INDEX charge_line_place ON charge_line USING brin (journal, record) WITH (autosummarize = on);
+-- For audit, which follows the chain block by block: journals are numbered in time order, and so their lines lie. A
+-- unique key over (record, line) would cost as much as the lines.
+CREATE INDEX charge_line_journal ON charge_line USING brin (journal) WITH (autosummarize = on);
 
--- Rated records whose lines are booked: a record is booked at once, by one transaction, or never. For ever.
+-- Rated records whose lines are booked: a record is booked at once, by one transaction, or never. For ever. It leads to
+-- its lines: their journals are among those of its transaction.
 CREATE TABLE charged_record (
-    record uuid PRIMARY KEY
+    record        uuid   PRIMARY KEY,
+    booking_year  int    NOT NULL,
+    first_journal bigint NOT NULL,
+    last_journal  bigint NOT NULL CHECK (last_journal >= first_journal)
 );
 
 -- What is no usage is unique by cause, over all classes and years, for ever.
