@@ -6,8 +6,10 @@ The form is stated in README.md (The chain); this is an implementation of that s
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -43,5 +45,31 @@ def block_hash(
 
 
 def lines_digest(lines: Sequence[tuple[Any, ...]]) -> bytes:
-    """The digest of one journal's charge lines: all their columns in the table's order, rows by (record, line)."""
-    return hashlib.sha256(_compact(lines)).digest()
+    """The digest of one journal's charge lines, as `store.LINE_COLUMNS` has them, by (record, line)."""
+    return hashlib.sha256(b"".join([_packed(*line) for line in lines])).digest()
+
+
+_fixed = struct.Struct(">hi16siiiqiqi").pack
+_int = struct.Struct(">ii").pack
+_bigint = struct.Struct(">iq").pack
+_NULL = b"\xff\xff\xff\xff"
+
+
+def _packed(
+    record: str, line: int, legal_class: str, year: int, workspace: int | None, hour: int, version: str, tier: str,
+    terms: str, quantities: str, amount: int, listed: int, journal: int,
+) -> bytes:  # fmt: skip
+    used = quantities.encode()
+    return b"".join(
+        (
+            _fixed(13, 16, bytes.fromhex(record.replace("-", "")), 4, line, 8, amount, 8, listed, len(used)), used,
+            _int(4, hour), _text(version), _text(tier), _text(terms),
+            _NULL if workspace is None else _bigint(8, workspace), _bigint(8, journal), _text(legal_class), _int(4, year),
+        )
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _text(value: str) -> bytes:
+    raw = value.encode()
+    return len(raw).to_bytes(4, "big") + raw

@@ -1,26 +1,25 @@
-"""From rated usage to charge lines and journals: which lines are new, and what they cost whom. Pure."""
+"""From rated usage to charge lines and journals: which lines are new, and what they cost whom. Pure.
+
+There are tens of thousands of lines in a batch. They are handled by columns, in C: a statement of Python for each line
+would cost more than all that is done with it here.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from itertools import chain, count, repeat
+from itertools import chain, compress, repeat
 from typing import Any, NamedTuple, TypeAlias
+from uuid import UUID
 
 import msgspec
 
 from services.billing.books import Books
-from services.billing.ledger import (
-    BillingConfig,
-    byok_fee,
-    charge,
-    hour_start,
-    lines_digest,
-    period_of_hour,
-    period_start,
-)
+from services.billing.ledger import BillingConfig, byok_fee, charge, hour_start, period_of_hour, period_start
 
 _encode_lines = msgspec.json.Encoder().encode_lines
 _fromhex = bytes.fromhex
@@ -31,56 +30,58 @@ _DAY_MS = 86_400_000
 _DIGEST_MODULUS = 65_521
 
 
-# A rated line: (record, number in the record, its unit, hour, rated amount, price version, tier, terms, quantities as
-# JSON text). A plain tuple, since there are thousands in a batch and naming their fields would cost more than all else
-# that is done with them.
-Item: TypeAlias = tuple[str, int, Any, int, int, str, str, str, str]
+class Sheet(NamedTuple):
+    """The lines of one record that were used in one period, by column."""
+
+    record: str
+    period: str
+    units: Sequence[tuple[str, str, int]]
+    """(workspace, its account, how many of the lines are its own); they follow each other."""
+    numbers: Sequence[int]
+    """A line's place in its record, counted through the record's units from 0."""
+    ids: Sequence[str]
+    hours: Sequence[int]
+    versions: Sequence[str]
+    tiers: Sequence[str]
+    terms: Sequence[str]
+    quantities: Sequence[bytes]
+    """As JSON."""
+    amounts: Sequence[int]
+    """What was rated, in pico-dollars; for own-key usage the list price."""
+
+    def only(self, keep: Sequence[bool | int]) -> Sheet:
+        """Those lines for which `keep` is true."""
+        units, start = [], 0
+        for workspace, account, n in self.units:
+            if kept := sum(keep[start : start + n]):
+                units.append((workspace, account, kept))
+            start += n
+        columns: list[Any] = [tuple(compress(column, keep)) for column in self[3:]]
+        return Sheet(self.record, self.period, units, *columns)
 
 
-@dataclass(slots=True)
-class Gathered:
-    """The lines of a batch by line id, each once, and what was left out."""
-
-    fresh: dict[bytes, Item] = field(default_factory=dict)
-    repeats: list[tuple[bytes, int]] = field(default_factory=list)
-    """(line id, amount) of further lines of the batch with an id that it has already."""
-    booked: dict[bytes, int] = field(default_factory=dict)
-    """Digests of those that billing has."""
-    conflicts: int = 0
-    _rows: list[tuple[bytes, int]] = field(default_factory=list)
-
-    def seen_rows(self) -> list[tuple[bytes, int]]:
-        """(line id, digest) of every line, in key order: the index likes it, and so do two writers at once."""
-        if len(self._rows) != len(self.fresh):
-            digests = [item[4] % _DIGEST_MODULUS - 32_768 for item in self.fresh.values()]
-            self._rows = sorted(zip(self.fresh, digests, strict=True))
-        return self._rows
-
-    def line_ids(self) -> list[bytes]:
-        """The ids of what is left, in order."""
-        return [row[0] for row in self.seen_rows()]
-
-    def drop_seen(self, seen: Iterable[tuple[bytes, int]]) -> None:
-        """Leaves out what billing has already; the same line with another amount is a conflict, and ours stays."""
-        for line_id, digest in seen:
-            item = self.fresh.pop(line_id, None)
-            if item is not None:
-                self.booked[line_id] = digest
-                self.conflicts += digest != item[4] % _DIGEST_MODULUS - 32_768
-
-    def settle_repeats(self) -> None:
-        """Compares the repeats within the batch with what is booked in the end."""
-        for line_id, amount in self.repeats:
-            item = self.fresh.get(line_id)
-            if item is None:
-                self.conflicts += self.booked[line_id] != amount % _DIGEST_MODULUS - 32_768
-            else:
-                self.conflicts += item[4] != amount
-
-    @property
-    def duplicates(self) -> int:
-        """Lines that are not booked because they are already."""
-        return len(self.repeats) + len(self.booked)
+def sheets(events: Iterable[Any]) -> list[Sheet]:
+    """All lines of `usage.rated` events, by record and period: a journal's lines lie as its digest wants them."""
+    found = []
+    for event in sorted(events, key=_record_id):
+        units = event.data.units
+        lines = list(chain.from_iterable([unit.lines for unit in units]))
+        if not lines:
+            continue
+        ids, hours, versions, tiers, terms, quantities, amounts = zip(*lines, strict=True)
+        periods = sorted({period_of_hour(hour) for hour in set(hours)})
+        sheet = Sheet(
+            event.id, periods[0], [(unit.workspace, unit.account, len(unit.lines)) for unit in units],
+            range(len(lines)), ids, hours, versions, tiers, terms, _encode_lines(quantities).split(b"\n"),
+            list(map(int, amounts)),
+        )  # fmt: skip
+        if len(periods) == 1:
+            found.append(sheet)
+            continue
+        for period in periods:
+            of_period = sheet.only([period_of_hour(hour) == period for hour in hours])
+            found.append(of_period._replace(period=period))
+    return found
 
 
 def _record_id(event: Any) -> str:
@@ -88,38 +89,94 @@ def _record_id(event: Any) -> str:
     return found
 
 
-def gather(events: Iterable[Any]) -> Gathered:
-    """All lines of `usage.rated` events, each once. A line's number counts through its record's units, from 0."""
-    found = Gathered()
-    fresh, repeats = found.fresh, found.repeats
-    # By record id, so that a journal's lines lie as its digest wants them.
-    for event in sorted(events, key=_record_id):
-        units = event.data.units
-        lines = [line for unit in units for line in unit.lines]
-        if not lines:
-            continue
-        # By columns: what runs in C costs a third of a loop over the lines.
-        texts, hours, versions, tiers, terms, quantities, amounts = zip(*lines, strict=True)
-        line_ids = list(map(_fromhex, texts))
-        items: Iterator[Item] = zip(
-            repeat(event.id),
-            count(),
-            chain.from_iterable(repeat(unit, len(unit.lines)) for unit in units),
-            hours,
-            map(int, amounts),
-            versions,
-            tiers,
-            terms,
-            _encode_lines(quantities).decode().split("\n"),
-            strict=False,
-        )
-        if len(set(line_ids)) == len(line_ids) and fresh.keys().isdisjoint(line_ids):
-            fresh.update(zip(line_ids, items, strict=False))
-            continue
-        for line_id, item in zip(line_ids, items, strict=False):
-            if fresh.setdefault(line_id, item) is not item:
-                repeats.append((line_id, item[4]))
-    return found
+_seen_row = struct.Struct(">hi16sih").pack
+
+
+def seen_rows(todo: Iterable[Sheet]) -> list[bytes]:
+    """(line id, digest) of every line, packed for COPY and in key order: the index likes it, and so do two writers."""
+    ids = chain.from_iterable([sheet.ids for sheet in todo])
+    amounts = chain.from_iterable([sheet.amounts for sheet in todo])
+    digests = [amount % _DIGEST_MODULUS - 32_768 for amount in amounts]
+    return sorted(map(_seen_row, repeat(2), repeat(16), map(_fromhex, ids), repeat(2), digests))
+
+
+def oldest(todo: Iterable[Sheet]) -> bytes:
+    """The smallest line id; of no lines, one that is larger than any."""
+    return _fromhex(min([min(sheet.ids) for sheet in todo], default="ff" * 16))
+
+
+# Where a line lies: (number of its sheet, position in it).
+Place: TypeAlias = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Sifted:
+    """The lines of a batch by line id, each once, for a batch in which some have been booked before."""
+
+    sheets: Sequence[Sheet]
+    fresh: dict[bytes, Place] = field(default_factory=dict)
+    booked: dict[bytes, int] = field(default_factory=dict)
+    """Digests of those that billing has."""
+    conflicts: int = 0
+    _repeats: list[tuple[bytes, Place]] = field(default_factory=list)
+    """Further lines of the batch with an id that it has already."""
+
+    @classmethod
+    def of(cls, todo: Sequence[Sheet]) -> Sifted:
+        """Takes every line as fresh."""
+        found = cls(todo)
+        for n, sheet in enumerate(todo):
+            for position, line_id in enumerate(map(_fromhex, sheet.ids)):
+                place = (n, position)
+                if found.fresh.setdefault(line_id, place) is not place:
+                    found._repeats.append((line_id, place))
+        return found
+
+    def seen_rows(self) -> list[tuple[bytes, int]]:
+        """(line id, digest) of every fresh line, in key order."""
+        return sorted((line_id, self._digest(place)) for line_id, place in self.fresh.items())
+
+    def position(self, line_id: bytes) -> tuple[str, int]:
+        """(record, number) of a fresh line."""
+        n, position = self.fresh[line_id]
+        return self.sheets[n].record, self.sheets[n].numbers[position]
+
+    def _digest(self, place: Place) -> int:
+        return self.sheets[place[0]].amounts[place[1]] % _DIGEST_MODULUS - 32_768
+
+    def drop_seen(self, seen: Iterable[tuple[bytes, int | None]]) -> None:
+        """Leaves out what billing has already; the same line with another amount is a conflict, and ours stays.
+
+        A digest of None: nobody knows any more what its amount was.
+        """
+        for line_id, digest in seen:
+            place = self.fresh.pop(line_id, None)
+            if place is not None:
+                mine = self._digest(place)
+                self.booked[line_id] = mine if digest is None else digest
+                self.conflicts += self.booked[line_id] != mine
+
+    def settle_repeats(self) -> None:
+        """Compares the repeats within the batch with what is booked in the end."""
+        for line_id, place in self._repeats:
+            first = self.fresh.get(line_id)
+            if first is None:
+                self.conflicts += self.booked[line_id] != self._digest(place)
+            else:
+                mine, other = self.sheets[first[0]].amounts[first[1]], self.sheets[place[0]].amounts[place[1]]
+                self.conflicts += mine != other
+
+    @property
+    def duplicates(self) -> int:
+        """Lines that are not booked because they are already."""
+        return len(self._repeats) + len(self.booked)
+
+    def rest(self) -> list[Sheet]:
+        """What is fresh, as sheets again."""
+        keep = [bytearray(len(sheet.ids)) for sheet in self.sheets]
+        for n, position in self.fresh.values():
+            keep[n][position] = 1
+        return [sheet.only(mask) for sheet, mask in zip(self.sheets, keep, strict=True) if any(mask)]
 
 
 def day_bound(day: date) -> str:
@@ -154,39 +211,65 @@ class Bill(NamedTuple):
 
     workspace: str
     period: str
-    items: list[Item]
+    runs: list[slice]
+    """Where its lines are among all lines of the sheets, in order."""
 
 
-def bills(items: Iterable[Item]) -> list[Bill]:
+def bills(todo: Iterable[Sheet]) -> list[Bill]:
     """The lines by workspace and period, in order."""
-    found: dict[tuple[str, str], list[Item]] = {}
-    unit: Any = None
-    period, hour = "", -1
-    group: list[Item] = []
-    for item in items:
-        # Lines of a unit follow each other, and most are of one hour: look only where something changes.
-        if item[2] is not unit or item[3] != hour:
-            unit, hour = item[2], item[3]
-            period = period_of_hour(hour)
-            group = found.setdefault((unit.workspace, period), [])
-        group.append(item)
-    return [Bill(workspace, period, group) for (workspace, period), group in sorted(found.items())]
+    found: dict[tuple[str, str], list[slice]] = {}
+    start = 0
+    for sheet in todo:
+        period = sheet.period
+        for workspace, _, size in sheet.units:
+            end = start + size
+            runs = found.get((workspace, period))
+            if runs is None:
+                found[workspace, period] = [slice(start, end)]
+            else:
+                runs.append(slice(start, end))
+            start = end
+    return [Bill(workspace, period, runs) for (workspace, period), runs in sorted(found.items())]
 
 
-def owners(todo: Collection[Bill]) -> dict[str, str]:
-    """Workspaces and the accounts that own them, as the first line of each names them."""
-    found: dict[str, str] = {}
-    for workspace, _, items in todo:
-        found.setdefault(workspace, items[0][2].account)
-    return found
+def owners(todo: Iterable[Sheet]) -> dict[str, str]:
+    """Workspaces and the accounts that own them, as the last record names them."""
+    return {workspace: account for sheet in todo for workspace, account, _ in sheet.units}
 
 
-def byok_months(items: Iterable[Item]) -> list[tuple[str, str]]:
+def _accounts(sheet: Sheet) -> Iterator[str]:
+    return chain.from_iterable(repeat(account, n) for _, account, n in sheet.units)
+
+
+def byok_months(todo: Iterable[Sheet]) -> list[tuple[str, str]]:
     """The (account, month) pairs whose fee depends on these lines, in order."""
-    return sorted({(i[2].account, period_of_hour(i[3])) for i in items if i[7] == "byok"})
+    return sorted(
+        {
+            (account, sheet.period)
+            for sheet in todo
+            if "byok" in sheet.terms
+            for account, terms in zip(_accounts(sheet), sheet.terms, strict=True)
+            if terms == "byok"
+        }
+    )
 
 
-Row: TypeAlias = tuple[Any, ...]
+def charged(sheet: Sheet, byok: dict[tuple[str, str], int], config: BillingConfig) -> Sequence[int]:
+    """What each line is charged: what was rated, or with the customer's own key the fee.
+
+    `byok` holds each month's list price so far and is brought up to date.
+    """
+    if "byok" not in sheet.terms:
+        return sheet.amounts
+    found = []
+    for account, terms, listed in zip(_accounts(sheet), sheet.terms, sheet.amounts, strict=True):
+        amount = listed
+        if terms == "byok":
+            before = byok[account, sheet.period]
+            byok[account, sheet.period] = before + listed
+            amount = byok_fee(before, listed, config)
+        found.append(amount)
+    return found
 
 
 def by_class(books: Books, todo: Iterable[Bill]) -> dict[str, list[Bill]]:
@@ -197,63 +280,105 @@ def by_class(books: Books, todo: Iterable[Bill]) -> dict[str, list[Bill]]:
     return found
 
 
-def post(
-    books: Books,
-    todo: Iterable[Bill],
-    ids: Iterator[int],
-    closed: Collection[tuple[str, str]],
-    byok: dict[tuple[str, str], int],
-) -> Iterator[list[Row]]:
-    """Books one journal for each bill, and gives its charge lines: the table's columns, in order.
+# A charge line as COPY's binary format has it. Its columns are in such an order that what repeats lies together: the
+# record; what is the line's own; what hardly changes; what a journal's lines have in common.
+LINE_COLUMNS = (
+    "record", "line", "amount_pico", "list_pico", "quantities", "hour", "price_version", "tier", "terms",
+    "workspace_id", "journal", "class", "booking_year",
+)  # fmt: skip
+_line_start = struct.Struct(">hi16s").pack
+_line_own = struct.Struct(">iiiqiqi").pack
+_line_hour = struct.Struct(">ii").pack
+_line_end = struct.Struct(">iqiqi").pack
 
-    One by one, as the caller takes them: a line is written while it is still in the processor's cache.
+
+def _text(value: str) -> bytes:
+    raw = value.encode()
+    return len(raw).to_bytes(4, "big") + raw
+
+
+class _Rated(dict[tuple[int, str, str, str], bytes]):
+    """(hour, price version, tier, terms), packed; there are few of them in a batch."""
+
+    def __missing__(self, key: tuple[int, str, str, str]) -> bytes:
+        hour, version, tier, terms = key
+        packed = self[key] = _line_hour(4, hour) + _text(version) + _text(tier) + _text(terms)
+        return packed
+
+
+class Lines(NamedTuple):
+    """All lines of the sheets, one after the other, as they are charged."""
+
+    rows: list[bytes]
+    """Packed, but for what their journal adds."""
+    amounts: list[int]
+    hours: list[int]
+    records: list[str]
+
+
+def priced(todo: Sequence[Sheet], byok: dict[tuple[str, str], int], config: BillingConfig) -> Lines:
+    """Charges the lines; see `charged`."""
+    rated, found = _Rated(), Lines([], [], [], [])
+    for sheet in todo:
+        amounts, quantities = charged(sheet, byok, config), sheet.quantities
+        own = map(
+            _line_own, repeat(4), sheet.numbers, repeat(8), amounts, repeat(8), sheet.amounts, map(len, quantities)
+        )
+        common = map(rated.__getitem__, zip(sheet.hours, sheet.versions, sheet.tiers, sheet.terms, strict=False))
+        start = repeat(_line_start(len(LINE_COLUMNS), 16, UUID(sheet.record).bytes))
+        found.rows.extend(map(b"".join, zip(start, own, quantities, common, strict=False)))
+        found.amounts.extend(amounts)
+        found.hours.extend(sheet.hours)
+        found.records.extend(repeat(sheet.record, len(amounts)))
+    return found
+
+
+def post(
+    books: Books, todo: Iterable[Bill], lines: Lines, ids: Iterator[int], closed: Collection[tuple[str, str]]
+) -> Iterator[bytes]:
+    """Books one journal for each bill, and gives its charge lines, packed.
+
     `closed`: the (class, period) pairs that are closed; usage of theirs is an adjustment that names its period.
-    `byok` holds each month's list price so far and is brought up to date.
     """
-    config, year = books.config, books.now.year
-    for workspace, period, items in todo:
+    year = books.now.year
+    all_rows, all_amounts, all_hours, records = lines
+    for workspace, period, runs in todo:
         standing = books.standings[workspace]
         journal_id = next(ids)
         legal_class, who = standing.legal_class, standing.workspace_id
-        rows: list[Row] = [
-            (
-                record, number, legal_class, year, who, hour, version, tier, terms, text, listed, listed, journal_id,
-            )
-            for record, number, _, hour, listed, version, tier, terms, text in items
-        ]  # fmt: skip
-        if byok:
-            rows = _charge_byok(rows, items, period, byok, config)
-        digest = lines_digest(rows)
-        adjusts = period if (legal_class, period) in closed else None
+        rows: list[bytes] = []
+        amounts: list[int] = []
+        hours: list[int] = []
+        for run in runs:
+            rows += all_rows[run]
+            amounts += all_amounts[run]
+            hours += all_hours[run]
+        end = _line_end(8, who, 8, journal_id, len(legal_class)) + legal_class.encode() + _line_hour(4, year)
+        rows.append(b"")
+        packed = end.join(rows)
+        digest = lines_digest(packed)
         books.post(
             standing,
             "usage",
-            # A record's lines of one workspace are booked at once or never, so the first record names the journal.
-            f"usage:{items[0][0]}:{who}:{period}",
-            charge(standing.balances, sum([row[10] for row in rows])),
-            event_at=hour_start(max([item[3] for item in items])),
+            # A record is booked at once or never, so the first record names the journal.
+            f"usage:{records[runs[0].start]}:{who}:{period}",
+            charge(standing.balances, sum(amounts)),
+            event_at=hour_start(max(hours)),
             digest=digest,
             period=period,
-            adjusts_period=adjusts,
+            adjusts_period=period if (legal_class, period) in closed else None,
             lines_digest=digest,
             journal_id=journal_id,
         )
-        yield rows
+        yield packed
 
 
-def _charge_byok(
-    rows: list[Row], items: list[Item], period: str, byok: dict[tuple[str, str], int], config: BillingConfig
-) -> list[Row]:
-    """The rows, with the fee where the usage was made with the customer's own key."""
-    charged = []
-    for row, item in zip(rows, items, strict=True):
-        if item[7] == "byok":
-            month, listed = (item[2].account, period), item[4]
-            before = byok.get(month, 0)
-            byok[month] = before + listed
-            row = (*row[:10], byok_fee(before, listed, config), *row[11:])
-        charged.append(row)
-    return charged
+def lines_digest(packed: bytes) -> bytes:
+    """Digest of a journal's charge lines: SHA-256 of their rows in COPY's binary format, one after the other.
+
+    Columns as in `LINE_COLUMNS`, rows by (record, line); without COPY's header and trailer.
+    """
+    return hashlib.sha256(packed).digest()
 
 
 def booking_years(period: str, until: datetime) -> list[int]:

@@ -73,6 +73,8 @@ DATA_MAP: DataMap = (
         note="no generation, no key, no instant: a place in a rated record, and an hour",
     ),
     *plain("charge_line", "class", "booking_year"),
+    *_books("charged_record", "record", note="what makes usage unique, for as long as it is kept"),
+    *plain("charged_record", "booking_year", "first_journal", "last_journal"),
     *_books("journal_cause", "cause", "digest", note="what makes a booking unique, for as long as it is kept"),
     *plain("journal_cause", "journal"),
     *plain("chain", "class", "block", "prev", "hash", "journals", "booked_at"),

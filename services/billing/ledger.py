@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -427,14 +427,6 @@ def balanced(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 def microseconds(instant: datetime) -> int:
     """Microseconds since 1970 (UTC)."""
     return (instant - _EPOCH) // _MICROSECOND
-
-
-def lines_digest(rows: Sequence[Sequence[Any]]) -> bytes:
-    """Digest of a journal's charge lines: all columns in the table's order, rows by (record, line), as compact JSON.
-
-    Records are UUIDs in their usual text form; quantities are the stored text itself, as a JSON string.
-    """
-    return hashlib.sha256(_json(rows)).digest()
 
 
 def block_hash(

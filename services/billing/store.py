@@ -1,23 +1,25 @@
 """All SQL of billing. Time comes in as a parameter.
 
-Every transaction locks in one order: line ids, workspaces (by id), months of own-key usage, periods, and at the very
-end the heads of the chains. Statements on the ledger name class and year, so that one partition is looked at.
+Every transaction locks in one order: line ids, records, workspaces (by id), months of own-key usage, periods, and at
+the very end the heads of the chains. Statements on the ledger name class and year, so that one partition is looked at.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from itertools import chain
 from typing import Any
 
 import asyncpg
 
 from services.billing.books import Books, Standing, State
-from services.billing.charges import Item, Row, by_day
+from services.billing.charges import LINE_COLUMNS, Sheet, Sifted, by_day, oldest, seen_rows
 from services.billing.ledger import Balances, BillingConfig, Grant, block_hash, closes_at
 from services.billing.payments import Dispute, Note, Payments, Purchase, Waiting
+from shared.mesh import packed
+from shared.mesh.packed import copy_packed
 from shared.mesh.store import Connection
 
 # --- lines that are booked ---------------------------------------------------------------------------------------
@@ -30,51 +32,70 @@ _SEEN = """SELECT line_id, digest FROM line_seen
              AND line_id BETWEEN $2 AND $3"""
 
 
-async def seen_lines(
-    db: Connection, line_ids: list[bytes], low: bytes, items: Mapping[bytes, Item], year: int
-) -> list[tuple[bytes, int]]:
-    """(line id, digest) of those ids (in order) that are booked already. `items` places those that are below `low`."""
-    late, days = by_day(line_ids, low)
-    found: list[tuple[bytes, int]] = []
+async def seen_lines(db: Connection, lines: Sifted, low: bytes) -> list[tuple[bytes, int | None]]:
+    """(line id, digest) of those fresh lines that are booked already; None where the digest is forgotten."""
+    late, days = by_day(sorted(lines.fresh), low)
+    found: list[tuple[bytes, int | None]] = []
     for ids in days:
         found += await db.fetch(
             _SEEN,
             b"".join(ids), ids[0], ids[-1],
         )  # fmt: skip
     if late:
-        found += await _seen_late(db, late, items, year)
+        found += await _seen_late(db, late, lines)
     return found
 
 
-async def _seen_late(
-    db: Connection, late: list[bytes], items: Mapping[bytes, Item], year: int
-) -> list[tuple[bytes, int]]:
-    """Lines so old that their day is forgotten: noted when released, or found by the record that brings them again."""
-    found = list(await db.fetch("SELECT line_id, digest FROM line_late WHERE line_id = ANY($1)", late))
+async def _seen_late(db: Connection, late: list[bytes], lines: Sifted) -> list[tuple[bytes, int | None]]:
+    """Lines so old that their day is forgotten: noted when released, or brought again by a record that is booked."""
+    found: list[tuple[bytes, int | None]] = []
+    found += await db.fetch("SELECT line_id, digest FROM line_late WHERE line_id = ANY($1)", late)
     known = {line_id for line_id, _ in found}
-    rest = [line_id for line_id in late if line_id not in known]
-    places = [items[line_id] for line_id in rest]
-    booked = await db.fetch(
-        """SELECT v.n, (l.list_pico % 65521 + 65521) % 65521 - 32768 AS digest
-           FROM unnest($1::uuid[], $2::int[]) WITH ORDINALITY AS v(record, line, n)
-           JOIN charge_line l ON l.record = v.record AND l.line = v.line
-           WHERE l.booking_year BETWEEN $3 AND $4""",
-        [p[0] for p in places], [p[1] for p in places], year - 1, year,
+    places = {line_id: lines.position(line_id) for line_id in late if line_id not in known}
+    for record in sorted({record for record, _ in places.values()}):
+        booked = await _lines(db, record, None)
+        if booked is None:
+            continue
+        digests = {row["line"]: (row["list_pico"] % 65_521) - 32_768 for row in booked}
+        found += [(line_id, digests.get(number)) for line_id, (of, number) in places.items() if of == record]
+    return found
+
+
+async def _lines(db: Connection, record: str, number: int | None) -> list[asyncpg.Record] | None:
+    """The charge lines of a rated record (or the one with that number); None if the record is not booked."""
+    booked = await db.fetchrow(
+        "SELECT booking_year, first_journal, last_journal FROM charged_record WHERE record = $1", record
+    )
+    if booked is None:
+        return None
+    return await db.fetch(
+        """SELECT * FROM charge_line WHERE class IN ('US', 'EU', 'OTHER') AND booking_year = $1
+             AND journal BETWEEN $2 AND $3 AND record = $4 AND ($5::int IS NULL OR line = $5)""",
+        *booked, record, number,
     )  # fmt: skip
-    return found + [(rest[row["n"] - 1], row["digest"]) for row in booked]
 
 
-async def add_seen(db: Connection, rows: list[tuple[bytes, int]], low: bytes, today: date) -> list[tuple[bytes, int]]:
+async def add_new(db: Connection, todo: Sequence[Sheet], low: bytes) -> bool:
+    """Remembers lines none of which is remembered yet. False if one is, or is too old to tell; nothing is done then."""
+    if oldest(todo) < low:
+        return False
+    try:
+        async with db.transaction():
+            await copy_packed(db, "line_seen", ("line_id", "digest"), seen_rows(todo))
+    except asyncpg.UniqueViolationError:
+        return False
+    return True
+
+
+async def add_seen(
+    db: Connection, rows: list[tuple[bytes, int]], low: bytes, today: date
+) -> list[tuple[bytes, int | None]]:
     """Remembers lines (in order of their ids); returns those that another transaction was quicker to book."""
     late = [row for row in rows if row[0] < low]
     usual = rows[len(late) :]
-    lost: list[tuple[bytes, int]] = []
+    lost: list[tuple[bytes, int | None]] = []
     if usual:
-        try:
-            async with db.transaction():
-                await db.copy_records_to_table("line_seen", columns=("line_id", "digest"), records=usual)
-        except asyncpg.UniqueViolationError:
-            lost += await _add_seen_slowly(db, usual)
+        lost += await _add_usual(db, usual)
     if late:
         added = await db.fetch(
             """INSERT INTO line_late (line_id, digest, seen_on) SELECT line_id, digest, $3
@@ -87,7 +108,7 @@ async def add_seen(db: Connection, rows: list[tuple[bytes, int]], low: bytes, to
     return lost
 
 
-async def _add_seen_slowly(db: Connection, rows: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+async def _add_usual(db: Connection, rows: list[tuple[bytes, int]]) -> list[tuple[bytes, int | None]]:
     added = await db.fetch(
         """INSERT INTO line_seen (line_id, digest) SELECT * FROM unnest($1::bytea[], $2::smallint[])
            ON CONFLICT DO NOTHING RETURNING line_id""",
@@ -95,6 +116,8 @@ async def _add_seen_slowly(db: Connection, rows: list[tuple[bytes, int]]) -> lis
     )  # fmt: skip
     ours = {row["line_id"] for row in added}
     lost = [row[0] for row in rows if row[0] not in ours]
+    if not lost:
+        return []
     found = await db.fetch(
         _SEEN,
         b"".join(lost), lost[0], lost[-1],
@@ -192,6 +215,7 @@ async def _load_grants(db: Connection, standings: Mapping[str, Standing]) -> Non
 
 async def _enter(db: Connection, workspaces: list[str], accounts: list[str], classes: list[str]) -> None:
     """Gives workspaces (in order) their number, their ledger accounts and an empty balance."""
+    # No join of the new rows with each other: a plan made for few of them compares all of many with all.
     await db.execute(
         """WITH ref AS (
              INSERT INTO workspace_ref (workspace, account, class)
@@ -199,13 +223,12 @@ async def _enter(db: Connection, workspaces: list[str], accounts: list[str], cla
            acc AS (
              INSERT INTO ledger_account (class, kind, workspace_id)
              SELECT ref.class, kind, ref.id FROM ref, unnest(ARRAY['purchased', 'granted', 'receivable']) AS kind
-             ORDER BY ref.id, kind RETURNING id, kind, workspace_id)
+             ORDER BY ref.id, kind RETURNING id, kind, workspace_id, class)
            INSERT INTO balance (workspace_id, version, purchased_pico, granted_pico, receivable_pico, class, class_stated,
                                 purchased_account, granted_account, receivable_account)
-           SELECT ref.id, 0, 0, 0, 0, ref.class, false, p.id, g.id, r.id
-           FROM ref JOIN acc p ON p.workspace_id = ref.id AND p.kind = 'purchased'
-                    JOIN acc g ON g.workspace_id = ref.id AND g.kind = 'granted'
-                    JOIN acc r ON r.workspace_id = ref.id AND r.kind = 'receivable'""",
+           SELECT workspace_id, 0, 0, 0, 0, class, false, max(id) FILTER (WHERE kind = 'purchased'),
+                  max(id) FILTER (WHERE kind = 'granted'), max(id) FILTER (WHERE kind = 'receivable')
+           FROM acc GROUP BY workspace_id, class""",
         workspaces, accounts, classes,
     )  # fmt: skip
 
@@ -290,10 +313,6 @@ async def journal_ids(db: Connection, n: int) -> list[int]:
 
 # --- writing the books -------------------------------------------------------------------------------------------
 
-_LINE_COLUMNS = (
-    "record", "line", "class", "booking_year", "workspace_id", "hour", "price_version", "tier", "terms", "quantities",
-    "amount_pico", "list_pico", "journal",
-)  # fmt: skip
 _JOURNAL_COLUMNS = (
     "id", "class", "booking_year", "cause", "kind", "workspace_id", "period", "booked_at", "event_at", "adjusts_period",
     "lines_digest", "block",
@@ -305,11 +324,17 @@ def _part(table: str, legal_class: str, year: int) -> str:
     return f"{table}_{legal_class.lower()}_{year}"
 
 
-async def add_lines(db: Connection, legal_class: str, year: int, journals: Iterable[Iterable[Row]]) -> None:
+async def add_lines(db: Connection, legal_class: str, year: int, journals: Iterable[bytes]) -> None:
     """Charge lines of one class and year, journal by journal, straight."""
-    await db.copy_records_to_table(
-        _part("charge_line", legal_class, year), columns=_LINE_COLUMNS, records=chain.from_iterable(journals)
-    )
+    await copy_packed(db, _part("charge_line", legal_class, year), LINE_COLUMNS, list(journals))
+
+
+async def add_records(db: Connection, records: Collection[str], year: int, journals: Sequence[int]) -> None:
+    """Notes that records are booked, by `journals`. Raises UniqueViolationError if one was before: no line twice."""
+    await db.execute(
+        "INSERT INTO charged_record (record, booking_year, first_journal, last_journal) SELECT unnest($1::uuid[]), $2, $3, $4",
+        sorted(records), year, journals[0], journals[-1],
+    )  # fmt: skip
 
 
 async def close_books(db: Connection, books: Books) -> list[State]:
@@ -319,12 +344,10 @@ async def close_books(db: Connection, books: Books) -> list[State]:
     changed = books.changed()
     await _write_balances(db, changed, books.now)
     await _write_grants(db, books)
+    # Usage is unique by its records.
+    if causes := sorted((j.cause, j.id, j.digest) for j in books.journals if j.kind != "usage"):
+        await db.copy_records_to_table("journal_cause", columns=("cause", "journal", "digest"), records=causes)
     if books.journals:
-        await db.copy_records_to_table(
-            "journal_cause",
-            columns=("cause", "journal", "digest"),
-            records=sorted((j.cause, j.id, j.digest) for j in books.journals),
-        )
         await _write_blocks(db, books)
     return [standing.state(books.now) for standing in changed]
 
@@ -379,6 +402,26 @@ async def _write_grants(db: Connection, books: Books) -> None:
         )  # fmt: skip
 
 
+_int = struct.Struct(">ii").pack
+_entry_start = struct.Struct(">hiqiqi").pack
+
+
+def _entry(journal: int, account: int, pico: int) -> bytes:
+    """An entry, packed but for its class and year."""
+    amount = _numeric(pico)
+    return _entry_start(5, 8, journal, 8, account, len(amount)) + amount
+
+
+def _numeric(value: int) -> bytes:
+    """A whole number as a numeric in binary: digits to the base 10,000, how many, the first one's weight, sign, scale."""
+    digits, left = [], abs(value)
+    while left:
+        left, digit = divmod(left, 10_000)
+        digits.append(digit)
+    n = len(digits)
+    return struct.pack(f">hhHh{n}h", n, n - 1, 0x4000 if value < 0 else 0, 0, *reversed(digits))
+
+
 async def _write_blocks(db: Connection, books: Books) -> None:
     """One block for each legal class. The heads are locked here, last of all, and until the commit."""
     by_class = dict(books.by_class())
@@ -394,15 +437,13 @@ async def _write_blocks(db: Connection, books: Books) -> None:
             columns=_JOURNAL_COLUMNS,
             records=[(*j[:11], block) for j in journals],
         )
-        entries = [(j.id, account, str(pico)) for j in journals for account, pico in j.entries]
-        part = _part("entry", legal_class, books.now.year)
-        # As text, like the balances: a numeric each would cost as much as the rest of a journal.
-        await db.execute(
-            f"""INSERT INTO {part} (journal, class, booking_year, account, amount_pico)
-                SELECT journal, $1, $2, account, pico::numeric
-                FROM unnest($3::bigint[], $4::bigint[], $5::text[]) AS v(journal, account, pico)""",  # noqa: S608 -- a name of ours
-            legal_class, books.now.year, [x[0] for x in entries], [x[1] for x in entries], [x[2] for x in entries],
-        )  # fmt: skip
+        common = packed.text(legal_class) + _int(4, books.now.year)
+        await copy_packed(
+            db,
+            _part("entry", legal_class, books.now.year),
+            ("journal", "account", "amount_pico", "class", "booking_year"),
+            [_entry(j.id, account, pico) + common for j in journals for account, pico in j.entries],
+        )
         await db.execute(
             "INSERT INTO chain (class, block, prev, hash, journals, booked_at) VALUES ($1, $2, $3, $4, $5, $6)",
             legal_class, block, previous, digest, len(journals), books.now,
@@ -611,14 +652,10 @@ async def byok_list(db: Connection, account: str, month: str) -> int:
     )
 
 
-async def line(db: Connection, record: str, number: int, years: Sequence[int]) -> Mapping[str, Any] | None:
+async def line(db: Connection, record: str, number: int) -> Mapping[str, Any] | None:
     """A charge line by its place in a rated record."""
-    row = await db.fetchrow(
-        """SELECT * FROM charge_line WHERE record = $1 AND line = $2 AND class IN ('US', 'EU', 'OTHER')
-             AND booking_year = ANY($3)""",
-        record, number, list(years),
-    )  # fmt: skip
-    return None if row is None else dict(row)
+    rows = await _lines(db, record, number)
+    return dict(rows[0]) if rows else None
 
 
 async def journal(db: Connection, journal_id: int, legal_class: str, year: int) -> Mapping[str, Any] | None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 
 import asyncpg
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2
 
 from shared.mesh import metrics, store
 from shared.mesh.consumer import TRANSIENT
@@ -28,6 +31,16 @@ _IDLE_SECONDS = 0.5
 # A statement of the relay takes milliseconds: after this (seconds) the server, or the way to it, is gone.
 COMMAND_SECONDS = 30.0
 _CONTENT_TYPE = ("content-type", b"application/cloudevents+json")
+
+
+# The client hashes a key in Python, which takes as long as the rest of sending its record; keys come again and again.
+_hash: Callable[[bytes], int] = lru_cache(maxsize=65_536)(murmur2)
+
+
+def _partition(key: bytes | None, all_partitions: Sequence[int], available: Sequence[int]) -> int:
+    """The partition of a key as every Kafka client computes it. A record without a key names its partition itself."""
+    assert key is not None, "a record has a key or a partition"
+    return all_partitions[(_hash(key) & 0x7FFFFFFF) % len(all_partitions)]
 
 
 class Relay:
@@ -83,6 +96,7 @@ class Relay:
             acks="all",
             compression_type="zstd",
             linger_ms=2,
+            partitioner=_partition,
             max_batch_size=128 * 1024,
             max_request_size=MAX_RECORD_BYTES,
             request_timeout_ms=20_000,
@@ -127,11 +141,14 @@ class Relay:
         await self._at("relay_acknowledged")
         # Only rows before the first failure of the batch: a later row of the same key must not overtake an earlier one.
         done = []
+        counts: Counter[str] = Counter()
         for row, outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 break
             done.append(row["id"])
-            metrics.OUTBOX_SENT_TOTAL.labels(row["topic"]).inc()
+            counts[row["topic"]] += 1
+        for topic, n in counts.items():
+            metrics.OUTBOX_SENT_TOTAL.labels(topic).inc(n)
         if done:
             await store.drop_outbox(db, done)
         if failure is not None:

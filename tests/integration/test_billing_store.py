@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import random
@@ -239,7 +240,7 @@ def refunded(workspace: str, refund: str, payment: str, usd: str) -> bytes:
 
 
 async def broken_blocks(db: Connection) -> list[tuple[str, int]]:
-    """Recomputes the chains from the tables, with nothing but JSON and SHA-256."""
+    """Recomputes the chains from the tables, with nothing but JSON, COPY and SHA-256."""
 
     def digest(value: Any) -> bytes:
         return hashlib.sha256(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()).digest()
@@ -247,27 +248,23 @@ async def broken_blocks(db: Connection) -> list[tuple[str, int]]:
     def micros(at: datetime) -> int:
         return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
-    lines: dict[int, list[list[Any]]] = {}
-    for row in await db.fetch(
-        "SELECT *, record::text AS record, quantities::text AS quantities FROM charge_line l ORDER BY l.record, l.line"
-    ):
-        values = dict(row)
-        lines.setdefault(row["journal"], []).append(
-            [
-                values[name]
-                for name in (
-                    "record", "line", "class", "booking_year", "workspace_id", "hour", "price_version", "tier", "terms",
-                    "quantities", "amount_pico", "list_pico", "journal",
-                )
-            ]
+    async def lines_digest(journal: int) -> bytes:
+        # What COPY writes, but for its header and trailer.
+        copied = io.BytesIO()
+        await db.copy_from_query(
+            """SELECT record, line, amount_pico, list_pico, quantities, hour, price_version, tier, terms, workspace_id,
+                      journal, class, booking_year FROM charge_line WHERE journal = $1 ORDER BY record, line""",
+            journal, output=copied, format="binary",
         )  # fmt: skip
+        return hashlib.sha256(copied.getvalue()[19:-2]).digest()
+
     entries: dict[int, list[list[Any]]] = {}
     for row in await db.fetch("SELECT journal, account, amount_pico FROM entry ORDER BY journal, account"):
         entries.setdefault(row["journal"], []).append([row["account"], f"{row['amount_pico']:f}"])
     journals: dict[tuple[str, int], list[list[Any]]] = {}
     broken = []
     for j in await db.fetch("SELECT * FROM journal ORDER BY class, id"):
-        if j["lines_digest"] is not None and digest(lines.get(j["id"], [])) != j["lines_digest"]:
+        if j["lines_digest"] is not None and await lines_digest(j["id"]) != j["lines_digest"]:
             broken.append((j["class"], j["block"]))
         journals.setdefault((j["class"], j["block"]), []).append(
             [
@@ -426,6 +423,17 @@ async def test_lines_older_than_the_window_are_booked_once_too(room: Room) -> No
     await room.usage(released)
     assert await room.balance("w") == (0, 0, 300)
     assert await room.admin.fetchval("SELECT count(*) FROM charge_line") == 2
+
+
+async def test_a_record_is_booked_once_even_if_its_lines_were_forgotten(room: Room) -> None:
+    """The backstop: should de-duplication fail, nothing is booked, and the record becomes a dead letter."""
+    await room.usage(rated("r1", ("w", [line(1, 100)]), ("v", [line(2, 200)])))
+    await room.admin.execute("DELETE FROM line_seen")
+    with pytest.raises(asyncpg.UniqueViolationError, match="charged_record"):
+        await room.usage(rated("r2", ("w", [line(3, 1)])), rated("r1", ("w", [line(1, 100)]), ("v", [line(2, 200)])))
+    assert await room.admin.fetchval("SELECT count(*) FROM charge_line") == 2
+    assert await room.balance("w") == (0, 0, 100)
+    assert await room.balance("v") == (0, 0, 200)
 
 
 async def test_free_usage_has_a_line_and_no_entry(room: Room) -> None:
@@ -675,19 +683,23 @@ def shown(value: Any) -> str:
 
 # --- what the database itself refuses ----------------------------------------------------------------------------
 
-LEDGER = ("journal", "entry", "charge_line", "journal_cause", "chain")
+LEDGER = ("journal", "entry", "charge_line", "charged_record", "journal_cause", "chain")
 
 
 @pytest.mark.promise(43)
 async def test_the_books_only_grow(room: Room) -> None:
     await room.usage(rated("r", ("w", [line(1, 5)])))
+    await room.pay(settled("w", "p", "10"))
     for table in LEDGER:
         await only_grows(room, table)
 
 
 async def only_grows(room: Room, table: str) -> None:
     part = f"{table}_us_2026" if table in LEDGER[:3] else table
-    column = {"journal": "kind", "entry": "account", "charge_line": "hour", "chain": "journals"}.get(table, "journal")
+    columns = {
+        "journal": "kind", "entry": "account", "charge_line": "hour", "charged_record": "record", "chain": "journals",
+    }  # fmt: skip
+    column = columns.get(table, "journal")
     for statement in (
         f"UPDATE {table} SET {column} = {column}",
         f"UPDATE {part} SET {column} = {column}",

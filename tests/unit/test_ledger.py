@@ -582,26 +582,30 @@ def test_lines_are_numbered_through_their_record_and_counted_once() -> None:
     record = derived_id(1, "a"), derived_id(2, "b")
     first = Usage(record[0], Data([Unit("w1", [line(1, 5), line(2, 6)]), Unit("w2", [line(3, 7)])]))
     second = Usage(record[1], Data([Unit("w2", [line(3, 7), line(2, 9)])]))
-    found = charges.gather([second, first])
-    assert [(i[0], i[1], i[4]) for i in found.fresh.values()] == [
-        (record[0], 0, 5),
-        (record[0], 1, 6),
-        (record[0], 2, 7),
+    todo = charges.sheets([second, first])
+    assert [(sheet.record, list(sheet.numbers), list(sheet.amounts)) for sheet in todo] == [
+        (record[0], [0, 1, 2], [5, 6, 7]),
+        (record[1], [0, 1], [7, 9]),
     ]
+    found = charges.Sifted.of(todo)
+    assert [found.position(line_id) for line_id in found.fresh] == [(record[0], n) for n in range(3)]
     rows = found.seen_rows()
     found.drop_seen([rows[0], (rows[1][0], rows[1][1] + 1)])
     found.settle_repeats()
     # Line 1 is booked as it comes, line 2 with another amount than both its copies, line 3 comes twice alike.
     assert (len(found.fresh), found.duplicates, found.conflicts) == (1, 4, 2)
+    (rest,) = found.rest()
+    assert (rest.record, rest.units, rest.numbers, rest.amounts) == (record[0], [("w2", "acc", 1)], (2,), (7,))
 
 
 def test_bills_are_by_workspace_and_period() -> None:
     hour = int(datetime(2026, 12, 1, tzinfo=UTC).timestamp()) // 3600
     usage = Usage(derived_id(1), Data([Unit("w", [line(1, 1, hour - 1), line(2, 2, hour), line(3, 3, hour - 1)])]))
-    found = charges.bills(charges.gather([usage]).fresh.values())
-    assert [(b.workspace, b.period, [i[4] for i in b.items]) for b in found] == [
-        ("w", "2026-11", [1, 3]),
-        ("w", "2026-12", [2]),
+    todo = charges.sheets([usage])
+    amounts = [amount for sheet in todo for amount in sheet.amounts]
+    assert [(b.workspace, b.period, [amounts[run] for run in b.runs]) for b in charges.bills(todo)] == [
+        ("w", "2026-11", [[1, 3]]),
+        ("w", "2026-12", [[2]]),
     ]
 
 

@@ -75,23 +75,33 @@ CREATE TABLE entry (
 CREATE TABLE charge_line (
     record        uuid   NOT NULL,
     line          int    NOT NULL,
-    class         text   NOT NULL,
-    booking_year  int    NOT NULL,
-    workspace_id  bigint,
     hour          int    NOT NULL,
+    workspace_id  bigint,
+    journal       bigint NOT NULL,
+    amount_pico   bigint NOT NULL,          -- what was charged; for byok the fee
+    list_pico     bigint NOT NULL,          -- byok: the list price; else the amount
+    booking_year  int    NOT NULL,
+    class         text   NOT NULL,
     price_version text   NOT NULL,
     tier          text   NOT NULL,
     terms         text   NOT NULL CHECK (terms IN ('list', 'sharing', 'byok')),
     quantities    json   NOT NULL,
-    amount_pico   bigint NOT NULL,          -- what was charged; for byok the fee
-    list_pico     bigint NOT NULL,          -- byok: the list price; else the amount
-    journal       bigint NOT NULL,
     CHECK (terms = 'byok' OR amount_pico = list_pico)
 ) PARTITION BY LIST (class);
--- For audit, which follows the chain block by block: journals are numbered in time order, and so are their lines.
+-- For audit, which follows the chain block by block: journals are numbered in time order, and so their lines lie. A
+-- unique key over (record, line) would cost as much as the lines.
 CREATE INDEX charge_line_journal ON charge_line USING brin (journal) WITH (autosummarize = on);
 
--- Unique by cause over all classes and years, for ever.
+-- Rated records whose lines are booked: a record is booked at once, by one transaction, or never. For ever. It leads to
+-- its lines: their journals are among those of its transaction.
+CREATE TABLE charged_record (
+    record        uuid   PRIMARY KEY,
+    booking_year  int    NOT NULL,
+    first_journal bigint NOT NULL,
+    last_journal  bigint NOT NULL CHECK (last_journal >= first_journal)
+);
+
+-- What is no usage is unique by cause, over all classes and years, for ever.
 CREATE TABLE journal_cause (
     cause   text   PRIMARY KEY,
     journal bigint NOT NULL,
@@ -150,7 +160,7 @@ DECLARE
     root text;
 BEGIN
     FOREACH legal_class IN ARRAY ARRAY['US', 'EU', 'OTHER'] LOOP
-        FOR root, key IN VALUES ('journal', 'id'), ('entry', 'journal, account'), ('charge_line', 'record, line') LOOP
+        FOR root, key IN VALUES ('journal', 'id'), ('entry', 'journal, account'), ('charge_line', NULL) LOOP
             part := format('%s_%s', root, lower(legal_class));
             IF to_regclass(part) IS NULL THEN
                 EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES IN (%L) PARTITION BY LIST (booking_year)',
@@ -162,7 +172,9 @@ BEGIN
             IF to_regclass(part) IS NULL THEN
                 EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES IN (%s)', part, root, year);
                 -- Class and year are the same all through a partition, so its key needs neither.
-                EXECUTE format('CREATE UNIQUE INDEX %I ON %I (%s)', part || '_key', part, key);
+                IF key IS NOT NULL THEN
+                    EXECUTE format('CREATE UNIQUE INDEX %I ON %I (%s)', part || '_key', part, key);
+                END IF;
                 PERFORM billing_append_only(part);
                 IF key = 'journal, account' THEN
                     -- The trigger on `entry` itself does not see what is written to a partition directly.
@@ -178,7 +190,7 @@ DO $$
 DECLARE
     root text;
 BEGIN
-    FOREACH root IN ARRAY ARRAY['journal', 'entry', 'charge_line', 'journal_cause', 'chain'] LOOP
+    FOREACH root IN ARRAY ARRAY['journal', 'entry', 'charge_line', 'charged_record', 'journal_cause', 'chain'] LOOP
         PERFORM billing_append_only(root);
         -- For partitioned tables each partition, of now and of later, gets a copy of the row trigger.
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON %I FOR EACH ROW '
