@@ -19,8 +19,7 @@ from services.billing.charges import LINE_COLUMNS, Sheet, Sifted, by_day, oldest
 from services.billing.ledger import Balances, BillingConfig, Grant, block_hash, closes_at
 from services.billing.payments import Dispute, Note, Payments, Purchase, Waiting
 from shared.mesh import packed
-from shared.mesh.packed import copy_packed
-from shared.mesh.store import Connection
+from shared.mesh.store import Connection, copy_packed
 
 # --- lines that are booked ---------------------------------------------------------------------------------------
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
 from hashlib import blake2b
+from struct import unpack
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -52,12 +51,9 @@ def identities(ids: Sequence[str], day_keys: Mapping[int, bytes]) -> Iterator[Id
 _identity = partial(tuple.__new__, Identity)  # as Identity(*each), without a call of Python's
 
 
-def _halves(blocks: bytes) -> array[int]:
+def _halves(blocks: bytes) -> tuple[int, ...]:
     """Blocks of 16 bytes as big-endian numbers of 8."""
-    halves = array("Q", blocks)
-    if sys.byteorder == "little":
-        halves.byteswap()
-    return halves
+    return unpack(f">{len(blocks) // 8}Q", blocks)
 
 
 def encipher(blocks: bytes, key: bytes) -> bytes:

@@ -12,7 +12,7 @@ import msgspec
 
 from services.metering import log_row
 from shared.mesh import packed
-from shared.mesh.store import Connection
+from shared.mesh.store import Connection, copy_packed
 
 _FEW = 500
 _PENDING = ("workspaces", "keys", "models", "hours", "generations", "input_tokens", "output_tokens", "amounts")
@@ -49,7 +49,7 @@ async def claim_seen(db: Connection, digests: Mapping[bytes, int]) -> dict[bytes
         try:
             async with db.transaction():
                 rows = [_SEEN(2, 16, key, 8, digest) for key, digest in new.items()]
-                await packed.copy_packed(db, "seen", ("key", "digest"), rows)
+                await copy_packed(db, "seen", ("key", "digest"), rows)
             return before
         except asyncpg.UniqueViolationError:
             ours = await _insert_seen(db, new.items())
@@ -74,7 +74,7 @@ async def _insert_seen(db: Connection, identities: Iterable[tuple[bytes, int]]) 
 
 async def add_log(db: Connection, rows: Sequence[bytes]) -> None:
     """Appends to the request log: rows as `log_row` packs them."""
-    await packed.copy_packed(db, "request_log", log_row.COLUMNS, rows)
+    await copy_packed(db, "request_log", log_row.COLUMNS, rows)
 
 
 async def logged(db: Connection, generation: str, now: datetime) -> asyncpg.Record | None:
@@ -222,7 +222,7 @@ async def add_pending(db: Connection, totals: Sequence[Sequence[Any]]) -> None:
     """Sums that the rollups have not taken yet, by column: see `Effects.totals`."""
     columns = [*map(packed.texts, totals[:3]), *map(packed.bigints, totals[3:])]
     row = len(columns).to_bytes(2, "big") + b"".join(columns)
-    await packed.copy_packed(db, "pending", _PENDING, [row])
+    await copy_packed(db, "pending", _PENDING, [row])
 
 
 async def roll_up(db: Connection, batches: int) -> None:

@@ -249,6 +249,7 @@ class TopicConsumer:
                 await store.fence(db, self.group, tp.topic, [(tp.partition, cursor.epoch, 0, begin)])
             cursor.next_offset = cursor.high_offset = begin
         self.partitions[tp] = partition
+        self._fenced_at.pop(tp, None)  # not before: until now a look at the cursors would fence it once more
         self._seek(tp, cursor.next_offset)
         consumer.resume(tp)
         self.progress.paused_since.pop(tp, None)
@@ -584,7 +585,6 @@ class TopicConsumer:
             return
         if not by_hand:
             self._fenced_before.add(tp)
-        self._fenced_at.pop(tp, None)
         await self._claim(tp, generation)
 
     def _decode(self, groups: Groups) -> tuple[list[Received], list[Refusal], Groups]:

@@ -8,11 +8,9 @@ does not change from row to row once. The format is described with COPY in Postg
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from struct import pack
-
-from shared.mesh.store import Connection
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _NULL = b"\xff\xff\xff\xff"
@@ -52,16 +50,9 @@ def _array(element_oid: int, length: int, elements: bytes) -> bytes:
     return field(pack(">iiiii", 1, 1, element_oid, length, 1) + elements)
 
 
-async def copy_packed(db: Connection, table: str, columns: Sequence[str], rows: Sequence[bytes]) -> None:
-    """Appends `rows`, each its 16-bit number of columns (big-endian) and then its columns as `field` makes them.
-
-    The server checks lengths, not meanings: eight bytes are a bigint or a timestamptz, as the table has it.
-    """
-
-    async def messages() -> AsyncIterator[bytes]:
-        yield _HEADER
-        for start in range(0, len(rows), _ROWS_A_MESSAGE):
-            yield b"".join(rows[start : start + _ROWS_A_MESSAGE])
-        yield _TRAILER
-
-    await db.copy_to_table(table, columns=columns, format="binary", source=messages())
+def messages(rows: Sequence[bytes]) -> Iterator[bytes]:
+    """The stream that COPY reads: `rows`, each its 16-bit number of columns (big-endian) and then its columns."""
+    yield _HEADER
+    for start in range(0, len(rows), _ROWS_A_MESSAGE):
+        yield b"".join(rows[start : start + _ROWS_A_MESSAGE])
+    yield _TRAILER

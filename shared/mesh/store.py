@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, TypeAlias
 
 import asyncpg
 import msgspec
+
+from shared.mesh import packed
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 Pool: TypeAlias = "asyncpg.Pool[Any]"
@@ -65,6 +67,17 @@ async def connect(url: str, application: str, *, command_timeout: float | None =
     )
     await _init_connection(connection)
     return connection
+
+
+async def copy_packed(db: Connection, table: str, columns: Sequence[str], rows: Sequence[bytes]) -> None:
+    """Appends rows that `packed` made. The server checks lengths, not meanings: eight bytes are a bigint or a timestamptz,
+    as the table has it."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        for message in packed.messages(rows):
+            yield message
+
+    await db.copy_to_table(table, columns=columns, format="binary", source=stream())
 
 
 # --- cursors -----------------------------------------------------------------------------------------------------

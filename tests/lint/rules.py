@@ -24,7 +24,8 @@ def _own_snippets(path: PurePosixPath) -> bool:
 
 def _domain(path: PurePosixPath) -> bool:
     wiring = {"app.py", "store.py", "data_map.py", "__init__.py"}
-    return path.parts[0] == "services" and path.suffix == ".py" and path.name not in wiring
+    room = path.parts[0] == "services" and path.suffix == ".py" and path.name not in wiring
+    return room or str(path) == "shared/mesh/packed.py"
 
 
 def _room_file(path: PurePosixPath, name: str) -> bool:
@@ -129,6 +130,7 @@ _WORLD_MODULES = {
     "requests", "secrets", "shared.mesh", "shutil", "signal", "socket", "subprocess", "sys", "tempfile",
     "threading", "time", "urllib.request",
 }  # fmt: skip
+_PURE_MODULES = {"shared.mesh.packed"}
 _WORLD_NAMES = {
     "breakpoint", "input", "open", "print",
     "datetime.date.today", "datetime.datetime.now", "datetime.datetime.today", "datetime.datetime.utcnow",
@@ -139,6 +141,7 @@ _WORLD_NAMES = {
 def _impure_domain(tree: ast.Module, path: PurePosixPath) -> Iterator[Hit]:
     for statement, module in imports(tree):
         outside = any(module == world or module.startswith(world + ".") for world in _WORLD_MODULES)
+        outside &= module not in _PURE_MODULES
         if outside or module in _WORLD_NAMES:
             yield statement, f"imports {module}"
     names = Names(tree)
