@@ -74,7 +74,7 @@ class ServiceSettings:
     clock: str | None = None
     session_timeout_ms: int = 15_000
     batch_records: int = 5_000
-    linger_ms: int = 20
+    linger_ms: int = 25
     drain_seconds: float = 25.0
 
     @classmethod
@@ -108,7 +108,7 @@ class ServiceSettings:
             clock=env.get("STEWARD_CLOCK"),
             session_timeout_ms=int(number("STEWARD_SESSION_TIMEOUT_MS", "15000")),
             batch_records=int(number("STEWARD_BATCH_RECORDS", "5000")),
-            linger_ms=int(number("STEWARD_LINGER_MS", "20")),
+            linger_ms=int(number("STEWARD_LINGER_MS", "25")),
             drain_seconds=number("STEWARD_DRAIN_SECONDS", "25"),
         )
         if settings.drain_seconds <= 0:

@@ -51,7 +51,7 @@ class Sizes:
     @classmethod
     def usual(cls, events: int | None) -> Sizes:
         """What the limits speak about."""
-        return cls._capped(events or 2_000_000, 200_000, 3_000, 5, 20, 100_000, 20, 100_000, 10_000_000, 400_000)
+        return cls._capped(events or 2_000_000, 200_000, 3_000, 30, 20, 100_000, 20, 100_000, 10_000_000, 400_000)
 
     @classmethod
     def quick(cls, events: int | None) -> Sizes:
