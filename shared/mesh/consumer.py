@@ -73,7 +73,7 @@ class Fenced(Exception):
 
 # Why a partition stands still until somebody acts.
 STOPS = ("limit", "newer_version", "offset_reset")
-_BULK_BYTES = 64 * 1024
+_BULK_BYTES = 100_000
 
 
 def _heard(hint: asyncio.Future[None]) -> None:
