@@ -310,6 +310,7 @@ async def test_the_service_proves_by_itself(mesh: Mesh, seed: int, monkeypatch: 
     assert metrics.REGISTRY.get_sample_value("steward_audit_ok") == 0
     assert metrics.REGISTRY.get_sample_value("steward_audit_findings") == 2
     monkeypatch.setattr(audit, "_FULL_EVERY", timedelta(0))
+    assert await running.worker.run_job("follow", force=True), "starts over, beside what the proofs go on from"
     assert await running.worker.run_job("prove", force=True)
     newest, *_ = await verdicts()
     assert (newest["kind"], newest["ok"]) == ("full", True)
