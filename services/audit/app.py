@@ -36,10 +36,10 @@ from shared.mesh.store import Connection
 log = logging.getLogger("steward.audit")
 
 _EVERY = timedelta(seconds=30)
-_FOLLOW_EVERY = timedelta(seconds=2)
+_FOLLOW_EVERY = timedelta(seconds=3)
 _FULL_EVERY = timedelta(days=1)
 # In the background: the share of its time that may be spent working, and for how long at a stretch, rests included
-# (seconds). Of every two seconds, so, at most 0.4.
+# (seconds). Of every three seconds, so, at most 0.4.
 _SHARE = 0.4
 _AT_ONCE = 1.0
 # A journal is numbered when its transaction begins to write and sealed when it ends: it may lie so far below those of an
@@ -249,10 +249,8 @@ async def _stand_still(
         chain.finish(block, heads.get(legal_class), replay.findings)
         for what, n in (await store.beyond(db, chain)).items():
             if n:
-                found.add(
-                    "beyond",
-                    f"{n} {what} of class {legal_class} belong to a journal above {chain.newest_journal}, which does not exist",
-                )
+                text = "are in none of its blocks" if what == "journals" else "name a journal that does not exist"
+                found.add("beyond", f"{n} {what} of class {legal_class}, numbered above {chain.newest_journal}, {text}")
     equal = await _compare_balances(db, replay, found)
     due, wrong = byok_fees(
         byok, replay.lines.byok, await store.owners(db, {number for number, _ in replay.lines.byok}),

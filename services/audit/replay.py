@@ -14,8 +14,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import compress
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -203,7 +204,7 @@ class Chain:
             self._sealed[row[0]] = Sealed(*row)
             self.sealed_to = max(self.sealed_to, row[0])
         entries = Entries.of(part.entries)
-        if lost := set(entries.journals).difference([row[0] for row in part.journals]):
+        if lost := set(entries.journals).difference(map(itemgetter(0), part.journals)):
             for number, n in Counter(n for n in entries.journals if n in lost).items():
                 findings.add(
                     "entries", f"{n} entries of class {self.legal_class} name journal {number}, which does not exist"
@@ -229,11 +230,8 @@ class Chain:
             else:
                 self._broken(findings, f"journal {form[0]} names block {block}, which was sealed without it")
         self._close_complete(findings)
-        return {
-            number: Expected(digest, period, charged.get(number, 0))
-            for number, kind, digest, period in zip(ids, kinds, digests, periods, strict=True)
-            if kind == "usage"
-        }
+        said = zip(digests, periods, [charged.get(number, 0) for number in ids], strict=True)
+        return dict(compress(zip(ids, said, strict=True), [kind == "usage" for kind in kinds]))
 
     def finish(self, newest_block: int, head: tuple[int, bytes] | None, findings: Findings) -> None:
         """No journal is left. `newest_block` and `head` are what the tables call the chain's end."""
@@ -278,7 +276,8 @@ class Chain:
         self.entries += len(entries.amounts)
         if revenue is None:
             return {}
-        return {n: -pico for n, account, pico, _ in zip(*entries, strict=True) if account == revenue}
+        rows = zip(entries.journals, entries.accounts, entries.amounts, strict=True)
+        return {number: -amount for number, account, amount in rows if account == revenue}
 
     def _close_complete(self, findings: Findings) -> None:
         """Closes the blocks that have as many journals as were sealed in them, in order."""
@@ -317,12 +316,8 @@ def _instants(sent: Sequence[bytes]) -> list[int]:
     return [known[at] for at in sent]
 
 
-class Expected(NamedTuple):
-    """What a usage journal says about its lines: `charged_pico` is what it took from revenue."""
-
-    lines_digest: bytes
-    period: str
-    charged_pico: int
+# What a usage journal says about its lines: their digest, their period, and what it took from revenue (pico-dollars).
+Expected: TypeAlias = tuple[bytes, str, int]
 
 
 @dataclass(slots=True)
@@ -353,10 +348,11 @@ class Lines:
             if said is None:
                 findings.add("orphan", f"{n} charge lines name journal {journal}, which does not exist")
             else:
-                if lines.digest(start, end) != said.lines_digest:
+                digest, _, expected_charge = said
+                if lines.digest(start, end) != digest:
                     findings.add("digest", f"the lines of journal {journal} are not those that were sealed with it")
-                if (charged := sum(amounts[start:end])) != said.charged_pico:
-                    findings.add("charge", f"journal {journal} charges {said.charged_pico}, its lines sum to {charged}")
+                if (charged := sum(amounts[start:end])) != expected_charge:
+                    findings.add("charge", f"journal {journal} charges {expected_charge}, its lines sum to {charged}")
             start = end
         for journal in sorted(expected.keys() - set(lines.journals)):
             findings.add("lost", f"usage journal {journal} has no charge lines")
@@ -374,7 +370,7 @@ class Lines:
                 return False
             tariffs[key] = tariff
         months = {self._period(kind.hour) for kind in lines.kinds.values()}
-        if len(months.union([said.period for said in expected.values()])) > 1:
+        if len(months.union([period for _, period, _ in expected.values()])) > 1:
             return False
         try:
             dues = _dues(tariffs, lines)
@@ -405,9 +401,7 @@ class Lines:
             if terms == "byok":
                 self.byok.setdefault((workspace or 0, month), ByokMonth()).add(listed, amount)
             said = expected.get(journal)
-            reason = self._line(
-                tariff, month, terms, quantities, amount, listed, month if said is None else said.period
-            )
+            reason = self._line(tariff, month, terms, quantities, amount, listed, month if said is None else said[1])
             if reason is not None:
                 self.wrong += 1
                 findings.add("line", f"line {number} of record {UUID(bytes=record)}: {reason}")
