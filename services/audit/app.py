@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 import tomllib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,9 +23,10 @@ from aiokafka.errors import KafkaError
 from prometheus_client import Gauge
 
 from services.audit import conservation, store
+from services.audit.chain import Malformed
 from services.audit.conservation import Books, InFlight, Payments, Usage, Verdict
 from services.audit.recompute import PICO, ByokTerms, byok_fees
-from services.audit.replay import Expected, Findings, Replay
+from services.audit.replay import Chain, Findings, Part, Replay
 from shared.contract.topics import GENERATIONS, PAYMENTS
 from shared.mesh import Service, Transaction, metrics
 from shared.mesh.http import NotFound
@@ -34,7 +36,18 @@ from shared.mesh.store import Connection
 log = logging.getLogger("steward.audit")
 
 _EVERY = timedelta(seconds=30)
-_FULL_EVERY = timedelta(hours=1)
+_FOLLOW_EVERY = timedelta(seconds=3)
+_FULL_EVERY = timedelta(days=1)
+# In the background: the share of its time that may be spent working, and for how long at a stretch, rests included
+# (seconds). Of every three seconds, so, at most 0.4.
+_SHARE = 0.4
+_AT_ONCE = 1.0
+# A journal is numbered when its transaction begins to write and sealed when it ends: it may lie so far below those of an
+# earlier block. Nearly always it is not even the first of these.
+_SOON = 20_000
+_OVERTAKEN = 500_000
+# How often the rest is looked at before it is read in one snapshot, however much it is.
+_ATTEMPTS = 5
 # Counting what is on its way ends here (seconds): a longer backlog is no state in which books are proved.
 _COUNTING_SECONDS = 20.0
 # The terms that customers were told: published by billing, read as a file, computed here by code of our own.
@@ -91,49 +104,164 @@ class Sources:
         return cls(urls[0], urls[1], KafkaSettings.from_env(env), byok)
 
 
-async def prove(sources: Sources, now: datetime, replay: Replay | None = None) -> tuple[Verdict, Replay | None]:
+class Eyes:
+    """Both databases, as the auditor sees them."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.billing, self.metering = store.Source(sources.billing_url), store.Source(sources.metering_url)
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self.billing.close()
+        await self.metering.close()
+
+
+@dataclass(slots=True)
+class Manners:
+    """How the books are read: in slices, each from a snapshot of its own, with a rest after each of them."""
+
+    share: float = 1.0
+    """Of its time that may be spent working; the rest it sleeps."""
+    until: float = math.inf
+    """When to stop, whatever there is left (as `time.monotonic` counts)."""
+    slice_seconds: float = 0.15
+    """How long a slice should take, arithmetic included: its snapshot lives for a part of that."""
+    journals: int = 500
+    """How many journals a slice has; follows from the time that the last one took."""
+    most: int = 20_000
+
+    async def rest(self, worked: float, full: bool) -> None:
+        """After a slice that took `worked` seconds. `full`: it had as many journals as it might have."""
+        if full or worked > self.slice_seconds:
+            fitting = int(self.journals * self.slice_seconds / max(worked, 1e-3))
+            self.journals = min(max(1, self.journals // 4, min(fitting, 2 * self.journals)), self.most)
+        await asyncio.sleep(worked * (1 / self.share - 1))
+
+
+async def prove(
+    sources: Sources, now: datetime, replay: Replay | None = None, *,
+    eyes: Eyes | None = None, manners: Manners | None = None,
+) -> tuple[Verdict, Replay | None]:  # fmt: skip
     """The proof, from the beginning or (given an earlier one's replay) from where that ended.
 
     The replay that comes back may be continued; None = it may not, since something could not be read to its end.
+    `eyes` stay open, if given. Without `manners` it reads as fast as it can.
     """
+    sight = eyes or Eyes(sources)
     try:
         replay = replay or Replay(now)
-        books, offsets = await _read_books(sources, replay)
-        usage, in_flight = await _read_usage(sources, books, offsets)
+        manners = manners or Manners()
+        read = await _read_books(sight, sources.byok, replay, manners)
+        if read is None:
+            log.info(
+                "the replay has not caught up yet: %s", {name: chain.block for name, chain in replay.chains.items()}
+            )
+            return conservation.undetermined("the replay has not caught up yet with what was sealed"), replay
+        books, offsets = read
+        usage, in_flight = await _read_usage(sight, sources.kafka, books, offsets)
     except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
         return conservation.undetermined(f"a database could not be reached: {error or type(error).__name__}"), None
     except asyncpg.PostgresError as error:
         return conservation.undetermined(f"a database could not be read ({type(error).__name__}): {error}"), None
+    except Malformed as error:
+        return conservation.undetermined(f"a database could not be read: {error}"), None
+    finally:
+        if eyes is None:
+            await sight.close()
     return conservation.judge(usage, books, in_flight), replay
 
 
-async def _read_books(sources: Sources, replay: Replay) -> tuple[Books, dict[int, int]]:
-    """Billing first: what it has booked by now, metering has rated before."""
-    found = Findings()
-    async with store.snapshot(sources.billing_url) as db:
-        newest = await store.blocks(db)
-        async with store.snapshot(sources.metering_url) as metering:
-            # After the snapshot of billing, so every version that has rated one of its lines is there.
-            replay.lines.prices = await store.prices(metering)
-        full = not replay.chains
+async def follow(eyes: Eyes, replay: Replay, manners: Manners) -> bool:
+    """Takes in what has been sealed, slice by slice, until nothing is left (True) or the time is over."""
+    while time.monotonic() < manners.until:
+        started = time.monotonic()
+        async with eyes.billing.snapshot() as db:
+            newest = await store.blocks(db)
+            parts = await _parts(db, replay, newest, manners.journals)
+        await _take(eyes, replay, parts)
+        full = any(len(part.journals) == manners.journals for part in parts)
+        if not full:
+            for chain in _incomplete(replay, newest):
+                async with eyes.billing.snapshot() as db:
+                    part = await store.late_part(db, chain, _SOON)
+                await _take(eyes, replay, [part])
+        if not full:
+            return True
+        await manners.rest(time.monotonic() - started, full)
+    return False
+
+
+async def _parts(db: Connection, replay: Replay, newest: Mapping[str, int], limit: int) -> list[Part]:
+    """The next slice of each class that has something new, and the accounts in it."""
+    chains = [replay.chain(legal_class) for legal_class in newest]
+    behind = [chain for chain in chains if newest[chain.legal_class] != chain.block]
+    if behind:
         async for rows in store.accounts(db, replay.chart.known):
             replay.chart.learn(rows)
-        heads = await store.heads(db)
-        for legal_class, block in newest.items():
-            await _replay_class(db, replay, legal_class, block, heads.get(legal_class))
-        if full:
-            await _compare_totals(db, replay)
-        equal = await _compare_balances(db, replay, found)
-        due, wrong = byok_fees(
-            sources.byok, replay.lines.byok, await store.owners(db, {number for number, _ in replay.lines.byok}),
-            await store.byok_months(db),
-        )  # fmt: skip
-        for text in wrong:
-            found.add("byok", text)
-        refused = sum(map(lines_in, await store.refused_usage(db)))
-        counters = await store.counters(db)
-        payments = Payments.of(counters, PAYMENTS.name, await store.parked_payments(db))
-        offsets = await store.booked_offsets(db)
+    return [await store.next_part(db, chain, limit) for chain in behind]
+
+
+def _incomplete(replay: Replay, newest: Mapping[str, int]) -> list[Chain]:
+    """Chains of which blocks are there, and not all of their journals."""
+    return [replay.chain(name) for name, block in newest.items() if replay.chain(name).block < block]
+
+
+async def _take(eyes: Eyes, replay: Replay, parts: Sequence[Part]) -> None:
+    """Takes in slices. Price versions are asked for after the slices were read, so whatever rated them is there."""
+    if unknown := set[str]().union(*(replay.lines.unknown_versions(part.lines) for part in parts)):
+        async with eyes.metering.snapshot() as db:
+            replay.lines.prices |= await store.prices(db, unknown)
+    for part in parts:
+        replay.take(part)
+
+
+async def _read_books(
+    eyes: Eyes, byok: ByokTerms, replay: Replay, manners: Manners
+) -> tuple[Books, dict[int, int]] | None:
+    """Billing first: what it has booked by now, metering has rated before. None: it could not catch up in time."""
+    for attempt in range(_ATTEMPTS):
+        if not await follow(eyes, replay, manners):
+            return None
+        async with eyes.billing.snapshot() as db:
+            newest = await store.blocks(db)
+            full = True
+            while full:
+                parts = await _parts(db, replay, newest, manners.journals)
+                await _take(eyes, replay, parts)
+                full = any(len(part.journals) == manners.journals for part in parts)
+                if full and attempt + 1 < _ATTEMPTS:
+                    break  # too much has come since to be read in this one snapshot
+            if not full:
+                return await _stand_still(eyes, db, byok, replay, newest)
+    raise AssertionError("the last attempt reads whatever there is")
+
+
+async def _stand_still(
+    eyes: Eyes, db: Connection, byok: ByokTerms, replay: Replay, newest: Mapping[str, int]
+) -> tuple[Books, dict[int, int]]:
+    """All that is compared with the replay at one instant: that of the snapshot in which it has taken in the rest."""
+    found = Findings()
+    for chain in _incomplete(replay, newest):
+        await _take(eyes, replay, [await store.late_part(db, chain, _OVERTAKEN)])
+    heads = await store.heads(db)
+    for legal_class, block in newest.items():
+        chain = replay.chain(legal_class)
+        chain.finish(block, heads.get(legal_class), replay.findings)
+        for what, n in (await store.beyond(db, chain)).items():
+            if n:
+                text = "are in none of its blocks" if what == "journals" else "name a journal that does not exist"
+                found.add("beyond", f"{n} {what} of class {legal_class}, numbered above {chain.newest_journal}, {text}")
+    equal = await _compare_balances(db, replay, found)
+    due, wrong = byok_fees(
+        byok, replay.lines.byok, await store.owners(db, {number for number, _ in replay.lines.byok}),
+        await store.byok_months(db),
+    )  # fmt: skip
+    for text in wrong:
+        found.add("byok", text)
+    refused = sum(map(lines_in, await store.refused_usage(db)))
+    counters = await store.counters(db)
+    payments = Payments.of(counters, PAYMENTS.name, await store.parked_payments(db))
+    offsets = await store.booked_offsets(db)
     lines, chains = replay.lines, replay.chains
     books = Books(
         lines=lines.count,
@@ -152,75 +280,6 @@ async def _read_books(sources: Sources, replay: Replay) -> tuple[Books, dict[int
     return books, offsets
 
 
-async def _replay_class(
-    db: Connection, replay: Replay, legal_class: str, newest_block: int, head: tuple[int, bytes] | None
-) -> None:
-    """Takes in what a class has that the replay has not."""
-    chain = replay.chain(legal_class)
-    if newest_block > chain.block:
-        await _replay_lines(db, replay, legal_class, chain.block, chain.newest_journal)
-        async for rows in store.journals(db, legal_class, chain.block, chain.newest_journal):
-            chain.take(rows, replay.chart, replay.findings)
-    chain.finish(newest_block, head, replay.chart, replay.findings)
-
-
-async def _replay_lines(db: Connection, replay: Replay, legal_class: str, block: int, newest_journal: int) -> None:
-    """Walks the usage journals above `block` and their lines side by side."""
-    lines, findings = replay.lines, replay.findings
-    first, last = 0, None
-    if block:
-        span = await store.journal_range(db, legal_class, block, newest_journal)
-        if span is None:
-            return
-        first, last = span
-    journals = _expected(store.usage_journals(db, legal_class, block, newest_journal))
-    expected = await anext(journals, None)
-    async for group in _by_journal(store.lines(db, legal_class, first, last)):
-        journal = group[0][12]
-        while expected is not None and expected.journal < journal:
-            lines.without_lines(expected, findings)
-            expected = await anext(journals, None)
-        if expected is not None and expected.journal == journal:
-            lines.take(expected, group, findings)
-            expected = await anext(journals, None)
-        elif not block:
-            lines.take(None, group, findings)
-        # else: of an earlier block, whose numbers lie between ours; taken in before.
-    while expected is not None:
-        lines.without_lines(expected, findings)
-        expected = await anext(journals, None)
-
-
-async def _expected(batches: AsyncIterator[list[store.Row]]) -> AsyncIterator[Expected]:
-    async for rows in batches:
-        for row in rows:
-            yield Expected(row["id"], row["lines_digest"], row["period"], int(row["charged"]))
-
-
-async def _by_journal(batches: AsyncIterator[list[store.Row]]) -> AsyncIterator[list[tuple[Any, ...]]]:
-    group: list[tuple[Any, ...]] = []
-    async for rows in batches:
-        for row in map(tuple, rows):
-            if group and group[0][12] != row[12]:
-                yield group
-                group = []
-            group.append(row)
-    if group:
-        yield group
-
-
-async def _compare_totals(db: Connection, replay: Replay) -> None:
-    """Entries that belong to no journal would be in no replay."""
-    for legal_class, (entries, total) in (await store.totals(db)).items():
-        chain = replay.chain(legal_class)
-        if (entries, int(total)) != (chain.entries, chain.sum_pico):
-            replay.findings.add(
-                "entries",
-                f"class {legal_class} has {entries} entries that sum to {total}; its journals have {chain.entries} "
-                f"that sum to {chain.sum_pico}",
-            )
-
-
 async def _compare_balances(db: Connection, replay: Replay, findings: Findings) -> bool:
     unequal = 0
     known: set[int] = set()
@@ -235,9 +294,11 @@ async def _compare_balances(db: Connection, replay: Replay, findings: Findings) 
     return not unequal
 
 
-async def _read_usage(sources: Sources, books: Books, offsets: Mapping[int, int]) -> tuple[Usage, InFlight]:
+async def _read_usage(
+    eyes: Eyes, kafka: KafkaSettings, books: Books, offsets: Mapping[int, int]
+) -> tuple[Usage, InFlight]:
     """Metering second, and what lies between the two: no more of it than explains the difference."""
-    async with store.snapshot(sources.metering_url) as db:
+    async with eyes.metering.snapshot() as db:
         counters = await store.counters(db)
         waiting, letters = await store.quarantined(db), await store.dead_letters(db)
         missing = await store.missing(db)
@@ -249,7 +310,7 @@ async def _read_usage(sources: Sources, books: Books, offsets: Mapping[int, int]
     wanted = conservation.unbooked(usage, books)
     if wanted <= outbox:
         return usage, InFlight(outbox)
-    return usage, await _in_flight(sources.kafka, offsets, wanted, outbox)
+    return usage, await _in_flight(kafka, offsets, wanted, outbox)
 
 
 async def _in_flight(kafka: KafkaSettings, offsets: Mapping[int, int], wanted: int, found: int) -> InFlight:
@@ -296,31 +357,81 @@ def lines_in(record: bytes | None) -> int:
 
 
 class Room:
-    """What this process remembers between two proofs."""
+    """What this process remembers between two proofs.
+
+    `_replay` is what the proofs go on from. `_fresh` is another one that starts from the first block, beside it, and
+    takes its place once it has caught up.
+    """
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self._env = env
         self.sources: Sources
-        self.replay: Replay | None = None
+        self._eyes: Eyes
+        self._replay: Replay | None = None
+        self._fresh: Replay | None = None
+        self._caught_up = False
+        self._manners = Manners(share=_SHARE)
+        self._one_at_a_time = asyncio.Lock()
 
     async def open(self, runtime: Any) -> None:
         """Finds its sources."""
         self.sources = Sources.from_env(self._env)
+        self._eyes = Eyes(self.sources)
 
     async def go_on(self, now: datetime) -> tuple[str, Verdict]:
-        """The next proof: what is new since the last one, or all of it once an hour. Gives its kind, too."""
-        replay, self.replay = self.replay, None
-        if replay is not None and now - replay.started_at >= _FULL_EVERY:
-            replay = None
-        kind = "full" if replay is None else "increment"
-        verdict, self.replay = await prove(self.sources, now, replay)
+        """The next proof: of all of it, if a replay from the first block has caught up, else of what is new."""
+        async with self._one_at_a_time:
+            return await self._go_on(now)
+
+    async def _go_on(self, now: datetime) -> tuple[str, Verdict]:
+        kind = "increment"
+        if self._replay is None or self._caught_up:
+            kind, self._replay, self._fresh = "full", self._fresh, None
+        self._caught_up = False
+        replay, self._replay = self._replay, None
+        self._manners.until = time.monotonic() + _AT_ONCE
+        verdict, replay = await prove(self.sources, now, replay, eyes=self._eyes, manners=self._manners)
+        if replay is None:
+            self._fresh = None
+        elif kind == "full" and not verdict.figures:
+            kind, self._fresh = "increment", replay  # it has not caught up after all
+        else:
+            self._replay = replay
         return kind, verdict
+
+    async def follow(self, now: datetime) -> None:
+        """Takes in what has been sealed since; first for the proofs, then for the replay that started over."""
+        async with self._one_at_a_time:
+            await self._follow(now)
+
+    async def _follow(self, now: datetime) -> None:
+        self._manners.until = time.monotonic() + _AT_ONCE
+        replay, fresh = self._replay, self._fresh
+        self._replay = self._fresh = None
+        if replay is None or now - replay.started_at >= _FULL_EVERY:
+            fresh = fresh or Replay(now)
+        try:
+            if replay is not None:
+                await follow(self._eyes, replay, self._manners)
+            self._caught_up = fresh is not None and await follow(self._eyes, fresh, self._manners)
+        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, Malformed) as error:
+            # The next proof says so; it starts from the first block.
+            log.warning("the books cannot be followed: %s", type(error).__name__)
+            return
+        self._replay, self._fresh = replay, fresh
 
 
 def make_service(env: Mapping[str, str] = os.environ) -> Service:
     """The room's declaration; `env` names the databases that it reads."""
     room = Room(env)
     service = Service("audit", migrations=Path(__file__).parent / "migrations", on_start=room.open)
+
+    # Jobs run one after the other, each inside a transaction of audit's database. It must be a short one: no row version
+    # that is newer than a running transaction may be cleared away, in the other databases neither.
+    @service.job("follow", every=_FOLLOW_EVERY)
+    async def keep_following(now: datetime, tx: Transaction) -> None:
+        await store.take_time(tx.db)
+        await room.follow(now)
 
     @service.job("prove", every=_EVERY)
     async def go_on_proving(now: datetime, tx: Transaction) -> None:

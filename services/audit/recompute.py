@@ -53,6 +53,11 @@ class Tariff:
         self.denominator = lcm(*(price.denominator for price in listed.values())) if listed else 1
         self.pay = {u: price.numerator * (self.denominator // price.denominator) for u, price in listed.items()}
 
+    @property
+    def whole(self) -> bool:
+        """Whether every unit costs whole pico-dollars: then `pay` is all there is to know."""
+        return self.denominator == 1
+
     def amount(self, quantities: Mapping[str, int]) -> int:
         """Pico-dollars for these quantities (negative ones for a reversal). Raises `Unprovable` for an unpriced unit."""
         total = 0

@@ -1,28 +1,39 @@
 """The ledger replayed: every journal, entry and charge line is taken in once and leaves sums and findings behind.
 
-Pure: rows come in, in order; a row is any mapping with the table's columns. Memory grows with the number of workspaces
-and price versions, never with the number of lines or journals.
+Pure. Rows come in by slices (`Part`): of one legal class, what has the next journal numbers. Memory grows with the
+number of workspaces and price versions, never with the number of lines or journals.
+
+Blocks are sealed one after the other, but journals are numbered before: the numbers of neighbouring blocks interleave.
+So journals wait until their block has as many as were sealed in it; then it is hashed.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
-from typing import Any, NamedTuple
+from itertools import compress
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias
+from uuid import UUID
 
 import msgspec
 
-from services.audit.chain import GENESIS, block_hash, journal_form, lines_digest
+from services.audit.chain import GENESIS, Columns, block_hash, instant
 from services.audit.recompute import ByokMonth, Tariff, Unprovable
 
 _SHOWN = 5
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HOUR = timedelta(hours=1)
 _decode = msgspec.json.Decoder(dict[str, int]).decode
+_decode_all = msgspec.json.Decoder(list[dict[str, int]]).decode
+# So many journals of blocks that are not complete are kept, then the first of these is taken as it is: no transactions
+# overlap by so many.
+_WAITING = 100_000
+# Less than any journal's number.
+BEFORE_ALL = -(2**62)
 
 CREDIT_KINDS = ("purchased", "granted", "held", "receivable")
 """Accounts of a workspace, in the order of `Chart.standing`; the others are the house's."""
@@ -80,7 +91,7 @@ class Chart:
             self._owners[row["id"]] = row["workspace_id"] or 0
 
     def book(self, legal_class: str, account: int, amount_pico: int) -> bool:
-        """Takes an entry; False if the class has no such account."""
+        """Takes an entry, or several ones' sum; False if the class has no such account."""
         if not 0 <= account < len(self._kinds) or self._classes[account] != legal_class:
             return False
         kind = self._kinds[account]
@@ -89,6 +100,11 @@ class Chart:
             # What is owed to a workspace is a credit, so negative in the entries; what it owes is a debit.
             standing[CREDIT_KINDS.index(kind)] += amount_pico if kind == "receivable" else -amount_pico
         return True
+
+    def is_revenue(self, legal_class: str, account: int) -> bool:
+        """Whether this is the account that usage of the class is charged to."""
+        known = 0 <= account < len(self._kinds)
+        return known and self._kinds[account] == "revenue" and self._classes[account] == legal_class
 
     def standing(self, number: int) -> tuple[int, int, int, int]:
         """Purchased, granted, held and owed, of the workspace with this number."""
@@ -100,9 +116,68 @@ class Chart:
         return set(self._standing)
 
 
+class Part(NamedTuple):
+    """A slice of one class, as one snapshot has it: all journals, entries and lines in some range of journal numbers."""
+
+    legal_class: str
+    journals: Sequence[Sequence[Any]]
+    """`JOURNAL_COLUMNS` (instants in PostgreSQL's binary form), by number."""
+    entries: str
+    """Journal, account and amount, one after the other with white space between, by (journal, account)."""
+    lines: Columns
+    sealed: Sequence[Sequence[Any]]
+    """`SEALED_COLUMNS` of blocks not seen before, those of the journals among them."""
+    late: bool = False
+    """These journals' numbers lie among those of earlier parts: their transaction had not ended by then."""
+
+
+JOURNAL_COLUMNS = (
+    "id", "booking_year", "cause", "kind", "workspace_id", "period", "booked_at", "event_at", "adjusts_period",
+    "lines_digest", "block",
+)  # fmt: skip
+SEALED_COLUMNS = ("block", "prev", "hash", "journals", "booked_at")
+
+
+class Sealed(NamedTuple):
+    """A block's row in the chain."""
+
+    block: int
+    prev: bytes
+    hash: bytes
+    journals: int
+    booked_at: bytes
+
+
+class Entries(NamedTuple):
+    """The entries of a part by column, by (journal, account)."""
+
+    journals: list[int]
+    accounts: list[int]
+    amounts: list[int]
+    texts: list[str]
+    """The amounts as they are sealed."""
+
+    @classmethod
+    def of(cls, text: str) -> Entries:
+        """From the columns one after the other."""
+        fields = text.split()
+        return cls(
+            list(map(int, fields[::3])), list(map(int, fields[1::3])), list(map(int, fields[2::3])), fields[2::3]
+        )  # fmt: skip
+
+    def without(self, journals: set[int]) -> Entries:
+        """Those of other journals."""
+        rows = [row for row in zip(*self, strict=True) if row[0] not in journals]
+        return Entries(*map(list, zip(*rows, strict=True))) if rows else Entries([], [], [], [])
+
+
+# A journal as its block's bytes have it: the columns, and at the end its entries.
+Form = tuple[Any, ...]
+
+
 @dataclass(slots=True)
 class Chain:
-    """One class's chain of blocks, as far as it is proved."""
+    """One class's chain of blocks, as far as it is proved: `block` is the newest block that is."""
 
     legal_class: str
     block: int = 0
@@ -110,21 +185,59 @@ class Chain:
     journals: int = 0
     entries: int = 0
     sum_pico: int = 0
-    newest_journal: int = 0
+    newest_journal: int = BEFORE_ALL
+    """All journals up to this number have been taken in, but for those whose transaction had not ended."""
+    sealed_to: int = 0
+    """The newest block whose row was read."""
     ok: bool = True
-    _open: list[Mapping[str, Any]] = field(default_factory=list)
+    _sealed: dict[int, Sealed] = field(default_factory=dict)
+    _waiting: dict[int, list[Form]] = field(default_factory=dict)
+    _n_waiting: int = 0
 
-    def take(self, rows: Sequence[Mapping[str, Any]], chart: Chart, findings: Findings) -> None:
-        """Journals with their entries, and their block's columns (prev, hash, ...), by (block, id)."""
-        for block, group in groupby(rows, key=lambda row: row["block"]):
-            if self._open and self._open[0]["block"] != block:
-                self._close(chart, findings)
-            self._open += group
+    def waiting(self) -> list[int]:
+        """Numbers of the journals that wait until their block is complete."""
+        return [form[0] for forms in self._waiting.values() for form in forms]
 
-    def finish(self, newest_block: int, head: tuple[int, bytes] | None, chart: Chart, findings: Findings) -> None:
+    def take(self, part: Part, chart: Chart, findings: Findings) -> dict[int, Expected]:
+        """Journals with their entries, and blocks. Gives what the usage journals say about their lines."""
+        for row in part.sealed:
+            self._sealed[row[0]] = Sealed(*row)
+            self.sealed_to = max(self.sealed_to, row[0])
+        entries = Entries.of(part.entries)
+        if lost := set(entries.journals).difference(map(itemgetter(0), part.journals)):
+            for number, n in Counter(n for n in entries.journals if n in lost).items():
+                findings.add(
+                    "entries", f"{n} entries of class {self.legal_class} name journal {number}, which does not exist"
+                )
+            entries = entries.without(lost)
+        if not part.journals:
+            return {}
+        ids, years, causes, kinds, whos, periods, booked, events, adjusts, digests, blocks = zip(
+            *part.journals, strict=True
+        )
+        forms = zip(
+            ids, years, causes, kinds, whos, periods, _instants(booked), _instants(events), adjusts,
+            [None if digest is None else digest.hex() for digest in digests],
+            self._by_journal(ids, entries, findings), strict=True,
+        )  # fmt: skip
+        charged = self._book(entries, chart, findings)
+        self.journals += len(ids)
+        self.newest_journal = max(self.newest_journal, ids[-1])
+        for block, form in zip(blocks, forms, strict=True):
+            if block > self.block:
+                self._waiting.setdefault(block, []).append(form)
+                self._n_waiting += 1
+            else:
+                self._broken(findings, f"journal {form[0]} names block {block}, which was sealed without it")
+        self._close_complete(findings)
+        said = zip(digests, periods, [charged.get(number, 0) for number in ids], strict=True)
+        return dict(compress(zip(ids, said, strict=True), [kind == "usage" for kind in kinds]))
+
+    def finish(self, newest_block: int, head: tuple[int, bytes] | None, findings: Findings) -> None:
         """No journal is left. `newest_block` and `head` are what the tables call the chain's end."""
-        if self._open:
-            self._close(chart, findings)
+        for block in sorted(self._waiting):
+            self._close(block, findings)
+        self._sealed.clear()
         if newest_block < self.block:
             self._broken(findings, f"ends at block {newest_block}, but was proved up to {self.block}: an older copy?")
         elif self.block != newest_block:
@@ -132,52 +245,79 @@ class Chain:
         elif head is not None and head != (self.block, self.hash):
             self._broken(findings, f"the head names block {head[0]}, which is not the proved block {self.block}")
 
-    def _close(self, chart: Chart, findings: Findings) -> None:
-        rows, self._open = self._open, []
-        block = rows[0]["block"]
-        sealed = rows[0]["hash"]
+    def _by_journal(self, ids: Sequence[int], entries: Entries, findings: Findings) -> list[Sequence[tuple[int, str]]]:
+        """Each journal's entries as its block has them; finds those that do not sum to zero."""
+        pairs = list(zip(entries.accounts, entries.texts, strict=True))
+        amounts = entries.amounts
+        found: dict[int, list[tuple[int, str]]] = {}
+        start = 0
+        for number, n in Counter(entries.journals).items():
+            end = start + n
+            found[number] = pairs[start:end]
+            if total := sum(amounts[start:end]):
+                findings.add("journal", f"journal {number} of class {self.legal_class} sums to {total}, not to 0")
+            start = end
+        return [found.get(number, ()) for number in ids]
+
+    def _book(self, entries: Entries, chart: Chart, findings: Findings) -> dict[int, int]:
+        """Brings accounts up to date. Gives what each journal took from revenue."""
+        totals: dict[int, int] = defaultdict(int)
+        for account, amount in zip(entries.accounts, entries.amounts, strict=True):
+            totals[account] += amount
+        revenue = None
+        for account, total in totals.items():
+            if not chart.book(self.legal_class, account, total):
+                for number, other in zip(entries.journals, entries.accounts, strict=True):
+                    if other == account:
+                        findings.add("account", f"journal {number}: class {self.legal_class} has no account {account}")
+            elif chart.is_revenue(self.legal_class, account):
+                revenue = account
+        self.sum_pico += sum(entries.amounts)
+        self.entries += len(entries.amounts)
+        if revenue is None:
+            return {}
+        rows = zip(entries.journals, entries.accounts, entries.amounts, strict=True)
+        return {number: -amount for number, account, amount in rows if account == revenue}
+
+    def _close_complete(self, findings: Findings) -> None:
+        """Closes the blocks that have as many journals as were sealed in them, in order."""
+        while self._waiting:
+            block = self.block + 1
+            sealed, forms = self._sealed.get(block), self._waiting.get(block)
+            if sealed is not None and forms is not None and len(forms) >= sealed.journals:
+                self._close(block, findings)
+            elif self._n_waiting > _WAITING:
+                self._close(min(self._waiting), findings)
+            else:
+                return
+
+    def _close(self, block: int, findings: Findings) -> None:
+        forms, sealed = sorted(self._waiting.pop(block), key=itemgetter(0)), self._sealed.pop(block, None)
+        self._n_waiting -= len(forms)
         if block != self.block + 1:
             self._broken(findings, f"block {block} follows block {self.block}")
         if sealed is None:
             self._broken(findings, f"block {block} has journals and no row in the chain")
-        elif rows[0]["prev"] != self.hash:
+        elif sealed.prev != self.hash:
             self._broken(findings, f"block {block} does not name the hash of the block before it")
-        elif rows[0]["journals"] != len(rows):
-            self._broken(findings, f"block {block} has {len(rows)} journals, {rows[0]['journals']} were sealed in it")
-        else:
-            forms = [journal_form(row) for row in rows]
-            if block_hash(self.legal_class, block, self.hash, rows[0]["sealed_at"], forms) != sealed:
-                self._broken(findings, f"block {block} does not have the content that was sealed in it")
-        for row in rows:
-            self._journal(row, chart, findings)
-        self.block, self.hash = block, sealed or GENESIS
-
-    def _journal(self, row: Mapping[str, Any], chart: Chart, findings: Findings) -> None:
-        total = 0
-        for account, text in zip(row["accounts"], row["amounts"], strict=True):
-            amount = int(text)
-            total += amount
-            if not chart.book(self.legal_class, account, amount):
-                findings.add("account", f"journal {row['id']}: class {self.legal_class} has no account {account}")
-        if total:
-            findings.add("journal", f"journal {row['id']} of class {self.legal_class} sums to {total}, not to 0")
-        self.sum_pico += total
-        self.journals += 1
-        self.entries += len(row["accounts"])
-        self.newest_journal = max(self.newest_journal, row["id"])
+        elif sealed.journals != len(forms):
+            self._broken(findings, f"block {block} has {len(forms)} journals, {sealed.journals} were sealed in it")
+        elif block_hash(self.legal_class, block, self.hash, instant(sealed.booked_at), forms) != sealed.hash:
+            self._broken(findings, f"block {block} does not have the content that was sealed in it")
+        self.block, self.hash = block, GENESIS if sealed is None else sealed.hash
 
     def _broken(self, findings: Findings, text: str) -> None:
         self.ok = False
         findings.add("chain", f"chain of class {self.legal_class}: {text}")
 
 
-class Expected(NamedTuple):
-    """What a usage journal says about its lines: `charged_pico` is what it took from revenue."""
+def _instants(sent: Sequence[bytes]) -> list[int]:
+    known = {at: instant(at) for at in set(sent)}
+    return [known[at] for at in sent]
 
-    journal: int
-    lines_digest: bytes
-    period: str
-    charged_pico: int
+
+# What a usage journal says about its lines: their digest, their period, and what it took from revenue (pico-dollars).
+Expected: TypeAlias = tuple[bytes, str, int]
 
 
 @dataclass(slots=True)
@@ -190,41 +330,86 @@ class Lines:
     """Without own-key fees, which are due on a month's total."""
     byok: dict[tuple[int, str], ByokMonth] = field(default_factory=dict)
     wrong: int = 0
-    prices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prices: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _tariffs: dict[tuple[str, str, str], Tariff | str] = field(default_factory=dict)
     _periods: dict[int, str] = field(default_factory=dict)
 
-    def take(self, expected: Expected | None, rows: Sequence[tuple[Any, ...]], findings: Findings) -> None:
-        """One journal's lines by (record, line), as `store.LINE_COLUMNS` has them; None = there is no such journal."""
-        journal = rows[0][12]
-        charged = 0
-        for row in rows:
-            charged += row[10]
-            reason = self._line(row, None if expected is None else expected.period)
+    def unknown_versions(self, lines: Columns) -> set[str]:
+        """The price versions of lines that `prices` has not."""
+        return {kind.version for kind in lines.kinds.values()} - self.prices.keys()
+
+    def take(self, expected: Mapping[int, Expected], lines: Columns, findings: Findings) -> None:
+        """The lines of a range of journals; `expected` are the usage journals in it, by number."""
+        start = 0
+        amounts = lines.amounts
+        for journal, n in Counter(lines.journals).items():
+            end = start + n
+            said = expected.get(journal)
+            if said is None:
+                findings.add("orphan", f"{n} charge lines name journal {journal}, which does not exist")
+            else:
+                digest, _, expected_charge = said
+                if lines.digest(start, end) != digest:
+                    findings.add("digest", f"the lines of journal {journal} are not those that were sealed with it")
+                if (charged := sum(amounts[start:end])) != expected_charge:
+                    findings.add("charge", f"journal {journal} charges {expected_charge}, its lines sum to {charged}")
+            start = end
+        for journal in sorted(expected.keys() - set(lines.journals)):
+            findings.add("lost", f"usage journal {journal} has no charge lines")
+        self.count += len(amounts)
+        self.charges_pico += sum(amounts)
+        if lines.kinds and not self._all_right(expected, lines):
+            self._line_by_line(expected, lines, findings)
+
+    def _all_right(self, expected: Mapping[int, Expected], lines: Columns) -> bool:
+        """Takes the lines if each is right by all that `_line` looks at, which is nearly always; else takes nothing."""
+        tariffs: dict[bytes, Tariff] = {}
+        for key, kind in lines.kinds.items():
+            tariff = self._tariff(kind.version, kind.tier, kind.terms)
+            if isinstance(tariff, str):
+                return False
+            tariffs[key] = tariff
+        months = {self._period(kind.hour) for kind in lines.kinds.values()}
+        if len(months.union([period for _, period, _ in expected.values()])) > 1:
+            return False
+        try:
+            dues = _dues(tariffs, lines)
+        except (KeyError, ValueError, Unprovable, msgspec.DecodeError):
+            return False
+        own = {key for key, kind in lines.kinds.items() if kind.terms == "byok"}
+        if not own:
+            if dues != list(lines.listed) or lines.amounts != lines.listed:
+                return False
+        else:
+            rows = list(zip(dues, lines.listed, lines.amounts, lines.rated, lines.workspaces, strict=True))
+            if any(due != listed or (amount != listed and key not in own) for due, listed, amount, key, _ in rows):
+                return False
+            month = min(months)
+            for n, (due, listed, amount, key, workspace) in enumerate(rows):
+                if key in own:
+                    self.byok.setdefault((workspace or 0, month), ByokMonth()).add(listed, amount)
+                    dues[n] -= due
+        self.recomputed_pico += sum(dues)
+        return True
+
+    def _line_by_line(self, expected: Mapping[int, Expected], lines: Columns, findings: Findings) -> None:
+        kinds = {
+            key: (self._tariff(*kind[1:]), self._period(kind.hour), kind.terms) for key, kind in lines.kinds.items()
+        }
+        for record, number, amount, listed, quantities, key, workspace, journal in zip(*lines[2:-1], strict=True):
+            tariff, month, terms = kinds[key]
+            if terms == "byok":
+                self.byok.setdefault((workspace or 0, month), ByokMonth()).add(listed, amount)
+            said = expected.get(journal)
+            reason = self._line(tariff, month, terms, quantities, amount, listed, month if said is None else said[1])
             if reason is not None:
                 self.wrong += 1
-                findings.add("line", f"line {row[1]} of record {row[0]}: {reason}")
-        self.count += len(rows)
-        self.charges_pico += charged
-        if expected is None:
-            findings.add("orphan", f"{len(rows)} charge lines name journal {journal}, which does not exist")
-            return
-        if lines_digest(rows) != expected.lines_digest:
-            findings.add("digest", f"the lines of journal {journal} are not those that were sealed with it")
-        if charged != expected.charged_pico:
-            findings.add("charge", f"journal {journal} charges {expected.charged_pico}, its lines sum to {charged}")
+                findings.add("line", f"line {number} of record {UUID(bytes=record)}: {reason}")
 
-    def without_lines(self, expected: Expected, findings: Findings) -> None:
-        """A usage journal to which no line belongs."""
-        findings.add("lost", f"usage journal {expected.journal} has no charge lines")
-
-    def _line(self, row: tuple[Any, ...], period: str | None) -> str | None:
-        """Takes one line; why it is wrong, or None."""
-        _, _, _, _, workspace, hour, version, tier, terms, quantities, amount, listed, _ = row
-        tariff = self._tariffs.get((version, tier, terms)) or self._tariff(version, tier, terms)
-        month = self._periods.get(hour) or self._period(hour)
-        if terms == "byok":
-            self.byok.setdefault((workspace or 0, month), ByokMonth()).add(listed, amount)
+    def _line(
+        self, tariff: Tariff | str, month: str, terms: str, quantities: bytes, amount: int, listed: int, period: str
+    ) -> str | None:
+        """Recomputes one line; why it is wrong, or None."""
         if isinstance(tariff, str):
             return tariff
         try:
@@ -237,12 +422,14 @@ class Lines:
             return f"listed at {listed}, recomputed {due}"
         if terms != "byok" and amount != listed:
             return f"charged {amount}, recomputed {due}"
-        if period is not None and month != period:
+        if month != period:
             return f"used in {month}, booked for {period}"
         return None
 
     def _tariff(self, version: str, tier: str, terms: str) -> Tariff | str:
-        found: Tariff | str
+        found: Tariff | str | None = self._tariffs.get((version, tier, terms))
+        if found is not None:
+            return found
         body = self.prices.get(version)
         if body is None:
             return f"price version {version} is not known to metering"
@@ -254,9 +441,28 @@ class Lines:
         return found
 
     def _period(self, hour: int) -> str:
-        at = _EPOCH + hour * _HOUR
-        month = self._periods[hour] = f"{at.year:04d}-{at.month:02d}"
-        return month
+        known = self._periods.get(hour)
+        if known is None:
+            at = _EPOCH + hour * _HOUR
+            known = self._periods[hour] = f"{at.year:04d}-{at.month:02d}"
+        return known
+
+
+def _dues(tariffs: Mapping[bytes, Tariff], lines: Columns) -> list[int]:
+    """What each line should cost at its terms' prices. Raises for lines that cannot be recomputed at once."""
+    dues = []
+    prices = {key: tariff.pay if tariff.whole else None for key, tariff in tariffs.items()}
+    # Each is valid JSON by its column's type, so what lies between two commas is one of them.
+    for key, used in zip(lines.rated, _decode_all(b"[%b]" % b",".join(lines.quantities)), strict=True):
+        pay = prices[key]
+        if pay is None:
+            dues.append(tariffs[key].amount(used))
+            continue
+        due = 0
+        for unit, quantity in used.items():
+            due += pay[unit] * quantity
+        dues.append(due)
+    return dues
 
 
 @dataclass(slots=True)
@@ -272,6 +478,11 @@ class Replay:
     def chain(self, legal_class: str) -> Chain:
         """The chain of a class."""
         return self.chains.setdefault(legal_class, Chain(legal_class))
+
+    def take(self, part: Part) -> None:
+        """Takes in a slice. Its accounts and, where metering has them, its price versions are known."""
+        expected = self.chain(part.legal_class).take(part, self.chart, self.findings)
+        self.lines.take(expected, part.lines, self.findings)
 
     def unequal_balances(self, rows: Iterable[Mapping[str, Any]], known: set[int], findings: Findings) -> int:
         """Compares balance rows with the replay and notes their workspaces in `known`; returns how many differ."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import asyncpg
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from services.audit.chain import columns
+from services.audit.replay import Chain, Part
 from shared.contract.topics import GENERATIONS, PAYMENTS, USAGE_RATED
 from shared.mesh.admin import end_offsets
 from shared.mesh.settings import KafkaSettings
@@ -23,36 +25,52 @@ from shared.mesh.store import Connection
 Row: TypeAlias = Any
 
 BATCH = 5_000
-# Journals are numbered when a transaction begins to write and sealed when it ends: numbers of one block may lie so far
-# below those of an earlier one, at most.
-_OVERTAKEN = 500_000
 _NEVER_ENDING = 2**62
 
-LINE_COLUMNS = (
-    "record", "line", "class", "booking_year", "workspace_id", "hour", "price_version", "tier", "terms", "quantities",
-    "amount_pico", "list_pico", "journal",
-)  # fmt: skip
+
+class Source:
+    """One database as the auditor sees it: a connection that is kept, and snapshots on it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._db: Connection | None = None
+
+    @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Connection]:
+        """Sees the database as it is at the first statement, and can change nothing. Keep it short: while a snapshot
+        is open nobody can clear away the old versions of the rows that the services change all the time."""
+        if self._db is None or self._db.is_closed():
+            self._db = await _connect(self._url)
+        db = self._db
+        try:
+            async with db.transaction(isolation="repeatable_read", readonly=True):
+                yield db
+        except BaseException:
+            # Whatever it was: the next snapshot is not to stumble over what this one has left on the way.
+            self._db = None
+            db.terminate()
+            raise
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        db, self._db = self._db, None
+        if db is not None:
+            await db.close()
 
 
-@contextlib.asynccontextmanager
-async def snapshot(url: str) -> AsyncIterator[Connection]:
-    """A connection that sees a database as it is at its first statement, and can change nothing."""
+async def _connect(url: str) -> Connection:
     db: Connection = await asyncpg.connect(
         url,
         timeout=10,
         server_settings={
             "application_name": "steward-audit",
             "timezone": "UTC",
-            # The arithmetic between two batches of rows is no idleness, and the other database is read meanwhile.
+            # The other database is read meanwhile, which is no idleness.
             "idle_in_transaction_session_timeout": "0",
             "jit": "off",
         },
     )
-    try:
-        async with db.transaction(isolation="repeatable_read", readonly=True):
-            yield db
-    finally:
-        await db.close()
+    return db
 
 
 async def _batches(db: Connection, statement: str, *arguments: Any) -> AsyncIterator[list[Row]]:
@@ -67,8 +85,8 @@ async def _batches(db: Connection, statement: str, *arguments: Any) -> AsyncIter
 async def blocks(db: Connection) -> dict[str, int]:
     """The newest block of each class's chain (0 = none). The first statement of the snapshot."""
     rows = await db.fetch(
-        """SELECT h.class, coalesce(max(c.block), 0) AS block FROM chain_head h LEFT JOIN chain c ON c.class = h.class
-           GROUP BY h.class ORDER BY h.class"""
+        """SELECT h.class, coalesce((SELECT max(block) FROM chain c WHERE c.class = h.class), 0) AS block
+           FROM chain_head h ORDER BY h.class"""
     )
     return {row["class"]: row["block"] for row in rows}
 
@@ -91,57 +109,88 @@ async def accounts(db: Connection, after: int) -> AsyncIterator[list[Row]]:
         yield rows
 
 
-async def journals(db: Connection, legal_class: str, block: int, newest: int) -> AsyncIterator[list[Row]]:
-    """Journals above a block, with entries and block, by (block, id). `newest`: the highest number up to that block."""
-    statement = """SELECT j.id, j.booking_year, j.cause, j.kind, j.workspace_id, j.period, j.booked_at, j.event_at,
-                          j.adjusts_period, j.lines_digest, j.block, c.prev, c.hash, c.journals, c.booked_at AS sealed_at,
-                          coalesce(e.accounts, '{}') AS accounts, coalesce(e.amounts, '{}') AS amounts
-                   FROM journal j
-                   LEFT JOIN chain c ON c.class = j.class AND c.block = j.block
-                   LEFT JOIN (SELECT journal, array_agg(account) AS accounts, array_agg(amount_pico::text) AS amounts
-                              FROM entry WHERE class = $1 AND journal > $3 GROUP BY journal) e ON e.journal = j.id
-                   WHERE j.class = $1 AND j.block > $2 AND j.id > $3
-                   ORDER BY j.block, j.id"""
-    async for rows in _batches(db, statement, legal_class, block, newest - _OVERTAKEN if block else -1):
-        yield rows
+# Instants in binary: they are hashed as numbers, and few differ.
+_JOURNALS = """SELECT id, booking_year, cause, kind, workspace_id, period, timestamptz_send(booked_at) AS booked_at,
+                      timestamptz_send(event_at) AS event_at, adjusts_period, lines_digest, block
+               FROM journal WHERE class = $1"""
 
 
-async def usage_journals(db: Connection, legal_class: str, block: int, newest: int) -> AsyncIterator[list[Row]]:
-    """Journals of usage above a block, by id: their digest, period, and what they took from revenue."""
-    statement = """SELECT j.id, j.lines_digest, j.period, coalesce(-e.amount_pico, 0)::text AS charged
-                   FROM journal j
-                   JOIN ledger_account a ON a.class = $1 AND a.kind = 'revenue' AND a.workspace_id IS NULL
-                   LEFT JOIN entry e ON e.class = $1 AND e.booking_year = j.booking_year AND e.journal = j.id
-                                    AND e.account = a.id
-                   WHERE j.class = $1 AND j.kind = 'usage' AND j.block > $2 AND j.id > $3
-                   ORDER BY j.id"""
-    async for rows in _batches(db, statement, legal_class, block, newest - _OVERTAKEN if block else -1):
-        yield rows
+_ENTRIES = """SELECT journal, account, amount_pico FROM entry
+              WHERE class = $1 AND journal BETWEEN $2 AND $3 {} ORDER BY journal, account"""
+# In the order of `chain.LINE_COLUMNS`.
+_LINES = """SELECT record, line, amount_pico, list_pico, quantities, hour, price_version, tier, terms, workspace_id, journal,
+                   class, booking_year
+            FROM charge_line WHERE class = $1 AND journal BETWEEN $2 AND $3 {} ORDER BY journal, record, line"""
 
 
-async def lines(db: Connection, legal_class: str, first: int, last: int | None) -> AsyncIterator[list[Row]]:
-    """Charge lines of journals `first` to `last` (None = all later ones), by (journal, record, line)."""
-    statement = """SELECT record::text, line, class, booking_year, workspace_id, hour, price_version, tier, terms, quantities,
-                          amount_pico, list_pico, journal
-                   FROM charge_line WHERE class = $1 AND journal BETWEEN $2 AND $3 ORDER BY journal, record, line"""
-    async for rows in _batches(db, statement, legal_class, first, _NEVER_ENDING if last is None else last):
-        yield rows
+async def next_part(db: Connection, chain: Chain, limit: int) -> Part:
+    """What follows the newest journal that the chain has: up to `limit` journals, and all that bears their numbers."""
+    legal_class, after = chain.legal_class, chain.newest_journal
+    rows = await db.fetch(f"{_JOURNALS} AND id > $2 ORDER BY id LIMIT $3", legal_class, after, limit)
+    if not rows:
+        return _nothing(legal_class)
+    return await _part(db, chain, rows, "", (after + 1, rows[-1]["id"]))
 
 
-async def journal_range(db: Connection, legal_class: str, block: int, newest: int) -> tuple[int, int] | None:
-    """(lowest, highest) number of the usage journals above a block; None if there are none."""
-    row = await db.fetchrow(
-        """SELECT min(id) AS first, max(id) AS last FROM journal
-           WHERE class = $1 AND kind = 'usage' AND block > $2 AND id > $3""",
-        legal_class, block, newest - _OVERTAKEN if block else -1,
+async def late_part(db: Connection, chain: Chain, back: int) -> Part:
+    """Journals of blocks that are not complete, numbered less than `back` before the newest that the chain has."""
+    legal_class, newest = chain.legal_class, chain.newest_journal
+    rows = await db.fetch(
+        f"{_JOURNALS} AND id > $2 AND id <= $3 AND block > $4 AND id <> ALL($5) ORDER BY id",
+        legal_class, newest - back, newest, chain.block, chain.waiting(),
     )  # fmt: skip
-    return None if row is None or row["first"] is None else (row["first"], row["last"])
+    if not rows:
+        return _nothing(legal_class)
+    numbers = [row["id"] for row in rows]
+    return await _part(db, chain, rows, "AND journal = ANY($4::bigint[])", (numbers[0], numbers[-1], numbers))
 
 
-async def totals(db: Connection) -> dict[str, tuple[int, str]]:
-    """(entries, their sum) by class, as the tables have them, whether or not a journal belongs to them."""
-    rows = await db.fetch("SELECT class, count(*) AS n, sum(amount_pico)::text AS pico FROM entry GROUP BY class")
-    return {row["class"]: (row["n"], row["pico"]) for row in rows}
+def _nothing(legal_class: str) -> Part:
+    return Part(legal_class, (), "", columns(b"", legal_class), ())
+
+
+async def _part(db: Connection, chain: Chain, journals: list[Row], only: str, which: tuple[Any, ...]) -> Part:
+    entries = await _copy(db, "text", _ENTRIES.format(only), chain.legal_class, *which)
+    packed = await _copy(db, "binary", _LINES.format(only), chain.legal_class, *which)
+    # Without the header and the trailer of the form.
+    lines = columns(packed[19:-2], chain.legal_class)
+    sealed = await _sealed(db, chain, max(row["block"] for row in journals))
+    return Part(chain.legal_class, journals, entries.decode(), lines, sealed)
+
+
+async def _sealed(db: Connection, chain: Chain, block: int) -> list[Row]:
+    """The rows of blocks up to this one that were not read before."""
+    if block <= chain.sealed_to:
+        return []
+    rows: list[Row] = await db.fetch(
+        """SELECT block, prev, hash, journals, timestamptz_send(booked_at) AS booked_at FROM chain
+           WHERE class = $1 AND block > $2 AND block <= $3 ORDER BY block""",
+        chain.legal_class, chain.sealed_to, block,
+    )  # fmt: skip
+    return rows
+
+
+async def _copy(db: Connection, form: Literal["text", "binary"], query: str, *arguments: Any) -> bytes:
+    """All rows of a query at once, as COPY writes them."""
+    pieces: list[bytes] = []
+
+    async def take(piece: bytes) -> None:
+        pieces.append(piece)
+
+    await db.copy_from_query(query, *arguments, output=take, format=form)
+    return b"".join(pieces)
+
+
+async def beyond(db: Connection, chain: Chain) -> dict[str, int]:
+    """How many rows of each kind bear a higher number than the newest journal that the chain has."""
+    row = await db.fetchrow(
+        """SELECT (SELECT count(*) FROM journal WHERE class = $1 AND id > $2) AS journals,
+                  (SELECT count(*) FROM entry WHERE class = $1 AND journal > $2) AS entries,
+                  (SELECT count(*) FROM charge_line WHERE class = $1 AND journal > $2) AS lines""",
+        chain.legal_class, chain.newest_journal,
+    )  # fmt: skip
+    assert row is not None
+    return dict(row)
 
 
 async def balances(db: Connection) -> AsyncIterator[list[Row]]:
@@ -199,9 +248,9 @@ async def counters(db: Connection) -> dict[str, int]:
     return {row["name"]: row["value"] for row in rows}
 
 
-async def prices(db: Connection) -> dict[str, Mapping[str, Any]]:
-    """The body of every price version that was published or has rated something."""
-    rows = await db.fetch("SELECT version, body::text AS body FROM price")
+async def prices(db: Connection, versions: Collection[str]) -> dict[str, Mapping[str, Any]]:
+    """The bodies of price versions, of those that metering has."""
+    rows = await db.fetch("SELECT version, body::text AS body FROM price WHERE version = ANY($1)", list(versions))
     return {row["version"]: msgspec.json.decode(row["body"]) for row in rows}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.local.databases import with_login
 from services.audit import app as audit
-from services.audit.app import Sources, make_service, prove
+from services.audit.app import Manners, Sources, make_service, prove
 from shared.contract import events, topics
 from shared.mesh import metrics
 from tests.support.gateway import Gateway, Sent, body
@@ -83,9 +83,13 @@ async def some_books(mesh: Mesh, seed: int) -> Gateway:
     return gateway
 
 
-async def check(mesh: Mesh) -> dict[str, Any]:
-    """The whole proof, as `steward check` prints it."""
+async def check(mesh: Mesh, *, same_words: bool = True) -> dict[str, Any]:
+    """The whole proof, as `steward check` prints it; in slices of one journal it must come to the same."""
     verdict, _ = await prove(Sources.from_env(mesh.env), NOW)
+    slowly, _ = await prove(Sources.from_env(mesh.env), NOW, manners=Manners(journals=1, most=1))
+    assert slowly.ok == verdict.ok
+    if same_words:
+        assert slowly.figures == verdict.figures and sorted(slowly.errors) == sorted(verdict.errors)
     return verdict.as_dict()
 
 
@@ -230,6 +234,18 @@ LOSSES: dict[str, tuple[str, str, str, str]] = {
     "lines": ("billing", "charge_line", "journal = (SELECT max(journal) FROM charge_line)", "has no charge lines"),
     "entries": ("billing", "entry", "journal = (SELECT max(journal) FROM entry)", "chain is broken"),
     "a journal": ("billing", "journal", "id = (SELECT max(id) FROM journal WHERE kind = 'usage')", "does not exist"),
+    "an early journal": (
+        "billing",
+        "journal",
+        "id = (SELECT min(id) FROM journal WHERE kind = 'usage')",
+        "does not exist",
+    ),
+    "early lines": (
+        "billing",
+        "charge_line",
+        "journal = (SELECT min(journal) FROM charge_line)",
+        "has no charge lines",
+    ),
     "a block": ("billing", "chain", "block = 2 AND class = 'US'", "no row in the chain"),
     "quarantined usage": ("metering", "quarantine", "true", "rows wait in the quarantine"),
 }
@@ -268,6 +284,95 @@ async def test_the_proof_finds_what_was_touched(mesh: Mesh, seed: int) -> None:
         assert not said["ok"] and any(words in sentence for sentence in said["errors"]), f"{what}: {said['errors']}"
     said = await check(mesh)
     assert said["ok"], f"everything was put back: {said['errors']}"
+
+
+# Rows that somebody adds, with the number of a journal that does not exist, and what the proof must say.
+STRAYS: dict[str, tuple[str, str, str]] = {
+    "charge_line": (
+        "journal",
+        """INSERT INTO charge_line (record, line, hour, workspace_id, journal, amount_pico, list_pico, booking_year, class,
+                                    price_version, tier, terms, quantities)
+           SELECT record, line, hour, workspace_id, $1, amount_pico, list_pico, booking_year, class, price_version, tier,
+                  terms, quantities FROM charge_line WHERE class = 'US' LIMIT 1""",
+        "does not exist",
+    ),
+    "entry": (
+        "journal",
+        """INSERT INTO entry (journal, class, booking_year, account, amount_pico)
+           SELECT $1, class, booking_year, account, amount_pico FROM entry WHERE class = 'US' LIMIT 1""",
+        "does not exist",
+    ),
+    "journal": (
+        "id",
+        """INSERT INTO journal (id, class, booking_year, cause, kind, workspace_id, period, booked_at, event_at, block)
+           SELECT $1, class, booking_year, 'x', 'purchase', workspace_id, period, booked_at, event_at, block
+           FROM journal WHERE class = 'US' AND block = 1 LIMIT 1""",
+        "",
+    ),
+}
+
+
+async def test_the_proof_finds_rows_that_belong_to_nothing(mesh: Mesh, seed: int) -> None:
+    """Numbered below all journals, and above. Between them: what is left of a journal that is gone (`LOSSES`)."""
+    await some_books(mesh, seed)
+    async with almighty(mesh, "billing") as db:
+        highest = await db.fetchval("SELECT max(id) FROM journal")
+        for table, (column, deed, words) in STRAYS.items():
+            for number in (-7, 0, highest + 7):
+                await db.execute(deed, number)
+                # What a journal too many does to its block depends on whether that is complete when it comes.
+                said = await check(mesh, same_words=table != "journal")
+                await db.execute(f"DELETE FROM {table} WHERE {column} = $1", number)
+                assert not said["ok"], f"{table} {number}"
+                assert any(words in sentence for sentence in said["errors"]), f"{table} {number}: {said['errors']}"
+    assert (await check(mesh))["ok"]
+
+
+@pytest.mark.parametrize("soon", [20_000, 0])
+async def test_journals_that_were_numbered_before_what_is_proved_are_taken_in(
+    mesh: Mesh, seed: int, soon: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction may take its numbers early and end late. `soon` 0: nothing but the last look finds them."""
+    monkeypatch.setattr(audit, "_SOON", soon)
+    gateway = await some_books(mesh, seed)
+    verdict, replay = await prove(Sources.from_env(mesh.env), NOW)
+    assert verdict.ok and replay is not None
+    # As if a later transaction had been sealed and proved already.
+    replay.chain("US").newest_journal += 1_000
+    await gateway.send(mesh.env, gateway.some(100))
+    await mesh.idle()
+    verdict, replay = await prove(Sources.from_env(mesh.env), NOW, replay)
+    assert verdict.as_dict() == await check(mesh)
+    assert verdict.ok and verdict.figures["booked_lines"] > 300
+
+
+async def test_no_snapshot_is_open_while_it_rests(mesh: Mesh, seed: int) -> None:
+    await some_books(mesh, seed)
+    held: list[int] = []
+
+    class Watched(Manners):
+        async def rest(self, worked: float, full: bool) -> None:
+            async with almighty(mesh, "billing") as db:
+                held.append(
+                    await db.fetchval(
+                        """SELECT count(*) FROM pg_stat_activity
+                           WHERE application_name = 'steward-audit' AND (backend_xmin IS NOT NULL OR state <> 'idle')"""
+                    )
+                )
+
+    verdict, _ = await prove(Sources.from_env(mesh.env), NOW, manners=Watched(journals=1, most=1))
+    assert verdict.ok and len(held) > 10 and not any(held)
+
+
+async def test_a_replay_that_has_not_caught_up_is_no_verdict_and_is_continued(mesh: Mesh, seed: int) -> None:
+    await some_books(mesh, seed)
+    verdict, replay = await prove(Sources.from_env(mesh.env), NOW, manners=Manners(until=0))
+    assert (verdict.exit_code, verdict.undetermined) == (
+        2, ("the replay has not caught up yet with what was sealed",),
+    )  # fmt: skip
+    assert replay is not None
+    verdict, _ = await prove(Sources.from_env(mesh.env), NOW, replay)
+    assert verdict.ok and verdict.as_dict() == await check(mesh)
 
 
 async def test_an_unreachable_database_is_no_verdict(mesh: Mesh) -> None:
@@ -310,6 +415,7 @@ async def test_the_service_proves_by_itself(mesh: Mesh, seed: int, monkeypatch: 
     assert metrics.REGISTRY.get_sample_value("steward_audit_ok") == 0
     assert metrics.REGISTRY.get_sample_value("steward_audit_findings") == 2
     monkeypatch.setattr(audit, "_FULL_EVERY", timedelta(0))
+    assert await running.worker.run_job("follow", force=True), "starts over, beside what the proofs go on from"
     assert await running.worker.run_job("prove", force=True)
     newest, *_ = await verdicts()
     assert (newest["kind"], newest["ok"]) == ("full", True)

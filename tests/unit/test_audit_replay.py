@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.audit import chain
-from services.audit.replay import Chain, Chart, Expected, Findings, Lines, Replay
+from services.audit import chain, replay
+from services.audit.replay import Chain, Chart, Findings, Lines, Part, Replay
 from services.billing import app, charges, ledger
 from services.billing.books import Books, Standing
 from services.billing.ledger import Entry, Journal
@@ -71,11 +75,36 @@ def chart() -> Chart:
     return made
 
 
+def sent(at: datetime) -> bytes:
+    """An instant in PostgreSQL's binary form."""
+    return ((at - datetime(2000, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)).to_bytes(8, "big", signed=True)
+
+
+def part(rows: Sequence[dict[str, Any]], *, packed: bytes = b"", stray: Sequence[tuple[int, int, int]] = ()) -> Part:
+    """A slice as the store reads it. `stray`: entries (journal, account, amount) of no journal."""
+    entries = [
+        (row["id"], account, str(amount))
+        for row in rows
+        for account, amount in zip(row["accounts"], row["amounts"], strict=True)
+    ]
+    entries += [(number, account, str(amount)) for number, account, amount in stray]
+    blocks = {row["block"]: row for row in rows if row["prev"] is not None}
+    return Part(
+        "US",
+        [tuple(sent(row[c]) if c.endswith("_at") else row[c] for c in replay.JOURNAL_COLUMNS) for row in rows],
+        "\n".join(f"{journal}\t{account}\t{amount}" for journal, account, amount in sorted(entries)),
+        chain.columns(packed, "US"),
+        [(n, row["prev"], row["hash"], row["journals"], sent(row["sealed_at"])) for n, row in blocks.items()],
+    )
+
+
 @given(st.lists(JOURNALS, min_size=1, max_size=5, unique_by=lambda j: j.id))
 def test_blocks_that_billing_seals_have_the_hash_that_audit_computes(journals: list[Journal]) -> None:
     rows, sealed = rows_of(journals, 1, chain.GENESIS)
-    forms = [chain.journal_form(row) for row in rows]
-    assert chain.block_hash("US", 1, chain.GENESIS, AT, forms) == sealed
+    made, found = Chain("US"), Findings()
+    made.take(part(rows), chart(), found)
+    made.finish(1, (1, sealed), found)
+    assert made.ok and made.hash == sealed
 
 
 BIGINTS = st.integers(-(2**63), 2**63 - 1)
@@ -98,11 +127,16 @@ def test_lines_that_billing_seals_have_the_digest_that_audit_computes(
     of_class = charges.bills([sheet])
     priced = charges.priced([sheet], {}, app.CONFIG)
     (packed,) = charges.post(books, of_class, priced, iter([5]), ())
-    rows = [
-        (record, number, "US", 2026, 7, hour, version, tier, "list", text, amount, amount, 5)
-        for number, hour, version, tier, text, amount in lines
+    assert books.journals[0].lines_digest == charges.lines_digest(packed)
+    read = chain.columns(packed, "US")
+    assert read.digest(0, len(lines)) == books.journals[0].lines_digest
+    assert read.numbers == numbers and read.amounts == read.listed == amounts
+    assert [text.decode() for text in read.quantities] == list(quantities)
+    assert set(read.records) == {UUID(record).bytes} and set(read.workspaces) == {7} and set(read.journals) == {5}
+    assert [read.kinds[key] for key in read.rated] == [
+        (hour, version, tier, "list") for hour, version, tier in zip(hours, versions, tiers, strict=True)
     ]
-    assert books.journals[0].lines_digest == charges.lines_digest(packed) == chain.lines_digest(rows)
+    assert chain._one_by_one(packed) == read, "the long way comes to the same"
 
 
 def standing(number: int) -> Standing:
@@ -115,20 +149,20 @@ def two_blocks() -> list[dict[str, Any]]:
     return first + second
 
 
-def replay(
+def replayed(
     rows: list[dict[str, Any]], head: tuple[int, bytes] | None = None, newest: int = 2
 ) -> tuple[Chain, Chart, Findings]:
     found, made, accounts = Findings(), Chain("US"), chart()
     # One row at a time: where the batches were cut must not matter.
     for row in rows:
-        made.take([row], accounts, found)
-    made.finish(newest, head, accounts, found)
+        made.take(part([row]), accounts, found)
+    made.finish(newest, head, found)
     return made, accounts, found
 
 
 def test_a_chain_is_replayed() -> None:
     rows = two_blocks()
-    made, accounts, found = replay(rows, (2, rows[-1]["hash"]))
+    made, accounts, found = replayed(rows, (2, rows[-1]["hash"]))
     assert made.ok and found.sentences() == []
     assert (made.block, made.journals, made.entries, made.sum_pico, made.newest_journal) == (2, 3, 6, 0, 13)
     assert accounts.standing(7) == (470, 0, 0, 0)
@@ -157,7 +191,7 @@ def test_a_chain_that_was_touched(what: str) -> None:
     touch, words = CHAIN_TOUCHED[what]
     rows = two_blocks()
     touch(rows)
-    made, _, found = replay(rows)
+    made, _, found = replayed(rows)
     assert not made.ok
     assert any(words in sentence for sentence in found.sentences()), found.sentences()
 
@@ -165,13 +199,13 @@ def test_a_chain_that_was_touched(what: str) -> None:
 def test_a_head_that_names_another_block() -> None:
     rows = two_blocks()
     for head in ((1, rows[0]["hash"]), (2, b"\x00" * 32)):
-        made, _, found = replay(rows, head)
+        made, _, found = replayed(rows, head)
         assert not made.ok and "the head names" in found.sentences()[0]
 
 
 def test_a_chain_that_is_shorter_than_it_was() -> None:
-    made, accounts, found = replay(two_blocks())
-    made.finish(1, None, accounts, found)
+    made, _, found = replayed(two_blocks())
+    made.finish(1, None, found)
     assert found.sentences() == ["chain of class US: ends at block 1, but was proved up to 2: an older copy?"]
 
 
@@ -179,35 +213,154 @@ def test_a_journal_that_does_not_balance_and_an_account_that_does_not_exist() ->
     unbalanced = journal(11, (2, 500), (3, -500))._replace(entries=(Entry(2, 500), Entry(3, -499)))
     foreign = journal(12, (2, 5), (3, -5))._replace(entries=(Entry(9, 5), Entry(77, -5)))
     rows, _ = rows_of([unbalanced, foreign], 1, chain.GENESIS)
-    made, _, found = replay(rows, newest=1)
+    made, _, found = replayed(rows, newest=1)
     assert made.ok, "sealed as it is"
     assert found.sentences() == [
         "journal 11 of class US sums to 1, not to 0",
-        "journal 12: class US has no account 77",
         "journal 12: class US has no account 9",
+        "journal 12: class US has no account 77",
     ]
 
 
-def line_row(number: int, used: dict[str, int], amount: int, **changes: Any) -> tuple[Any, ...]:
+def interleaved() -> list[dict[str, Any]]:
+    """Four blocks whose journals' numbers lie between each other, by number: 11 and 14, 12 and 19, 13, 15 and 20."""
+    rows, head = [], chain.GENESIS
+    for n, numbers in enumerate(((11, 14), (12, 19), (13,), (15, 20)), 1):
+        sealed, head = rows_of([journal(i, (2, i), (3, -i)) for i in numbers], n, head)
+        rows += sealed
+    return sorted(rows, key=lambda row: int(row["id"]))
+
+
+def slices(rows: Sequence[dict[str, Any]], cuts: Sequence[int]) -> Iterator[Sequence[dict[str, Any]]]:
+    """`rows`, cut before these positions."""
+    bounds = [0, *sorted(cuts), len(rows)]
+    return (rows[a:b] for a, b in pairwise(bounds))
+
+
+FAULTS: dict[str, Any] = {
+    "nothing": lambda rows: None,
+    "a cause": _set(3, cause="x"),
+    "an amount": _set(1, amounts=["-7", "7"]),
+    "a journal that is gone": lambda rows: rows.pop(4),
+    "a block's row that is gone": lambda rows: [r.update(prev=None) for r in rows if r["block"] == 3],
+    "a block that is gone": lambda rows: rows.__setitem__(slice(None), [r for r in rows if r["block"] != 2]),
+    "a journal that does not balance": _set(2, amounts=["-13", "14"]),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+@given(cuts=st.lists(st.integers(0, 7), max_size=7))
+def test_wherever_slices_are_cut_the_same_is_proved_and_the_same_is_found(what: str, cuts: list[int]) -> None:
+    """Down to slices of one journal, and of none; numbers of neighbouring blocks interleave."""
+    outcomes = []
+    for at in ([], cuts):
+        rows = interleaved()
+        FAULTS[what](rows)
+        made, accounts, found = Chain("US"), chart(), Findings()
+        for some in slices(rows, [min(cut, len(rows)) for cut in at]):
+            made.take(part(some), accounts, found)
+        head = (4, interleaved()[-1]["hash"])
+        made.finish(4, head, found)
+        outcomes.append((made.block, made.hash, made.journals, made.entries, made.sum_pico, made.ok, accounts.standing(7),
+                         sorted(found.sentences())))  # fmt: skip
+        assert not made.waiting()
+    assert outcomes[0] == outcomes[1]
+    assert bool(outcomes[0][-1]) == (what != "nothing"), outcomes[0]
+
+
+def test_a_journal_waits_until_its_block_is_complete() -> None:
+    made, accounts, found = Chain("US"), chart(), Findings()
+    rows = {row["id"]: row for row in interleaved()}
+    standing = []
+    # The transaction of 13 ends late: what lies above is there before.
+    for number in (11, 12, 14, 15, 19, 20, 13):
+        made.take(part([rows[number]]), accounts, found)
+        standing.append((made.block, made.waiting()))
+    assert standing == [
+        (0, [11]), (0, [11, 12]), (1, [12]), (1, [12, 15]), (2, [15]), (2, [15, 20]), (4, []),
+    ]  # fmt: skip
+    assert made.newest_journal == 20
+    made.finish(4, (4, rows[20]["hash"]), found)
+    assert made.ok and found.sentences() == []
+
+
+def test_a_journal_that_names_a_block_without_having_been_sealed_in_it() -> None:
+    rows = interleaved()
+    extra, _ = rows_of([journal(30, (2, 1), (3, -1))], 1, chain.GENESIS)
+    extra[0] |= {"prev": None}
+    made, _, found = replayed([*rows, *extra], newest=4)
+    assert not made.ok
+    assert found.sentences() == ["chain of class US: journal 30 names block 1, which was sealed without it"]
+
+
+def test_entries_that_name_no_journal() -> None:
+    made, accounts, found = Chain("US"), chart(), Findings()
+    made.take(part(two_blocks(), stray=[(12, 4, 1), (10, 2, 5), (10, 3, -5)]), accounts, found)
+    assert accounts.standing(7) == (470, 0, 0, 1), "what its journal has, the balance has"
+    assert found.sentences() == [
+        "2 entries of class US name journal 10, which does not exist",
+        "journal 12 of class US sums to 1, not to 0",
+        "chain of class US: block 1 does not have the content that was sealed in it",
+    ]
+    assert (made.entries, made.sum_pico) == (7, 1)
+
+
+def test_blocks_that_never_become_complete_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_WAITING", 3)
+    made, accounts, found = Chain("US"), chart(), Findings()
+    rows = [row for row in interleaved() if row["id"] != 14]
+    for row in rows:
+        made.take(part([row]), accounts, found)
+    assert made.block > 0 and not made.ok
+    assert "chain of class US: block 1 has 1 journals, 2 were sealed in it" in found.sentences()
+
+
+Row = dict[str, Any]
+
+
+def packed(rows: Sequence[Row]) -> bytes:
+    """Charge lines as COPY writes them in binary."""
+    form = {"record": "16s", "amount_pico": "q", "list_pico": "q", "workspace_id": "q", "journal": "q"}
+    found = b""
+    for row in rows:
+        found += struct.pack(">h", len(chain.LINE_COLUMNS))
+        for name in chain.LINE_COLUMNS:
+            value = row[name]
+            if value is None:
+                found += b"\xff\xff\xff\xff"
+                continue
+            value = UUID(value).bytes if name == "record" else value
+            raw = value.encode() if isinstance(value, str) else struct.pack(">" + form.get(name, "i"), value)
+            found += len(raw).to_bytes(4, "big") + raw
+    return found
+
+
+def columns(rows: Sequence[Row]) -> chain.Columns:
+    return chain.columns(packed(rows), "US")
+
+
+def line_row(number: int, used: dict[str, int], amount: int, **changes: Any) -> Row:
     """A charge line of journal 5, used in November 2026."""
     row = {
         "record": "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b", "line": number, "class": "US", "booking_year": 2026,
         "workspace_id": 7, "hour": 498_800, "price_version": "pv_test", "tier": "standard", "terms": "list",
         "quantities": json.dumps(used), "amount_pico": amount, "list_pico": amount, "journal": 5,
     }  # fmt: skip
-    return tuple((row | changes).values())
+    return row | changes
 
 
 RIGHT = [line_row(0, {"input": 3}, 6_000_000), line_row(1, {"output": -1}, -8_000_000), line_row(2, {}, 0)]
 
 
-def take(rows: list[tuple[Any, ...]], **expected: Any) -> tuple[Lines, list[str]]:
-    found, lines = Findings(), Lines(prices=PRICES)
+def take(rows: list[Row], **expected: Any) -> tuple[Lines, list[str]]:
+    """The lines of journal 5, which says of them what is right but for `expected`."""
+    found, lines = Findings(), Lines(prices=dict(PRICES))
     said: dict[str, Any] = {
-        "journal": 5, "lines_digest": chain.lines_digest(rows), "period": "2026-11",
-        "charged_pico": sum(row[10] for row in rows),
+        "lines_digest": columns(rows).digest(0, len(rows)), "period": "2026-11",
+        "charged_pico": sum(row["amount_pico"] for row in rows),
     }  # fmt: skip
-    lines.take(Expected(**(said | expected)), rows, found)
+    digest, period, charged = (said | expected).values()
+    lines.take({5: (digest, period, charged)}, columns(rows), found)
     return lines, found.sentences()
 
 
@@ -238,14 +391,13 @@ def test_a_line_that_is_wrong_from_the_start(what: str) -> None:
 
 
 def test_lines_that_were_touched_after_they_were_sealed() -> None:
-    sealed = chain.lines_digest(RIGHT)
+    sealed = columns(RIGHT).digest(0, 3)
     _, said = take(RIGHT[:2], lines_digest=sealed, charged_pico=-2_000_000)
     assert said == ["the lines of journal 5 are not those that were sealed with it"]
     _, said = take(RIGHT[:1], charged_pico=-2_000_000)
     assert said == ["journal 5 charges -2000000, its lines sum to 6000000"]
-    found, lines = Findings(), Lines(prices=PRICES)
-    lines.take(None, RIGHT, found)
-    lines.without_lines(Expected(6, b"", "2026-11", 0), found)
+    found, lines = Findings(), Lines(prices=dict(PRICES))
+    lines.take({6: (b"", "2026-11", 0)}, columns(RIGHT), found)
     assert found.sentences() == [
         "3 charge lines name journal 5, which does not exist",
         "usage journal 6 has no charge lines",
@@ -259,6 +411,62 @@ def test_own_key_lines_are_kept_by_workspace_and_month() -> None:
     assert {key: (m.list_pico, m.fee_pico) for key, m in lines.byok.items()} == {(7, "2026-11"): (6_000_000, 1)}
 
 
+def test_own_key_lines_among_others() -> None:
+    own = line_row(1, {"input": 3}, 1, terms="byok", list_pico=6_000_000)
+    lines, said = take([RIGHT[0], own, *RIGHT[1:]])
+    assert said == []
+    assert (lines.charges_pico, lines.recomputed_pico) == (-1_999_999, -2_000_000)
+    assert {key: (m.list_pico, m.fee_pico) for key, m in lines.byok.items()} == {(7, "2026-11"): (6_000_000, 1)}
+    lines, said = take([RIGHT[0] | {"amount_pico": 1}, own])
+    assert len(said) == 1 and said[0].endswith("charged 1, recomputed 6000000")
+    assert len(lines.byok) == 1 and lines.byok[7, "2026-11"].list_pico == 6_000_000, "taken once"
+
+
+ODD = [
+    line_row(0, {"input": 3}, 6_000_000, workspace_id=None),
+    line_row(1, {"input": 3}, 6_000_000, booking_year=2027),
+    line_row(2, {"input": 3}, 6_000_000, **{"class": "EU"}),
+]
+
+
+@pytest.mark.parametrize("rows", [[odd] for odd in ODD] + [[*RIGHT, odd, *RIGHT] for odd in ODD])
+def test_lines_that_have_not_all_in_common_are_taken_one_by_one(rows: list[Row]) -> None:
+    read = columns(rows)
+    assert read.numbers == tuple(row["line"] for row in rows)
+    assert read.workspaces == tuple(row["workspace_id"] for row in rows)
+    lines, said = take(rows)
+    assert said == [] and lines.recomputed_pico == sum(row["amount_pico"] for row in rows)
+
+
+@given(st.binary(max_size=80), st.integers(0, 400), st.integers(1, 40))
+def test_rows_that_are_torn_are_refused_or_have_another_digest(noise: bytes, at: int, size: int) -> None:
+    """Nothing that is read differs from what is hashed."""
+    whole = packed(RIGHT)
+    torn = whole[:at] + noise + whole[at + size :]
+    try:
+        read = chain.columns(torn, "US")
+    except chain.Malformed:
+        return
+    if torn:
+        assert read.starts[-1] == len(torn)
+        assert read == chain._one_by_one(torn)
+
+
+def test_prices_that_are_no_whole_pico_dollars_are_rounded_line_by_line() -> None:
+    third = {**PRICES["pv_test"], "prices": {"second": "0.04"}, "per": {"second": 3600}, "not_billed": []}
+    lines, found = Lines(prices={**PRICES, "pv_third": third}), Findings()
+    rows = [line_row(n, {"second": n}, round(n * 4 * 10**10 / 3600), price_version="pv_third") for n in range(1, 9)]
+    said = (columns(rows).digest(0, 8), "2026-11", sum(row["amount_pico"] for row in rows))
+    lines.take({5: said}, columns(rows), found)
+    assert found.sentences() == [] and lines.recomputed_pico == said[2]
+
+
+def test_unknown_price_versions_are_named() -> None:
+    assert Lines(prices=dict(PRICES)).unknown_versions(columns([RIGHT[0] | {"price_version": "pv_new"}, RIGHT[1]])) == {
+        "pv_new"
+    }
+
+
 def test_many_findings_of_a_kind_are_counted_and_a_few_are_told() -> None:
     found = Findings()
     for n in range(12):
@@ -270,8 +478,8 @@ def test_balances_are_compared_with_the_replay() -> None:
     made = Replay(AT)
     made.chart.learn(ACCOUNTS)
     found = Findings()
-    made.chain("US").take(two_blocks(), made.chart, found)
-    made.chain("US").finish(2, None, made.chart, found)
+    made.take(part(two_blocks()))
+    made.chain("US").finish(2, None, found)
     row = {"workspace_id": 7, "purchased_pico": "470", "granted_pico": "0", "receivable_pico": "0"}
     known: set[int] = set()
     assert made.unequal_balances([row], known, found) == 0
