@@ -126,15 +126,23 @@ class Manners:
     """When to stop, whatever there is left (as `time.monotonic` counts)."""
     slice_seconds: float = 0.15
     """How long a slice should take, arithmetic included: its snapshot lives for a part of that."""
-    journals: int = 500
+    journals: int = 2_000
     """How many journals a slice has; follows from the time that the last one took."""
+    least: int = 2_000
+    """A slice costs some tens of milliseconds however small it is: the newest pages of lines have no index yet."""
     most: int = 20_000
+
+    def fewer(self) -> None:
+        """A slice was too much: takes fewer journals."""
+        self.journals, self.least = max(1, self.journals // 8), 1
 
     async def rest(self, worked: float, full: bool) -> None:
         """After a slice that took `worked` seconds. `full`: it had as many journals as it might have."""
-        if full or worked > self.slice_seconds:
+        if full:
             fitting = int(self.journals * self.slice_seconds / max(worked, 1e-3))
-            self.journals = min(max(1, self.journals // 4, min(fitting, 2 * self.journals)), self.most)
+            # Those that take much longer have many lines a journal: then fewer will do.
+            least = self.least if worked < 4 * self.slice_seconds else 1
+            self.journals = min(max(least, min(fitting, 2 * self.journals)), self.most)
         await asyncio.sleep(worked * (1 / self.share - 1))
 
 
@@ -175,9 +183,13 @@ async def follow(eyes: Eyes, replay: Replay, manners: Manners) -> bool:
     """Takes in what has been sealed, slice by slice, until nothing is left (True) or the time is over."""
     while time.monotonic() < manners.until:
         started = time.monotonic()
-        async with eyes.billing.snapshot() as db:
-            newest = await store.blocks(db)
-            parts = await _parts(db, replay, newest, manners.journals)
+        try:
+            async with eyes.billing.snapshot() as db:
+                newest = await store.blocks(db)
+                parts = await _parts(db, replay, newest, manners.journals)
+        except store.TooMuch:
+            manners.fewer()
+            continue
         await _take(eyes, replay, parts)
         full = any(len(part.journals) == manners.journals for part in parts)
         if not full:
@@ -219,21 +231,24 @@ async def _read_books(
     eyes: Eyes, byok: ByokTerms, replay: Replay, manners: Manners
 ) -> tuple[Books, dict[int, int]] | None:
     """Billing first: what it has booked by now, metering has rated before. None: it could not catch up in time."""
-    for attempt in range(_ATTEMPTS):
-        if not await follow(eyes, replay, manners):
-            return None
-        async with eyes.billing.snapshot() as db:
-            newest = await store.blocks(db)
-            full = True
-            while full:
-                parts = await _parts(db, replay, newest, manners.journals)
-                await _take(eyes, replay, parts)
-                full = any(len(part.journals) == manners.journals for part in parts)
-                if full and attempt + 1 < _ATTEMPTS:
-                    break  # too much has come since to be read in this one snapshot
-            if not full:
-                return await _stand_still(eyes, db, byok, replay, newest)
-    raise AssertionError("the last attempt reads whatever there is")
+    attempt = 0
+    while await follow(eyes, replay, manners):
+        attempt += 1
+        try:
+            async with eyes.billing.snapshot() as db:
+                newest = await store.blocks(db)
+                full = True
+                while full:
+                    parts = await _parts(db, replay, newest, manners.journals)
+                    await _take(eyes, replay, parts)
+                    full = any(len(part.journals) == manners.journals for part in parts)
+                    if full and attempt < _ATTEMPTS:
+                        break  # too much has come since to be read in this one snapshot
+                if not full:
+                    return await _stand_still(eyes, db, byok, replay, newest)
+        except store.TooMuch:
+            manners.fewer()
+    return None
 
 
 async def _stand_still(

@@ -28,6 +28,14 @@ BATCH = 5_000
 _NEVER_ENDING = 2**62
 
 
+# A slice's lines; of 200 bytes each, so some 150,000 of them.
+_MOST_BYTES = 32 * 1024 * 1024
+
+
+class TooMuch(Exception):
+    """A slice has more lines than are read at once: take fewer journals."""
+
+
 class Source:
     """One database as the auditor sees it: a connection that is kept, and snapshots on it."""
 
@@ -124,12 +132,16 @@ _LINES = """SELECT record, line, amount_pico, list_pico, quantities, hour, price
 
 
 async def next_part(db: Connection, chain: Chain, limit: int) -> Part:
-    """What follows the newest journal that the chain has: up to `limit` journals, and all that bears their numbers."""
+    """What follows the newest journal that the chain has: up to `limit` journals, and all that bears their numbers.
+
+    Raises `TooMuch`, and the snapshot is lost, if that would not fit in memory; a single journal's lines always do.
+    """
     legal_class, after = chain.legal_class, chain.newest_journal
     rows = await db.fetch(f"{_JOURNALS} AND id > $2 ORDER BY id LIMIT $3", legal_class, after, limit)
     if not rows:
         return _nothing(legal_class)
-    return await _part(db, chain, rows, "", (after + 1, rows[-1]["id"]))
+    most = _MOST_BYTES if len(rows) > 1 else None
+    return await _part(db, chain, rows, "", (after + 1, rows[-1]["id"]), most)
 
 
 async def late_part(db: Connection, chain: Chain, back: int) -> Part:
@@ -142,16 +154,18 @@ async def late_part(db: Connection, chain: Chain, back: int) -> Part:
     if not rows:
         return _nothing(legal_class)
     numbers = [row["id"] for row in rows]
-    return await _part(db, chain, rows, "AND journal = ANY($4::bigint[])", (numbers[0], numbers[-1], numbers))
+    return await _part(db, chain, rows, "AND journal = ANY($4::bigint[])", (numbers[0], numbers[-1], numbers), None)
 
 
 def _nothing(legal_class: str) -> Part:
     return Part(legal_class, (), "", columns(b"", legal_class), ())
 
 
-async def _part(db: Connection, chain: Chain, journals: list[Row], only: str, which: tuple[Any, ...]) -> Part:
+async def _part(
+    db: Connection, chain: Chain, journals: list[Row], only: str, which: tuple[Any, ...], most: int | None
+) -> Part:
     entries = await _copy(db, "text", _ENTRIES.format(only), chain.legal_class, *which)
-    packed = await _copy(db, "binary", _LINES.format(only), chain.legal_class, *which)
+    packed = await _copy(db, "binary", _LINES.format(only), chain.legal_class, *which, most=most)
     # Without the header and the trailer of the form.
     lines = columns(packed[19:-2], chain.legal_class)
     sealed = await _sealed(db, chain, max(row["block"] for row in journals))
@@ -170,14 +184,22 @@ async def _sealed(db: Connection, chain: Chain, block: int) -> list[Row]:
     return rows
 
 
-async def _copy(db: Connection, form: Literal["text", "binary"], query: str, *arguments: Any) -> bytes:
-    """All rows of a query at once, as COPY writes them."""
+async def _copy(
+    db: Connection, form: Literal["text", "binary"], query: str, *arguments: Any, most: int | None = None
+) -> bytes:
+    """All rows of a query at once, as COPY writes them. Raises `TooMuch` beyond `most` bytes."""
     pieces: list[bytes] = []
+    size = 0
 
     async def take(piece: bytes) -> None:
-        pieces.append(piece)
+        nonlocal size
+        size += len(piece)
+        if most is None or size <= most:
+            pieces.append(piece)
 
     await db.copy_from_query(query, *arguments, output=take, format=form)
+    if most is not None and size > most:
+        raise TooMuch
     return b"".join(pieces)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from deploy.local.databases import with_login
 from services.audit import app as audit
+from services.audit import store
 from services.audit.app import Manners, Sources, make_service, prove
 from shared.contract import events, topics
 from shared.mesh import metrics
@@ -362,6 +363,17 @@ async def test_no_snapshot_is_open_while_it_rests(mesh: Mesh, seed: int) -> None
 
     verdict, _ = await prove(Sources.from_env(mesh.env), NOW, manners=Watched(journals=1, most=1))
     assert verdict.ok and len(held) > 10 and not any(held)
+
+
+async def test_slices_that_are_too_large_are_read_in_smaller_ones(
+    mesh: Mesh, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await some_books(mesh, seed)
+    monkeypatch.setattr(store, "_MOST_BYTES", 5_000)
+    manners = Manners(journals=1_000)
+    verdict, _ = await prove(Sources.from_env(mesh.env), NOW, manners=manners)
+    assert verdict.ok and manners.least == 1
+    assert verdict.figures["booked_lines"] > 200
 
 
 async def test_a_replay_that_has_not_caught_up_is_no_verdict_and_is_continued(mesh: Mesh, seed: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.audit import app as audit
 from services.audit import chain, replay
 from services.audit.replay import Chain, Chart, Findings, Lines, Part, Replay
 from services.billing import app, charges, ledger
@@ -486,3 +487,29 @@ def test_balances_are_compared_with_the_replay() -> None:
     assert known == {7}
     assert made.unequal_balances([row | {"purchased_pico": "471"}], known, found) == 1
     assert found.sentences() == ["ledger workspace 7: balance (471, 0, 0), replay (470, 0, 0)"]
+
+
+@pytest.mark.parametrize(
+    ("worked", "full", "journals", "slept"),
+    [
+        (0.1, True, 6_000, 0.15),
+        (0.01, True, 8_000, 0.015),
+        (0.2, True, 3_000, 0.3),
+        (0.2, False, 4_000, 0.3),
+        (0.1, False, 4_000, 0.15),
+        (0.5, True, 2_000, 0.75),
+        (9.0, True, 66, 13.5),
+    ],
+)
+async def test_slices_fit_their_time_and_rests_are_in_proportion_to_work(
+    worked: float, full: bool, journals: int, slept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        rests.append(round(seconds, 6))
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    manners = audit.Manners(share=0.4, journals=4_000)
+    await manners.rest(worked, full)
+    assert (manners.journals, rests) == (journals, [slept])
