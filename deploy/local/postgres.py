@@ -66,8 +66,6 @@ _SETTINGS: Mapping[str, str] = {
     "min_wal_size": "512MB",
     "checkpoint_timeout": "15min",
     "checkpoint_completion_target": "0.9",
-    # BRIN indexes learn of new pages by the workers that it starts: audit and `explain` read the newest ones.
-    "autovacuum_naptime": "10s",
     "random_page_cost": "1.1",
     "jit": "off",
     "timezone": "UTC",

@@ -76,7 +76,7 @@ STOPS = ("limit", "newer_version", "offset_reset")
 _BULK_BYTES = 100_000
 # So many records in one lingering fetch are thousands a second: then fewer batches do, and a good part of the CPU
 # goes with them.
-_BUSY_RECORDS, _BUSY_SECONDS = 64, 0.02
+_BUSY_RECORDS, _BUSY_SECONDS = 64, 0.04
 
 
 def _heard(hint: asyncio.Future[None]) -> None:
