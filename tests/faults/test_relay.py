@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from shared.contract import topics
 from shared.contract.topics import Topic
+from shared.mesh import relay
 from shared.mesh.admin import end_offsets
 from shared.mesh.runtime import Runtime
 from shared.mesh.service import Service
@@ -177,3 +179,26 @@ async def test_published_twice_and_booked_once(mesh: Mesh, seed: int) -> None:
     published = Counter(json.loads(record.value)["id"] for record in await tape.records())
     assert max(published.values()) == 2, "nothing was published twice"
     await assert_books(mesh, gateway)
+
+
+async def test_rows_of_a_process_without_shards_go_out_at_once(
+    mesh: Mesh, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever holds the shards is told of another process's rows: it does not find them at its next look."""
+    monkeypatch.setattr(relay, "_IDLE_SECONDS", 120.0)
+    gateway = Gateway(seed)
+    await gateway.send(mesh.env, [gateway.price()])
+    holder = await mesh.start("metering")
+    await mesh.owned()
+    await mesh.idle()
+    await mesh.start("metering")
+    await mesh.owned()
+    for consumer in holder.consumers:
+        consumer.stop()  # from here on it relays and rates nothing
+    await gateway.send(mesh.env, gateway.some(400))
+
+    async def published() -> bool:
+        rated = (await mesh.counters()).get("rated", 0)
+        return rated > 0 and await mesh.value("metering", "SELECT count(*) FROM mesh_outbox") == 0
+
+    await mesh.until(published, 30, "rows of the other process were published")
