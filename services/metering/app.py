@@ -59,7 +59,6 @@ _CHUNK = 1_000
 _LOADED = 2_000
 _ROLLUP_BATCHES = 200
 _ROLLUP_DAYS = 30 * policy().rollup_months
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
 _CORRECTED = events.UsageCorrected.TYPE
@@ -255,7 +254,9 @@ class Metering:
         conflicts = sum(1 for key, digest in digests.items() if fresh.pop(key)[3] != digest) + duplicates[1]
         n_duplicates = len(digests) + duplicates[0] + await self._keep_stale(stale)
         first = [arrival[0] for arrival in fresh.values()]
-        corrections = [(key, fresh.pop(key)) for key, arrival in list(fresh.items()) if arrival[0].type == _CORRECTED]
+        corrections = {key: arrival for key, arrival in fresh.items() if arrival[0].type == _CORRECTED}
+        for key in corrections:
+            del fresh[key]
         kept, revision = list(self._quarantine), room.revision
         self._rate(fresh)
         if len(self._quarantine) > len(kept):
@@ -264,7 +265,7 @@ class Metering:
                 self._effects, self._quarantine = self._new_effects(), kept
                 self._rate(fresh)
         await self._write()
-        for key, (event, record, at_us, _, _) in corrections:
+        for key, (event, record, at_us, _, _) in corrections.items():
             await self._correct(event.id, event.data, key, at_us, instant(record.timestamp))
         self._saw(first)
         tx.count("duplicates", n_duplicates)
@@ -284,7 +285,7 @@ class Metering:
         found = identities([r.event.id for r in received], self._room.keys.by_ordinal)
         for r, (uuid, made_ms, key, seed) in zip(received, found, strict=True):
             event, record = r.event, r.record
-            at_us = (event.time - _EPOCH) // _MICROSECOND
+            at_us = microseconds(event.time)
             made_us = made_ms * 1000
             if made_us > high or at_us > high:
                 stale.append((r, "future"))

@@ -28,14 +28,11 @@ from services.metering.pricing import (
     round_half_even,
 )
 from shared.contract.ids import derived_id
-from shared.mesh import packed
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
-_US_2000 = packed.EPOCH_2000_MS * 1000
-_DAY_2000 = packed.EPOCH_2000_ORDINAL - EPOCH_ORDINAL
 # One record stays well below the size that a broker takes.
 LINES_PER_RECORD = 4_000
 _NUMBERS = [number.to_bytes(4, "big") for number in range(LINES_PER_RECORD)]
@@ -264,8 +261,8 @@ class Effects:
             row = None
             if at_us + place.keep_us > now_us:
                 row = log_row.row(
-                    at_us // DAY_US + place.days - _DAY_2000, at_us - _US_2000, uuid, read, generated, amount,
-                    place.columns, way.columns, usage.generation_ref, quantities,
+                    at_us, place.days, uuid, read, generated, amount, place.columns, way.columns, usage.generation_ref,
+                    quantities,
                 )  # fmt: skip
             hour = at_us // HOUR_US
             hexed = hexlify(line_id)
@@ -295,9 +292,8 @@ class Effects:
         row = None
         if uuid is not None and at_us + place.keep_us > now_us:
             row = log_row.row(
-                at_us // DAY_US + place.days - _DAY_2000, at_us - _US_2000, uuid, usage.input_tokens, usage.output_tokens,
-                priced.amount_pico, place.columns, way.columns, usage.generation_ref,
-                _encode({**usage.tokens, **usage.counts}),
+                at_us, place.days, uuid, usage.input_tokens, usage.output_tokens, priced.amount_pico, place.columns,
+                way.columns, usage.generation_ref, _encode({**usage.tokens, **usage.counts}),
             )  # fmt: skip
         self.add_line(place, way, line_id, at_us // HOUR_US, priced.quantities, priced.amount_pico, row)
         self.sum(place, way, at_us // HOUR_US, 1, usage.input_tokens, usage.output_tokens, rated.amount_pico)

@@ -133,7 +133,7 @@ class Runtime:
             await self.port.open()
         await self._broker.start()
         for consumer, subscriber in zip(self.consumers, self._broker.subscribers, strict=True):
-            self._count_turns(consumer, subscriber)
+            self._own_fetches(consumer, subscriber)
         for run in (self.relay.run, self.worker.run_jobs, self.worker.run_tasks, self._hints):
             self._tasks.append(asyncio.create_task(run(), name=run.__qualname__))
         for task in self._tasks:
@@ -206,7 +206,7 @@ class Runtime:
             await consumer.on_batch(records)
 
     @staticmethod
-    def _count_turns(consumer: TopicConsumer, subscriber: Any) -> None:
+    def _own_fetches(consumer: TopicConsumer, subscriber: Any) -> None:
         """Liveness needs to know that the loop turns, also when there is nothing to read.
 
         And the framework is never told of an empty fetch: it would sleep as long again, whatever comes meanwhile.

@@ -1,4 +1,4 @@
--- De-duplication: 48 bits of the id's time, then a keyed hash of the id. Time order keeps the index fast; the key of
+-- De-duplication: 48 bits of the id's time, then the id enciphered under its day's key. Time order keeps the index fast; the key of
 -- the day is destroyed with the day's partition, and no account stands here.
 CREATE TABLE seen (
     key    bytea  NOT NULL PRIMARY KEY,
