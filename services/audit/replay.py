@@ -126,16 +126,13 @@ class Part(NamedTuple):
     """Journal, account and amount, one after the other with white space between, by (journal, account)."""
     lines: Columns
     sealed: Sequence[Sequence[Any]]
-    """`SEALED_COLUMNS` of blocks not seen before, those of the journals among them."""
-    late: bool = False
-    """These journals' numbers lie among those of earlier parts: their transaction had not ended by then."""
+    """The columns of `Sealed`, of blocks not seen before; those of the journals are among them."""
 
 
 JOURNAL_COLUMNS = (
     "id", "booking_year", "cause", "kind", "workspace_id", "period", "booked_at", "event_at", "adjusts_period",
     "lines_digest", "block",
 )  # fmt: skip
-SEALED_COLUMNS = ("block", "prev", "hash", "journals", "booked_at")
 
 
 class Sealed(NamedTuple):
@@ -329,7 +326,6 @@ class Lines:
     recomputed_pico: int = 0
     """Without own-key fees, which are due on a month's total."""
     byok: dict[tuple[int, str], ByokMonth] = field(default_factory=dict)
-    wrong: int = 0
     prices: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _tariffs: dict[tuple[str, str, str], Tariff | str] = field(default_factory=dict)
     _periods: dict[int, str] = field(default_factory=dict)
@@ -403,7 +399,6 @@ class Lines:
             said = expected.get(journal)
             reason = self._line(tariff, month, terms, quantities, amount, listed, month if said is None else said[1])
             if reason is not None:
-                self.wrong += 1
                 findings.add("line", f"line {number} of record {UUID(bytes=record)}: {reason}")
 
     def _line(

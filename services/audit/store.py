@@ -25,9 +25,6 @@ from shared.mesh.store import Connection
 Row: TypeAlias = Any
 
 BATCH = 5_000
-_NEVER_ENDING = 2**62
-
-
 # A slice's lines; of 200 bytes each, so some 150,000 of them.
 _MOST_BYTES = 32 * 1024 * 1024
 

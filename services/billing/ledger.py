@@ -36,8 +36,6 @@ AccountKind = Literal[
     "suspense",  # money that nobody can match
     "opening",  # where opening balances come from, and through which a workspace changes its legal class
 ]
-WORKSPACE_KINDS: tuple[AccountKind, ...] = ("purchased", "granted", "receivable")
-"""The accounts that each workspace has, in the order of `Standing.accounts`; `held` comes with holds."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
