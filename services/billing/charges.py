@@ -25,8 +25,7 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 _fromhex = bytes.fromhex
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _DAY_MS = 86_400_000
-# A prime below 2**16. The digest of a rated amount is its remainder, as a smallint: enough to notice another amount,
-# too little to lead from a line's id to its charge.
+# A prime below 2**16.
 _DIGEST_MODULUS = 65_521
 
 
@@ -89,6 +88,12 @@ def _record_id(event: Any) -> str:
     return found
 
 
+def digests(amounts: Iterable[int]) -> list[int]:
+    """Of rated amounts, each as a smallint: enough to notice another amount, too little to lead from a line's id to its
+    charge."""
+    return [amount % _DIGEST_MODULUS - 32_768 for amount in amounts]
+
+
 _seen_row = struct.Struct(">hi16sih").pack
 
 
@@ -96,8 +101,7 @@ def seen_rows(todo: Iterable[Sheet]) -> list[bytes]:
     """(line id, digest) of every line, packed for COPY and in key order: the index likes it, and so do two writers."""
     ids = chain.from_iterable([sheet.ids for sheet in todo])
     amounts = chain.from_iterable([sheet.amounts for sheet in todo])
-    digests = [amount % _DIGEST_MODULUS - 32_768 for amount in amounts]
-    return sorted(map(_seen_row, repeat(2), repeat(16), map(_fromhex, ids), repeat(2), digests))
+    return sorted(map(_seen_row, repeat(2), repeat(16), map(_fromhex, ids), repeat(2), digests(amounts)))
 
 
 def oldest(todo: Iterable[Sheet]) -> bytes:
@@ -142,7 +146,8 @@ class Sifted:
         return self.sheets[n].record, self.sheets[n].numbers[position]
 
     def _digest(self, place: Place) -> int:
-        return self.sheets[place[0]].amounts[place[1]] % _DIGEST_MODULUS - 32_768
+        (digest,) = digests([self.sheets[place[0]].amounts[place[1]]])
+        return digest
 
     def drop_seen(self, seen: Iterable[tuple[bytes, int | None]]) -> None:
         """Leaves out what billing has already; the same line with another amount is a conflict, and ours stays.

@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from services.billing.books import Books, Standing, State
-from services.billing.charges import LINE_COLUMNS, Sheet, Sifted, by_day, oldest, seen_rows
+from services.billing.charges import LINE_COLUMNS, Sheet, Sifted, by_day, digests, oldest, seen_rows
 from services.billing.ledger import Balances, BillingConfig, Grant, block_hash, closes_at
 from services.billing.payments import Dispute, Note, Payments, Purchase, Waiting
 from shared.mesh import packed
@@ -31,15 +31,17 @@ _SEEN = """SELECT line_id, digest FROM line_seen
              AND line_id BETWEEN $2 AND $3"""
 
 
+async def _remembered(db: Connection, ids: Sequence[bytes]) -> list[tuple[bytes, int | None]]:
+    """(line id, digest) of those of `ids`, which are in order, that `line_seen` has."""
+    return [(row[0], row[1]) for row in await db.fetch(_SEEN, b"".join(ids), ids[0], ids[-1])]
+
+
 async def seen_lines(db: Connection, lines: Sifted, low: bytes) -> list[tuple[bytes, int | None]]:
     """(line id, digest) of those fresh lines that are booked already; None where the digest is forgotten."""
     late, days = by_day(sorted(lines.fresh), low)
     found: list[tuple[bytes, int | None]] = []
     for ids in days:
-        found += await db.fetch(
-            _SEEN,
-            b"".join(ids), ids[0], ids[-1],
-        )  # fmt: skip
+        found += await _remembered(db, ids)
     if late:
         found += await _seen_late(db, late, lines)
     return found
@@ -55,8 +57,10 @@ async def _seen_late(db: Connection, late: list[bytes], lines: Sifted) -> list[t
         booked = await _lines(db, record, None)
         if booked is None:
             continue
-        digests = {row["line"]: (row["list_pico"] % 65_521) - 32_768 for row in booked}
-        found += [(line_id, digests.get(number)) for line_id, (of, number) in places.items() if of == record]
+        of_lines = dict(
+            zip([row["line"] for row in booked], digests([row["list_pico"] for row in booked]), strict=True)
+        )
+        found += [(line_id, of_lines.get(number)) for line_id, (of, number) in places.items() if of == record]
     return found
 
 
@@ -117,11 +121,7 @@ async def _add_usual(db: Connection, rows: list[tuple[bytes, int]]) -> list[tupl
     lost = [row[0] for row in rows if row[0] not in ours]
     if not lost:
         return []
-    found = await db.fetch(
-        _SEEN,
-        b"".join(lost), lost[0], lost[-1],
-    )  # fmt: skip
-    return [(row["line_id"], row["digest"]) for row in found]
+    return await _remembered(db, lost)
 
 
 async def forget_late(db: Connection, before: date) -> None:
