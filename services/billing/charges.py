@@ -20,6 +20,7 @@ import msgspec
 
 from services.billing.books import Books
 from services.billing.ledger import BillingConfig, byok_fee, charge, hour_start, period_of_hour, period_start
+from shared.mesh import packed
 
 _encode_lines = msgspec.json.Encoder().encode_lines
 _fromhex = bytes.fromhex
@@ -216,25 +217,27 @@ class Bill(NamedTuple):
 
     workspace: str
     period: str
+    record: str
+    """The first one that has lines of it."""
     runs: list[slice]
     """Where its lines are among all lines of the sheets, in order."""
 
 
 def bills(todo: Iterable[Sheet]) -> list[Bill]:
     """The lines by workspace and period, in order."""
-    found: dict[tuple[str, str], list[slice]] = {}
+    found: dict[tuple[str, str], Bill] = {}
     start = 0
     for sheet in todo:
         period = sheet.period
         for workspace, _, size in sheet.units:
             end = start + size
-            runs = found.get((workspace, period))
-            if runs is None:
-                found[workspace, period] = [slice(start, end)]
+            bill = found.get((workspace, period))
+            if bill is None:
+                found[workspace, period] = Bill(workspace, period, sheet.record, [slice(start, end)])
             else:
-                runs.append(slice(start, end))
+                bill.runs.append(slice(start, end))
             start = end
-    return [Bill(workspace, period, runs) for (workspace, period), runs in sorted(found.items())]
+    return [found[key] for key in sorted(found)]
 
 
 def owners(todo: Iterable[Sheet]) -> dict[str, str]:
@@ -293,13 +296,7 @@ LINE_COLUMNS = (
 )  # fmt: skip
 _line_start = struct.Struct(">hi16s").pack
 _line_own = struct.Struct(">iiiqiqi").pack
-_line_hour = struct.Struct(">ii").pack
-_line_end = struct.Struct(">iqiqi").pack
-
-
-def _text(value: str) -> bytes:
-    raw = value.encode()
-    return len(raw).to_bytes(4, "big") + raw
+_line_end = struct.Struct(">iqiq").pack
 
 
 class _Rated(dict[tuple[int, str, str, str], bytes]):
@@ -307,8 +304,9 @@ class _Rated(dict[tuple[int, str, str, str], bytes]):
 
     def __missing__(self, key: tuple[int, str, str, str]) -> bytes:
         hour, version, tier, terms = key
-        packed = self[key] = _line_hour(4, hour) + _text(version) + _text(tier) + _text(terms)
-        return packed
+        of_hour = packed.field(hour.to_bytes(4, "big", signed=True))
+        columns = self[key] = of_hour + packed.text(version) + packed.text(tier) + packed.text(terms)
+        return columns
 
 
 class Lines(NamedTuple):
@@ -318,12 +316,11 @@ class Lines(NamedTuple):
     """Packed, but for what their journal adds."""
     amounts: list[int]
     hours: list[int]
-    records: list[str]
 
 
 def priced(todo: Sequence[Sheet], byok: dict[tuple[str, str], int], config: BillingConfig) -> Lines:
     """Charges the lines; see `charged`."""
-    rated, found = _Rated(), Lines([], [], [], [])
+    rated, found = _Rated(), Lines([], [], [])
     for sheet in todo:
         amounts, quantities = charged(sheet, byok, config), sheet.quantities
         own = map(
@@ -334,7 +331,6 @@ def priced(todo: Sequence[Sheet], byok: dict[tuple[str, str], int], config: Bill
         found.rows.extend(map(b"".join, zip(start, own, quantities, common, strict=False)))
         found.amounts.extend(amounts)
         found.hours.extend(sheet.hours)
-        found.records.extend(repeat(sheet.record, len(amounts)))
     return found
 
 
@@ -345,9 +341,9 @@ def post(
 
     `closed`: the (class, period) pairs that are closed; usage of theirs is an adjustment that names its period.
     """
-    year = books.now.year
-    all_rows, all_amounts, all_hours, records = lines
-    for workspace, period, runs in todo:
+    booking_year = packed.field(books.now.year.to_bytes(4, "big"))
+    all_rows, all_amounts, all_hours = lines
+    for workspace, period, record, runs in todo:
         standing = books.standings[workspace]
         journal_id = next(ids)
         legal_class, who = standing.legal_class, standing.workspace_id
@@ -358,15 +354,15 @@ def post(
             rows += all_rows[run]
             amounts += all_amounts[run]
             hours += all_hours[run]
-        end = _line_end(8, who, 8, journal_id, len(legal_class)) + legal_class.encode() + _line_hour(4, year)
+        end = _line_end(8, who, 8, journal_id) + packed.text(legal_class) + booking_year
         rows.append(b"")
-        packed = end.join(rows)
-        digest = lines_digest(packed)
+        whole = end.join(rows)
+        digest = lines_digest(whole)
         books.post(
             standing,
             "usage",
             # A record is booked at once or never, so the first record names the journal.
-            f"usage:{records[runs[0].start]}:{who}:{period}",
+            f"usage:{record}:{who}:{period}",
             charge(standing.balances, sum(amounts)),
             event_at=hour_start(max(hours)),
             digest=digest,
@@ -375,15 +371,15 @@ def post(
             lines_digest=digest,
             journal_id=journal_id,
         )
-        yield packed
+        yield whole
 
 
-def lines_digest(packed: bytes) -> bytes:
+def lines_digest(rows: bytes) -> bytes:
     """Digest of a journal's charge lines: SHA-256 of their rows in COPY's binary format, one after the other.
 
     Columns as in `LINE_COLUMNS`, rows by (record, line); without COPY's header and trailer.
     """
-    return hashlib.sha256(packed).digest()
+    return hashlib.sha256(rows).digest()
 
 
 def booking_years(period: str, until: datetime) -> list[int]:

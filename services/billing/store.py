@@ -401,7 +401,6 @@ async def _write_grants(db: Connection, books: Books) -> None:
         )  # fmt: skip
 
 
-_int = struct.Struct(">ii").pack
 _entry_start = struct.Struct(">hiqiqi").pack
 
 
@@ -436,7 +435,7 @@ async def _write_blocks(db: Connection, books: Books) -> None:
             columns=_JOURNAL_COLUMNS,
             records=[(*j[:11], block) for j in journals],
         )
-        common = packed.text(legal_class) + _int(4, books.now.year)
+        common = packed.text(legal_class) + packed.field(books.now.year.to_bytes(4, "big"))
         await copy_packed(
             db,
             _part("entry", legal_class, books.now.year),
