@@ -152,15 +152,16 @@ async def open_books_by_id(
     db: Connection, now: datetime, config: BillingConfig, workspace_ids: Collection[int]
 ) -> Books:
     """The books of workspaces that are known, locked; those whose names were erased are left out."""
-    rows = await db.fetch(
-        """SELECT r.workspace, b.workspace_id, b.class, b.class_stated, b.version, b.purchased_pico::text,
-                  b.receivable_pico::text, b.granted_pico::text, b.purchased_account, b.granted_account,
-                  b.receivable_account
-           FROM balance b JOIN workspace_ref r ON r.id = b.workspace_id
-           WHERE b.workspace_id = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b""",
-        list(workspace_ids),
-    )
+    rows = await db.fetch(_LOCKED.format("b.workspace_id"), list(workspace_ids))
     return await _books(db, now, config, {row[0]: _standing(row) for row in rows})
+
+
+# The columns are in the order of `_standing`.
+_LOCKED = """SELECT r.workspace, b.workspace_id, b.class, b.class_stated, b.version, b.purchased_pico::text,
+                    b.receivable_pico::text, b.granted_pico::text, b.purchased_account, b.granted_account,
+                    b.receivable_account
+             FROM workspace_ref r JOIN balance b ON b.workspace_id = r.id
+             WHERE {} = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b"""
 
 
 async def _books(db: Connection, now: datetime, config: BillingConfig, standings: dict[str, Standing]) -> Books:
@@ -175,14 +176,7 @@ async def _books(db: Connection, now: datetime, config: BillingConfig, standings
 
 
 async def _lock(db: Connection, workspaces: Sequence[str]) -> dict[str, Standing]:
-    rows = await db.fetch(
-        """SELECT r.workspace, b.workspace_id, b.class, b.class_stated, b.version, b.purchased_pico::text,
-                  b.receivable_pico::text, b.granted_pico::text, b.purchased_account, b.granted_account,
-                  b.receivable_account
-           FROM workspace_ref r JOIN balance b ON b.workspace_id = r.id
-           WHERE r.workspace = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b""",
-        workspaces,
-    )
+    rows = await db.fetch(_LOCKED.format("r.workspace"), workspaces)
     return {row[0]: _standing(row) for row in rows}
 
 
