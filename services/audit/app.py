@@ -136,13 +136,16 @@ class Manners:
         """A slice was too much: takes fewer journals."""
         self.journals, self.least = max(1, self.journals // 8), 1
 
-    async def rest(self, worked: float, full: bool) -> None:
-        """After a slice that took `worked` seconds. `full`: it had as many journals as it might have."""
-        if full:
-            fitting = int(self.journals * self.slice_seconds / max(worked, 1e-3))
-            # Those that take much longer have many lines a journal: then fewer will do.
-            least = self.least if worked < 4 * self.slice_seconds else 1
-            self.journals = min(max(least, min(fitting, 2 * self.journals)), self.most)
+    def full(self, parts: Sequence[Part]) -> bool:
+        """Whether one of these has as many journals as it might have: then there are more."""
+        return any(len(part.journals) == self.journals for part in parts)
+
+    async def rest(self, worked: float) -> None:
+        """After a full slice that took `worked` seconds."""
+        fitting = int(self.journals * self.slice_seconds / max(worked, 1e-3))
+        # Those that take much longer have many lines a journal: then fewer will do.
+        least = self.least if worked < 4 * self.slice_seconds else 1
+        self.journals = min(max(least, min(fitting, 2 * self.journals)), self.most)
         await asyncio.sleep(worked * (1 / self.share - 1))
 
 
@@ -191,15 +194,13 @@ async def follow(eyes: Eyes, replay: Replay, manners: Manners) -> bool:
             manners.fewer()
             continue
         await _take(eyes, replay, parts)
-        full = any(len(part.journals) == manners.journals for part in parts)
-        if not full:
+        if not manners.full(parts):
             for chain in _incomplete(replay, newest):
                 async with eyes.billing.snapshot() as db:
                     part = await store.late_part(db, chain, _SOON)
                 await _take(eyes, replay, [part])
-        if not full:
             return True
-        await manners.rest(time.monotonic() - started, full)
+        await manners.rest(time.monotonic() - started)
     return False
 
 
@@ -237,15 +238,13 @@ async def _read_books(
         try:
             async with eyes.billing.snapshot() as db:
                 newest = await store.blocks(db)
-                full = True
-                while full:
+                while True:
                     parts = await _parts(db, replay, newest, manners.journals)
                     await _take(eyes, replay, parts)
-                    full = any(len(part.journals) == manners.journals for part in parts)
-                    if full and attempt < _ATTEMPTS:
+                    if not manners.full(parts):
+                        return await _stand_still(eyes, db, byok, replay, newest)
+                    if attempt < _ATTEMPTS:
                         break  # too much has come since to be read in this one snapshot
-                if not full:
-                    return await _stand_still(eyes, db, byok, replay, newest)
         except store.TooMuch:
             manners.fewer()
     return None

@@ -352,7 +352,7 @@ async def test_no_snapshot_is_open_while_it_rests(mesh: Mesh, seed: int) -> None
     held: list[int] = []
 
     class Watched(Manners):
-        async def rest(self, worked: float, full: bool) -> None:
+        async def rest(self, worked: float) -> None:
             async with almighty(mesh, "billing") as db:
                 held.append(
                     await db.fetchval(

@@ -490,19 +490,11 @@ def test_balances_are_compared_with_the_replay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("worked", "full", "journals", "slept"),
-    [
-        (0.1, True, 6_000, 0.15),
-        (0.01, True, 8_000, 0.015),
-        (0.2, True, 3_000, 0.3),
-        (0.2, False, 4_000, 0.3),
-        (0.1, False, 4_000, 0.15),
-        (0.5, True, 2_000, 0.75),
-        (9.0, True, 66, 13.5),
-    ],
+    ("worked", "journals", "slept"),
+    [(0.1, 6_000, 0.15), (0.01, 8_000, 0.015), (0.2, 3_000, 0.3), (0.5, 2_000, 0.75), (9.0, 66, 13.5)],
 )
 async def test_slices_fit_their_time_and_rests_are_in_proportion_to_work(
-    worked: float, full: bool, journals: int, slept: float, monkeypatch: pytest.MonkeyPatch
+    worked: float, journals: int, slept: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rests: list[float] = []
 
@@ -511,5 +503,5 @@ async def test_slices_fit_their_time_and_rests_are_in_proportion_to_work(
 
     monkeypatch.setattr("asyncio.sleep", sleep)
     manners = audit.Manners(share=0.4, journals=4_000)
-    await manners.rest(worked, full)
+    await manners.rest(worked)
     assert (manners.journals, rests) == (journals, [slept])
