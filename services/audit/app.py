@@ -37,7 +37,9 @@ log = logging.getLogger("steward.audit")
 
 _EVERY = timedelta(seconds=30)
 _FOLLOW_EVERY = timedelta(seconds=3)
-_FULL_EVERY = timedelta(days=1)
+_FULL_EVERY = timedelta(hours=1)
+# What was found wrong is looked at again from the first block this soon: a repair shows.
+_RED_AGAIN = timedelta(minutes=5)
 # In the background: the share of its time that may be spent working, and for how long at a stretch, rests included
 # (seconds). Of every three seconds, so, at most 0.4.
 _SHARE = 0.4
@@ -422,7 +424,7 @@ class Room:
         self._manners.until = time.monotonic() + _AT_ONCE
         replay, fresh = self._replay, self._fresh
         self._replay = self._fresh = None
-        if replay is None or now - replay.started_at >= _FULL_EVERY:
+        if replay is None or now - replay.started_at >= (_RED_AGAIN if replay.findings.counts else _FULL_EVERY):
             fresh = fresh or Replay(now)
         try:
             if replay is not None:

@@ -15,6 +15,7 @@ from deploy.local.databases import with_login
 from services.audit import app as audit
 from services.audit import store
 from services.audit.app import Manners, Sources, make_service, prove
+from services.audit.conservation import Verdict
 from shared.contract import events, topics
 from shared.mesh import metrics
 from tests.support.gateway import Gateway, Sent, body
@@ -431,3 +432,23 @@ async def test_the_service_proves_by_itself(mesh: Mesh, seed: int, monkeypatch: 
     assert await running.worker.run_job("prove", force=True)
     newest, *_ = await verdicts()
     assert (newest["kind"], newest["ok"]) == ("full", True)
+
+
+async def test_a_repair_shows_minutes_later_and_not_at_the_next_regular_full_proof(mesh: Mesh, seed: int) -> None:
+    await some_books(mesh, seed)
+    room = audit.Room(mesh.env)
+    await room.open(None)
+
+    async def verdict(now: datetime) -> Verdict:
+        await room.follow(now)
+        return (await room.go_on(now))[1]
+
+    async with almighty(mesh, "billing") as db:
+        await db.execute("SET session_replication_role = replica")
+        change = "UPDATE entry SET amount_pico = amount_pico + $1 WHERE journal = $2 AND account = $3"
+        place = await db.fetchrow("SELECT journal, account FROM entry ORDER BY journal, account LIMIT 1")
+        await db.execute(change, 1, place["journal"], place["account"])
+        assert not (await verdict(NOW)).ok
+        await db.execute(change, -1, place["journal"], place["account"])
+        assert not (await verdict(NOW + timedelta(minutes=4))).ok
+        assert (await verdict(NOW + timedelta(minutes=5))).ok
