@@ -90,4 +90,4 @@ def _why(said: Mapping[str, Any]) -> str:
     lag = said.get("lag") or {}
     behind = [f"{name} {count} behind" for name, count in lag.items() if count]
     waiting = [f"{said[key]} in {key}" for key in ("outbox", "tasks") if said.get(key)]
-    return ", ".join([*behind, *waiting]) or "busy"
+    return ", ".join([*said.get("stopped", ()), *behind, *waiting]) or "busy"

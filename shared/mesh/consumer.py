@@ -826,6 +826,14 @@ class TopicConsumer:
                     return f"{tp.topic}-{tp.partition}: paused without a reason"
         return None
 
+    def stops(self) -> list[str]:
+        """Which partitions of this process stand still until somebody acts, where, and why."""
+        return [
+            f"{tp.topic}-{tp.partition} stopped at offset {partition.cursor.next_offset}: {partition.stopped}"
+            for tp, partition in self.partitions.items()
+            if partition.stopped is not None
+        ]
+
     def ready(self) -> bool:
         """Assigned, and everything assigned is claimed."""
         consumer = self.consumer

@@ -369,14 +369,16 @@ class Runtime:
     async def idle(self) -> dict[str, Any]:
         """Whether nothing is on its way: lag 0 (asked of Kafka, not of a cache), outbox and tasks empty."""
         lag: dict[str, int] = {}
+        stopped: list[str] = []
         for consumer in self.consumers:
             lag[consumer.topic.name] = await consumer.true_lag()
+            stopped += consumer.stops()
         async with self.pool.acquire() as db:
             waiting = await store.pending(db)
             own = 0 if self.service.on_idle is None else await self.service.on_idle(db)
         tasks = sum(waiting["tasks"].values()) + own
         quiet = not any(lag.values()) and not waiting["outbox"] and not tasks
-        return {"idle": quiet, "lag": lag, "outbox": waiting["outbox"], "tasks": tasks}
+        return {"idle": quiet, "lag": lag, "stopped": stopped, "outbox": waiting["outbox"], "tasks": tasks}
 
 
 def _age(since: datetime | None, now: datetime) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -106,7 +107,10 @@ async def test_a_newer_version_waits_for_its_reader(mesh: Mesh, seed: int) -> No
     counters = await mesh.counters()
     assert counters["rated"] == 5 and "dead_lettered:gateway.generations" not in counters
     # Alive (a restart would not help), not idle (there is work), and the cursor stands before the newer record.
-    assert metering.troubles() == [] and not (await metering.idle())["idle"]
+    said = await metering.idle()
+    assert metering.troubles() == [] and not said["idle"]
+    (place,) = said["stopped"]
+    assert re.fullmatch(r"gateway\.generations-\d+ stopped at offset \d+: newer_version", place)
 
 
 async def test_a_dead_letter_is_replayed_as_the_record_that_it_was(mesh: Mesh, seed: int) -> None:
