@@ -104,8 +104,12 @@ async def test_a_newer_version_waits_for_its_reader(mesh: Mesh, seed: int) -> No
         return any(p.stopped == "newer_version" for c in metering.consumers for p in c.partitions.values())
 
     await mesh.until(stopped, 20, "the partition stands")
-    counters = await mesh.counters()
-    assert counters["rated"] == 5 and "dead_lettered:gateway.generations" not in counters
+
+    async def rated() -> bool:  # what came before the newer record is committed a moment later
+        return (await mesh.counters()).get("rated") == 5
+
+    await mesh.until(rated, 20, "the five generations before it are rated")
+    assert "dead_lettered:gateway.generations" not in await mesh.counters()
     # Alive (a restart would not help), not idle (there is work), and the cursor stands before the newer record.
     said = await metering.idle()
     assert metering.troubles() == [] and not said["idle"]
