@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from shared.contract.base import (
     IN_BULK,
@@ -42,6 +42,7 @@ BUCKETS = INPUT_BUCKETS + OUTPUT_BUCKETS
 COUNTS = ("request", "web_search", "image", "second", "character", "page")
 UNITS = BUCKETS + COUNTS
 _OUTPUT = frozenset(OUTPUT_BUCKETS)
+FLAGS = ("sum_mismatch", "total_mismatch", "nested_iterations", "negative_bucket")
 
 Bucket = Literal[
     "input",
@@ -79,6 +80,7 @@ Unit = Literal[
     "page",
 ]
 Tier = Literal["standard", "flex", "priority", "batch"]
+Flag = Literal["sum_mismatch", "total_mismatch", "nested_iterations", "negative_bucket"]
 
 
 def _check_sums(data: Any) -> None:
@@ -122,6 +124,15 @@ class Usage(Closed):
     output_tokens: Quantity = Field(description="Sum of the output buckets.")
     tokens: dict[Bucket, Quantity] = Field(description="Exclusive token buckets; what is absent is 0.")
     counts: dict[Count, Quantity] = Field(default={}, description="Other units; what is absent is 0.")
+    flags: list[Flag] = Field(
+        default=[],
+        description="What did not add up in the provider's answer. Billed by its buckets all the same, but for a bucket "
+        "that came out negative (send 0 for it): that waits for a person.",
+    )
+    cost_reported_pico: Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,17})$")] | None = Field(
+        default=None,
+        description="What the provider says it charged, in pico-US-dollars. Compared with our own rating, never added.",
+    )
 
     check: ClassVar[Any] = staticmethod(_check_sums)
 
@@ -175,6 +186,9 @@ class PriceList(Closed):
     ) = Field(
         default=None, description="Only within this daily window, UTC: `HHMM-HHMM`, end excluded; may wrap midnight."
     )
+    per: dict[Unit, Annotated[int, Field(ge=1, le=10**9)]] = Field(
+        default={}, description="Where a price is for more than one unit: for how many (an hour of audio: 3600 seconds)."
+    )
     valid_from: Instant = Field(description="In force from this instant (event time).")
     valid_to: Instant | None = Field(default=None, description="... to this one, excluded; null = until replaced.")
     source: Id = Field(default="gateway", description="Where the price comes from.")
@@ -186,6 +200,26 @@ class PricePublished(Event):
     TYPE: ClassVar[str] = "price.published.v1"
     type: Literal["price.published.v1"]
     data: PriceList
+
+
+class PriceLists(Closed):
+    """What one source says about one provider's models at once. They are judged together."""
+
+    batch: Id = Field(description="The import that they belong to.")
+    lists: Annotated[list[PriceList], Field(min_length=1, max_length=1000)]
+
+    @staticmethod
+    def check(data: Any) -> None:
+        if len({(price_list.provider, price_list.source) for price_list in data.lists}) != 1:
+            raise ValueError("lists: all of one provider and one source")
+
+
+class PricesImported(Event):
+    """Prices of one provider become known together. Keyed by `provider/*`; `subject` is `prices`."""
+
+    TYPE: ClassVar[str] = "prices.imported.v1"
+    type: Literal["prices.imported.v1"]
+    data: PriceLists
 
 
 class Payer(Closed):
@@ -381,6 +415,10 @@ class Command(Closed):
     target: Id = Field(description="What it is about: an id, a topic.")
     actor: Id = Field(description="Who asks.")
     ticket: Id = Field(description="Why: a reference into the operator's own records.")
+    arguments: dict[
+        Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")],
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:~+/@-]{1,128}$")],
+    ] = Field(default={}, description="What else the action needs to know.")
 
 
 class OperatorCommand(Event):

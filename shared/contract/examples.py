@@ -29,6 +29,7 @@ _USAGE: dict[str, Any] = {
     "output_tokens": 240,
     "tokens": {"input": 612, "cache_read": 1200, "output": 180, "reasoning": 60},
     "counts": {"web_search": 1},
+    "cost_reported_pico": "15796000000",
 }
 
 _DATA: Mapping[type[Event], dict[str, Any]] = {
@@ -57,6 +58,19 @@ _DATA: Mapping[type[Event], dict[str, Any]] = {
         ],
         "valid_from": "2026-11-01T00:00:00Z",
         "source": "price-desk",
+    },
+    e.PricesImported: {
+        "batch": "litellm-2026-11-24",
+        "lists": [
+            {
+                "provider": "groq",
+                "model": "whisper-large-v3",
+                "prices": {"second": "0.111"},
+                "per": {"second": 3600},
+                "valid_from": "2026-11-24T00:00:00Z",
+                "source": "litellm",
+            },
+        ],
     },
     e.PaymentSettled: {
         **_PAYER,
@@ -120,6 +134,7 @@ _SOURCES: Mapping[type[Event], str] = {
 }
 _SUBJECTS: Mapping[type[Event], str] = {
     e.PricePublished: "prices",
+    e.PricesImported: "prices",
     e.UsageRated: "metering",
     e.OperatorCommand: "metering",
 }

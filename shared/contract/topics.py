@@ -102,7 +102,7 @@ PAYMENTS = Topic(
 PRICES = Topic(
     name="gateway.prices",
     title="Prices, as they become known.",
-    events=(e.PricePublished,),
+    events=(e.PricePublished, e.PricesImported),
     key="provider/model",
     partitions=1,
     writers=("gateway",),
@@ -111,7 +111,11 @@ PRICES = Topic(
     ordered=True,
     fixed_partitions=True,
     personal=False,
-    key_of=lambda event: f"{event.data.provider}/{event.data.model}",
+    key_of=lambda event: (
+        f"{event.data.lists[0].provider}/*"
+        if event.type == e.PricesImported.TYPE
+        else f"{event.data.provider}/{event.data.model}"
+    ),
 )
 USAGE_RATED = Topic(
     name="mesh.usage-rated",
