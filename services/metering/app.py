@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from services.metering.identity import DAY_MS, day_bound, digest_of, hidden, ide
 from services.metering.price_book import PriceBook
 from services.metering.price_version import PriceVersion, event_version_id, from_event, from_json, to_json
 from services.metering.pricing import Unpriced, billed_quantities, explain
+from services.metering.reconcile import Reported, reconcile
 from services.metering.seed import GenaiPrices
 from services.metering.usage import (
     HOUR_US,
@@ -38,13 +39,31 @@ from shared.contract.ids import UUID7
 from shared.mesh import Batch, Done, Partitioned, Received, Service, Task, Transaction, metrics
 from shared.mesh.http import NotFound, NotKept
 from shared.mesh.migrate import migrate
-from shared.mesh.store import Connection, open_pool
+from shared.mesh.store import Connection, counters, open_pool
 from shared.policy import policy
 from shared.privacy.keys import MIGRATIONS as KEY_MIGRATIONS
 from shared.privacy.keys import DayKeys
 
 QUARANTINED = Gauge(
     "steward_metering_quarantined", "Usage that waits for a price or a person.", ["reason"], registry=metrics.REGISTRY
+)
+FLAGGED = Gauge(
+    "steward_metering_flagged",
+    "Generations whose provider's answer did not add up.",
+    ["reason"],
+    registry=metrics.REGISTRY,
+)
+COST_REPORTED = Gauge(
+    "steward_metering_cost_reported_pico",
+    "What providers say they charged, yesterday and today (UTC), by how it compares with our own rating.",
+    ["provider", "reason"],
+    registry=metrics.REGISTRY,
+)
+COST_DRIFT = Gauge(
+    "steward_metering_cost_drift_pico",
+    "The same, less what we rated.",
+    ["provider", "reason"],
+    registry=metrics.REGISTRY,
 )
 PENDING_ROLLUPS = Gauge(
     "steward_metering_pending_rollups", "Batches whose sums the rollups have not taken.", registry=metrics.REGISTRY
@@ -53,12 +72,16 @@ PENDING_ROLLUPS = Gauge(
 # A price can release these; the others wait for a person, or for the original that they correct.
 _FOR_PRICES = ("unknown_model", "unknown_price")
 _FOR_ORIGINALS = ("original_unknown",)
-_OTHERS = ("amount_out_of_range", "stale", "future", "original_not_kept", "original_of_other_workspace")
+_FLAGGED = "negative_bucket"
+_OTHERS = (_FLAGGED, "amount_out_of_range", "stale", "future", "original_not_kept", "original_of_other_workspace")
 _REASONS = (*_FOR_PRICES, *_FOR_ORIGINALS, *_OTHERS)
 _CHUNK = 1_000
 _LOADED = 2_000
 _ROLLUP_BATCHES = 200
 _ROLLUP_DAYS = 30 * policy().rollup_months
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DRIFT_DAYS = 2
+_DRIFT_PROVIDERS = 50
 _MICROSECOND = timedelta(microseconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
 _CORRECTED = events.UsageCorrected.TYPE
@@ -180,6 +203,10 @@ def make_service(*, dedupe: bool = True) -> Service:
             return  # under load, sums of more batches together are fewer rows to touch
         await store.roll_up(tx.db, _ROLLUP_BATCHES)
 
+    @service.job("fold-costs", every=timedelta(minutes=1))
+    async def fold_costs(now: datetime, tx: Transaction) -> None:
+        await store.fold_costs(tx.db, (now - _EPOCH).days - _ROLLUP_DAYS)
+
     @service.job("retry-corrections", every=timedelta(seconds=30))
     async def retry_corrections(now: datetime, tx: Transaction) -> None:
         await tx.enqueue("release", f"corrections:{now.isoformat()}", {"reasons": _FOR_ORIGINALS})
@@ -198,7 +225,8 @@ def make_service(*, dedupe: bool = True) -> Service:
         return rows[-1]["id"]
 
     @service.command("release_quarantine")
-    async def release_one(command: Any, tx: Transaction) -> None:
+    async def release_one(ordered: Received, tx: Transaction) -> None:
+        command = ordered.event.data
         if command.target.isdigit():
             await tx.enqueue("release", f"row:{command.target}", {"row": int(command.target)})
         else:
@@ -220,6 +248,10 @@ def make_service(*, dedupe: bool = True) -> Service:
     @service.reads("usage-by-model")
     async def usage_by_model(query: Mapping[str, str], tx: Transaction) -> Any:
         return await store.usage_by_model(tx.db, int(query.get("since_hour", 0)), int(query.get("limit", 20)))
+
+    @service.reads("costs")
+    async def costs(query: Mapping[str, str], tx: Transaction) -> Any:
+        return await store.costs(tx.db, int(query.get("since_day", 0)))
 
     @service.reads("interesting")
     async def interesting(query: Mapping[str, str], tx: Transaction) -> Any:
@@ -258,7 +290,7 @@ class Metering:
         for key in corrections:
             del fresh[key]
         kept, revision = list(self._quarantine), room.revision
-        self._rate(fresh)
+        flagged = self._rate(fresh)
         if len(self._quarantine) > len(kept):
             await room.refresh(tx.db, hold=True)
             if room.revision != revision:
@@ -270,6 +302,8 @@ class Metering:
         self._saw(first)
         tx.count("duplicates", n_duplicates)
         tx.count("conflicts", conflicts)
+        for flag, n in flagged.items():
+            tx.count(f"flagged:{flag}", n)
         tx.count("quarantined", await store.quarantine(tx.db, self._quarantine))
 
     def _identify(
@@ -305,15 +339,31 @@ class Metering:
                 key = key[:-1] + bytes([(key[-1] + 1) % 256])
         return fresh, stale, (duplicates, conflicts)
 
-    def _rate(self, fresh: Mapping[bytes, Arrival]) -> None:
+    def _rate(self, fresh: Mapping[bytes, Arrival]) -> Counter[str]:
+        """Rates, or quarantines; returns how many were flagged, by flag."""
         book, effects = self._room.book, self._effects
+        flagged: Counter[str] = Counter()
         for key, (event, record, at_us, _, uuid) in effects.add_plain(self._room.known, fresh.items(), self._now_us):
             usage, event_at, known_at = event.data, event.time, instant(record.timestamp)
+            flagged.update(usage.flags)
+            if _FLAGGED in usage.flags:
+                self._hold(_FLAGGED, "", event.type, event.id, usage, key, event_at, known_at)
+                continue
             priced = price(book, usage, event_at, known_at)
             if isinstance(priced, Unpriced):
                 self._hold(priced.reason, priced.missing, event.type, event.id, usage, key, event_at, known_at)
             else:
                 effects.add(usage, uuid, key, at_us, priced, self._now_us)
+                self._compare(usage, event_at, known_at, priced)
+        return flagged
+
+    def _compare(self, usage: Any, event_at: datetime, known_at: datetime, priced: Priced) -> None:
+        """Notes what the provider says it charged, if it does."""
+        if usage.cost_reported_pico is not None:
+            rated = priced.rated
+            self._effects.reported.append(
+                Reported(usage, event_at, known_at, rated.amount_pico, rated.list_amount_pico, rated.rule)
+            )
 
     def _hold(
         self, reason: str, missing: str, kind: str, event_id: str | None, usage: Any, key: bytes, event_at: datetime,
@@ -439,6 +489,7 @@ class Metering:
                 continue
             uuid = None if row["event_id"] is None else row["event_id"].bytes
             self._effects.add(usage, uuid, key, microseconds(row["event_at"]), priced, self._now_us)
+            self._compare(usage, row["event_at"], row["known_at"], priced)
             released.append(row["id"])
         await self._write()
         for row, usage, key in corrections:
@@ -473,6 +524,8 @@ class Metering:
             tx.after_commit(lambda: room.pinned.update(new))
         if effects.rows:
             await store.add_log(tx.db, effects.rows)
+        if effects.reported:
+            await store.add_costs(tx.db, reconcile(room.book, effects.reported))
         if totals := effects.totals():
             await store.add_pending(tx.db, totals)
         tx.count("rated", effects.rated)
@@ -557,7 +610,24 @@ async def observe(db: Connection, now: datetime) -> None:
         counts[row["reason"]] = counts.get(row["reason"], 0) + row["n"]
     for reason in _REASONS:
         QUARANTINED.labels(reason).set(counts.get(reason, 0))
+    counted = await counters(db)
+    for flag in events.FLAGS:
+        FLAGGED.labels(flag).set(counted.get(f"flagged:{flag}", 0))
+    await _observe_costs(db, now)
     PENDING_ROLLUPS.set(await store.pending_count(db))
+
+
+async def _observe_costs(db: Connection, now: datetime) -> None:
+    COST_REPORTED.clear()
+    COST_DRIFT.clear()
+    named: set[str] = set()
+    for row in await store.costs(db, (now - _EPOCH).days - _DRIFT_DAYS + 1):
+        # Names come from outside: a metric takes so many of them, and the table has them all.
+        if len(named) < _DRIFT_PROVIDERS:
+            named.add(row["provider"])
+        provider = row["provider"] if row["provider"] in named else "other"
+        COST_REPORTED.labels(provider, row["explanation"]).inc(int(row["reported_pico"]))
+        COST_DRIFT.labels(provider, row["explanation"]).inc(int(row["reported_pico"] - row["rated_pico"]))
 
 
 service = make_service()

@@ -50,6 +50,10 @@ DATA_MAP: DataMap = (
     *plain("stale_seen", "seen_on"),
     *plain("price", "version", "provider", "model", "tier", "body", "known_from", "source"),
     *plain("price_revision", "single", "revision"),
+    *plain(
+        "cost_comparison", "day", "provider", "model", "explanation", "generations", "rated_pico", "reported_pico"
+    ),
+    *plain("cost_pending", "day", "provider", "model", "explanation", "generations", "rated_pico", "reported_pico"),
     *plain("pending", "id"),
     *personal(
         "pending", "workspaces", "keys",

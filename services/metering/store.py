@@ -215,6 +215,40 @@ async def raise_revision(db: Connection) -> None:
     await db.execute("UPDATE price_revision SET revision = revision + 1")
 
 
+# --- reported costs ----------------------------------------------------------------------------------------------
+
+
+async def add_costs(db: Connection, sums: Sequence[Sequence[Any]]) -> None:
+    """A batch's comparison of own rating with reported cost: see `reconcile.Sum`."""
+    await db.executemany("INSERT INTO cost_pending VALUES ($1, $2, $3, $4, $5, $6, $7)", sums)
+
+
+async def fold_costs(db: Connection, from_day: int) -> None:
+    """Adds up what batches left, and forgets days before `from_day` (since 1970)."""
+    await db.execute(
+        """WITH taken AS (DELETE FROM cost_pending RETURNING *)
+           INSERT INTO cost_comparison AS c
+           SELECT day, provider, model, explanation, sum(generations), sum(rated_pico), sum(reported_pico)
+           FROM taken GROUP BY day, provider, model, explanation
+           ON CONFLICT (day, provider, model, explanation) DO UPDATE
+             SET generations = c.generations + excluded.generations, rated_pico = c.rated_pico + excluded.rated_pico,
+                 reported_pico = c.reported_pico + excluded.reported_pico"""
+    )
+    await db.execute("DELETE FROM cost_comparison WHERE day < $1", from_day)
+
+
+async def costs(db: Connection, from_day: int) -> list[dict[str, Any]]:
+    """Own rating and reported cost per day, provider, model and explanation, from a day (since 1970) on."""
+    rows = await db.fetch(
+        """SELECT day, provider, model, explanation, sum(generations)::bigint AS generations,
+                  sum(rated_pico) AS rated_pico, sum(reported_pico) AS reported_pico
+           FROM (SELECT * FROM cost_comparison UNION ALL SELECT * FROM cost_pending) AS c
+           WHERE day >= $1 GROUP BY day, provider, model, explanation ORDER BY day, provider, model, explanation""",
+        from_day,
+    )
+    return [dict(row) for row in rows]
+
+
 # --- rollups -----------------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from services.metering.pricing import (
     rate,
     round_half_even,
 )
+from services.metering.reconcile import Reported
 from shared.contract.ids import derived_id
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -220,14 +221,17 @@ class Effects:
     """Packed rows of the request log; complete once `records` is through."""
     sums: dict[tuple[Place, Way, int], list[int]] = field(default_factory=dict)
     rated: int = 0
+    reported: list[Reported] = field(default_factory=list)
+    """Rated generations whose provider says what it charged."""
 
     def add_plain(
         self, known: Known, arrivals: Iterable[tuple[bytes, Arrival]], now_us: int
     ) -> list[tuple[bytes, Arrival]]:
         """`price` and `add` in one go for what nearly all generations are; returns the others, untouched.
 
-        Plain: completed for an ordinary reason, tokens only, list price below any context border. One long function
-        without calls, since this is where metering spends its time; a property test holds it against the long way.
+        Plain: completed for an ordinary reason, tokens only, nothing flagged, list price below any context border.
+        One long function without calls, since this is where metering spends its time; a property test holds it against
+        the long way.
         """
         others = []
         n = 0
@@ -238,7 +242,7 @@ class Effects:
             usage = event.data
             kind = kinds.get(_KIND(usage)) or known.kind(usage)
             way = None
-            if kind.plain and not usage.counts:
+            if kind.plain and not usage.counts and not usage.flags:
                 way = kind.fixed or kind.at(event.time, instant(record.timestamp))
             if way is None:
                 others.append(arrival)
@@ -264,6 +268,8 @@ class Effects:
                     at_us, place.days, uuid, read, generated, amount, place.columns, way.columns, usage.generation_ref,
                     quantities,
                 )  # fmt: skip
+            if usage.cost_reported_pico is not None:
+                self.reported.append(Reported(usage, event.time, instant(record.timestamp), amount, amount, "list"))
             hour = at_us // HOUR_US
             hexed = hexlify(line_id)
             line = b'["%b%b%b,"%d"]' % (hexed, way.middle if hour == way.hour else way.at(hour), quantities, amount)

@@ -187,7 +187,8 @@ class PriceList(Closed):
         default=None, description="Only within this daily window, UTC: `HHMM-HHMM`, end excluded; may wrap midnight."
     )
     per: dict[Unit, Annotated[int, Field(ge=1, le=10**9)]] = Field(
-        default={}, description="Where a price is for more than one unit: for how many (an hour of audio: 3600 seconds)."
+        default={},
+        description="Where a price is for more than one unit: for how many (an hour of audio: 3600 seconds).",
     )
     valid_from: Instant = Field(description="In force from this instant (event time).")
     valid_to: Instant | None = Field(default=None, description="... to this one, excluded; null = until replaced.")

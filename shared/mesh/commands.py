@@ -37,7 +37,7 @@ def command_consumer(runtime: Runtime) -> Consumer:
             elif command.action == "release_parked":
                 await tx.enqueue(RELEASE_PARKED, received.event.id, {"topic": command.target})
             elif (handler := runtime.service.commands.get(command.action)) is not None:
-                await handler(command, tx)
+                await handler(received, tx)
 
     return Consumer(topics.COMMANDS, handle, 100, lingers=False)
 

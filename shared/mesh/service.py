@@ -82,7 +82,7 @@ class Partitioned:
 Handler = Callable[[Batch, Transaction], Awaitable[None]]
 JobHandler = Callable[[datetime, Transaction], Awaitable[None]]
 TaskHandler = Callable[[Task, Transaction], Awaitable[Any]]
-CommandHandler = Callable[[Any, Transaction], Awaitable[None]]
+CommandHandler = Callable[[Received, Transaction], Awaitable[None]]
 ReadHandler = Callable[[Mapping[str, str], Transaction], Awaitable[Any]]
 Units = Callable[[Any], Sequence[tuple[str, Any]]]
 
@@ -174,7 +174,7 @@ class Service:
         return register
 
     def command(self, action: str) -> Callable[[CommandHandler], CommandHandler]:
-        """The decorated handler does what an operator asks for with `action`."""
+        """The decorated handler does what an operator asks for with `action`; it is given the command and its record."""
 
         def register(handler: CommandHandler) -> CommandHandler:
             self.commands[action] = handler

@@ -270,7 +270,10 @@ def _swallowed(tree: ast.Module, path: PurePosixPath) -> Iterator[Hit]:
 # --------------------------------------------------------------------------------------------------
 # What leaves the process: metrics, logs, error texts
 
-LABELS = frozenset({"service", "topic", "partition", "group", "reason", "stage", "outcome", "job", "task", "le"})
+# "provider" only where its writer bounds it.
+LABELS = frozenset(
+    {"service", "topic", "partition", "group", "reason", "stage", "outcome", "job", "task", "le", "provider"}
+)
 _METRICS = {
     "Counter", "CounterMetricFamily", "Gauge", "GaugeMetricFamily", "Histogram", "HistogramMetricFamily",
     "Info", "Summary",

@@ -66,6 +66,28 @@ CREATE TABLE price (
 CREATE TABLE price_revision (single boolean PRIMARY KEY DEFAULT true CHECK (single), revision bigint NOT NULL);
 INSERT INTO price_revision (revision) VALUES (0);
 
+-- Own rating beside what providers say they charged, over all workspaces. `cost_pending` has a few rows of each batch,
+-- which a job adds up.
+CREATE TABLE cost_comparison (
+    day           int     NOT NULL,       -- days since 1970, UTC
+    provider      text    NOT NULL,
+    model         text    NOT NULL,
+    explanation   text    NOT NULL,       -- equal, open, or why not equal
+    generations   bigint  NOT NULL,
+    rated_pico    numeric NOT NULL,
+    reported_pico numeric NOT NULL,
+    PRIMARY KEY (day, provider, model, explanation)
+);
+CREATE TABLE cost_pending (
+    day           int     NOT NULL,
+    provider      text    NOT NULL,
+    model         text    NOT NULL,
+    explanation   text    NOT NULL,
+    generations   bigint  NOT NULL,
+    rated_pico    numeric NOT NULL,
+    reported_pico numeric NOT NULL
+);
+
 -- Sums of one batch, waiting to be added to the rollups in a transaction of their own, exactly once.
 CREATE TABLE pending (
     id            bigint   GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
