@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from shared.contract.base import Event, NewerVersion, Refused, declared_part, explain_refusal, twin, without_none
-from shared.contract.topics import Topic
+from .base import Event, NewerVersion, Refused, declared_part, explain_refusal, twin, without_none
+from .topics import Topic
 
 _NAME = re.compile(r"([a-z_]+(?:\.[a-z_]+)+)\.v([0-9]{1,6})")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from shared.contract.base import (
+from .base import (
     IN_BULK,
     Closed,
     Event,

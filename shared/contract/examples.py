@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from shared.contract import events as e
-from shared.contract.base import Event
+from . import events as e
+from .base import Event
 
 _TIME = "2026-11-24T21:00:00.250Z"
 _PAYER = {"account": "acc-71", "workspace": "ws-204"}

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import yaml
 
-from shared.contract.base import Event
-from shared.contract.examples import example
-from shared.contract.topics import TOPICS, Topic
+from .base import Event
+from .examples import example
+from .topics import TOPICS, Topic
 
 VERSION = "1.0.0"
 """Of the documents: the first number rises when an event type is taken away, the second when one is added."""

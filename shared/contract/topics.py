@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
-from shared.contract import events as e
-from shared.contract.base import Event
-from shared.policy import policy
+from ..policy import policy
+from . import events as e
+from .base import Event
 
 AfterErasure = Literal["drop", "book", "control"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from shared.contract.events import UsageRated
+from .events import UsageRated
 
 
 def units(event: Any) -> Sequence[tuple[str, Any]]:
