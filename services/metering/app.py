@@ -2,149 +2,32 @@
 
 from __future__ import annotations
 
-import secrets
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from prometheus_client import Gauge
 
 from services.metering import store
-from services.metering.identity import DAY_MS, day_bound, digest_of, hidden, identities, reversal_of
-from services.metering.price_book import PriceBook
-from services.metering.price_version import PriceVersion, event_version_id, from_event, from_json, to_json
-from services.metering.pricing import Unpriced, billed_quantities, explain
-from services.metering.reconcile import Reported, reconcile
-from services.metering.seed import GenaiPrices
+from services.metering.explained import explained
+from services.metering.gauges import observe
+from services.metering.identity import day_bound
+from services.metering.meter import FOR_ORIGINALS, FOR_PRICES, ROLLUP_DAYS, Metering
+from services.metering.price_version import event_version_id, from_event, to_json
+from services.metering.room import Room
 from services.metering.usage import (
-    HOUR_US,
-    Arrival,
-    Effects,
-    Known,
-    Place,
-    Priced,
-    Way,
     hour_bound,
     instant,
-    microseconds,
     ordinal_bound,
-    price,
 )
-from shared.contract import events, topics
-from shared.contract.base import twin
-from shared.contract.ids import UUID7
-from shared.mesh import Batch, Done, Partitioned, Received, Service, Task, Transaction, metrics
-from shared.mesh.http import NotFound, NotKept
-from shared.mesh.migrate import migrate
-from shared.mesh.store import Connection, counters, open_pool
+from shared.contract import topics
+from shared.mesh import Batch, Done, Partitioned, Received, Service, Task, Transaction
 from shared.policy import policy
-from shared.privacy.keys import MIGRATIONS as KEY_MIGRATIONS
-from shared.privacy.keys import DayKeys
 
-QUARANTINED = Gauge(
-    "steward_metering_quarantined", "Usage that waits for a price or a person.", ["reason"], registry=metrics.REGISTRY
-)
-FLAGGED = Gauge(
-    "steward_metering_flagged",
-    "Generations whose provider's answer did not add up.",
-    ["reason"],
-    registry=metrics.REGISTRY,
-)
-COST_REPORTED = Gauge(
-    "steward_metering_cost_reported_pico",
-    "What providers say they charged, yesterday and today (UTC), by how it compares with our own rating.",
-    ["provider", "reason"],
-    registry=metrics.REGISTRY,
-)
-COST_DRIFT = Gauge(
-    "steward_metering_cost_drift_pico",
-    "The same, less what we rated.",
-    ["provider", "reason"],
-    registry=metrics.REGISTRY,
-)
-PENDING_ROLLUPS = Gauge(
-    "steward_metering_pending_rollups", "Batches whose sums the rollups have not taken.", registry=metrics.REGISTRY
-)
-
-# A price can release these; the others wait for a person, or for the original that they correct.
-_FOR_PRICES = ("unknown_model", "unknown_price")
-_FOR_ORIGINALS = ("original_unknown",)
-_FLAGGED = "negative_bucket"
-_OTHERS = (_FLAGGED, "amount_out_of_range", "stale", "future", "original_not_kept", "original_of_other_workspace")
-_REASONS = (*_FOR_PRICES, *_FOR_ORIGINALS, *_OTHERS)
 _CHUNK = 1_000
-_LOADED = 2_000
 _ROLLUP_BATCHES = 200
-_ROLLUP_DAYS = 30 * policy().rollup_months
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_DRIFT_DAYS = 2
-_DRIFT_PROVIDERS = 50
-_MICROSECOND = timedelta(microseconds=1)
-_MILLISECOND = timedelta(milliseconds=1)
-_CORRECTED = events.UsageCorrected.TYPE
-_USAGE = {
-    events.GenerationCompleted.TYPE: twin(events.Usage),
-    events.UsageCorrected.TYPE: twin(events.Correction),
-}
-
-
-class Room:
-    """What this process keeps in memory: prices and the keys of the days."""
-
-    def __init__(self, dedupe: bool = True) -> None:
-        self.book = PriceBook(catalogue=GenaiPrices())
-        self.known = Known(self.book)
-        self.revision = -1
-        self.pinned: set[str] = set()
-        self.dedupe = dedupe
-        self.loaded = False
-        self.keys: DayKeys
-        self.stale_keys: DayKeys
-
-    async def open(self, runtime: Any) -> None:
-        """Opens the key database and loads keys and prices."""
-        settings = runtime.settings
-        if not settings.keys_database_url or not settings.keys_owner_database_url:
-            raise ValueError("metering needs STEWARD_KEYS_DATABASE_URL and STEWARD_KEYS_OWNER_DATABASE_URL")
-        await migrate(settings.keys_owner_database_url, "keys", KEY_MIGRATIONS, mesh=False)
-        self._key_pool = await open_pool(settings.keys_database_url, size=2, application="steward-metering-keys")
-        runtime.on_close(self._key_pool.close)
-        self.keys = DayKeys(self._key_pool, "seen", secrets.token_bytes)
-        self.stale_keys = DayKeys(self._key_pool, "stale", secrets.token_bytes)
-        await self.make_keys(runtime.clock.now())
-        async with runtime.pool.acquire() as db:
-            await self.refresh(db)
-
-    async def make_keys(self, now: datetime) -> None:
-        """Keys from the window's start to two days ahead, so that no midnight waits for the key database."""
-        today = now.astimezone(UTC).date()
-        back = policy().window.days
-        await self.keys.ensure([today + timedelta(days=n) for n in range(-back - 1, 3)], now)
-        first = today.replace(day=1)
-        await self.stale_keys.ensure([(first - timedelta(days=1)).replace(day=1), first], now)
-
-    async def refresh(self, db: Connection, *, hold: bool = False) -> None:
-        """Reads the prices again if one became known.
-
-        `hold`: no price becomes known before this transaction ends, so that whatever it quarantines is there when a
-        price that comes next releases what waits for it.
-        """
-        revision = await store.price_revision(db, hold=hold)
-        if revision != self.revision:
-            for body in await store.prices(db):
-                version = from_json(body)
-                self.pinned.add(version.version)
-                self.book.add(version)
-            self.known.kinds.clear()
-            self.revision = revision
-
-    def stale_idents(self, event_id: str) -> list[bytes]:
-        """What a stale id may be remembered by; the newest first."""
-        newest_first = [self.stale_keys.by_ordinal[o] for o in sorted(self.stale_keys.by_ordinal, reverse=True)]
-        return [bytes(6) + hidden(event_id, key) for key in newest_first]
 
 
 def make_service(*, dedupe: bool = True) -> Service:
@@ -156,8 +39,8 @@ def make_service(*, dedupe: bool = True) -> Service:
         partitioned=(
             Partitioned("seen", back=policy().window.days + 1, ahead=3, bound=day_bound),
             Partitioned("request_log", ahead=policy().request_log_max_days + 3),
-            Partitioned("rollup_hourly", back=_ROLLUP_DAYS, ahead=40, monthly=True, bound=hour_bound),
-            Partitioned("rollup_daily", back=_ROLLUP_DAYS, ahead=40, monthly=True, bound=ordinal_bound),
+            Partitioned("rollup_hourly", back=ROLLUP_DAYS, ahead=40, monthly=True, bound=hour_bound),
+            Partitioned("rollup_daily", back=ROLLUP_DAYS, ahead=40, monthly=True, bound=ordinal_bound),
         ),
         replicas=2,
         uses_keys=True,
@@ -187,7 +70,7 @@ def make_service(*, dedupe: bool = True) -> Service:
             learned |= await store.add_price(tx.db, to_json(version), known_from)
         if learned:
             await store.raise_revision(tx.db)
-            await tx.enqueue("release", batch.events[-1].event.id, {"reasons": _FOR_PRICES})
+            await tx.enqueue("release", batch.events[-1].event.id, {"reasons": FOR_PRICES})
 
     @service.job("day-keys", every=timedelta(hours=1))
     async def make_day_keys(now: datetime, tx: Transaction) -> None:
@@ -205,11 +88,11 @@ def make_service(*, dedupe: bool = True) -> Service:
 
     @service.job("fold-costs", every=timedelta(minutes=1))
     async def fold_costs(now: datetime, tx: Transaction) -> None:
-        await store.fold_costs(tx.db, (now - _EPOCH).days - _ROLLUP_DAYS)
+        await store.fold_costs(tx.db, (now - _EPOCH).days - ROLLUP_DAYS)
 
     @service.job("retry-corrections", every=timedelta(seconds=30))
     async def retry_corrections(now: datetime, tx: Transaction) -> None:
-        await tx.enqueue("release", f"corrections:{now.isoformat()}", {"reasons": _FOR_ORIGINALS})
+        await tx.enqueue("release", f"corrections:{now.isoformat()}", {"reasons": FOR_ORIGINALS})
 
     @service.task("release")
     async def release(task: Task, tx: Transaction) -> Any:
@@ -230,7 +113,7 @@ def make_service(*, dedupe: bool = True) -> Service:
         if command.target.isdigit():
             await tx.enqueue("release", f"row:{command.target}", {"row": int(command.target)})
         else:
-            await tx.enqueue("release", f"all:{tx.now.isoformat()}", {"reasons": _FOR_PRICES})
+            await tx.enqueue("release", f"all:{tx.now.isoformat()}", {"reasons": FOR_PRICES})
 
     @service.reads("explain")
     async def explain_one(query: Mapping[str, str], tx: Transaction) -> Any:
@@ -258,376 +141,6 @@ def make_service(*, dedupe: bool = True) -> Service:
         return await store.some_logged(tx.db, tx.now, int(query.get("limit", 20)))
 
     return service
-
-
-class Metering:
-    """The effects of one transaction."""
-
-    def __init__(self, room: Room, tx: Transaction) -> None:
-        self._room, self._tx = room, tx
-        self._quarantine: list[tuple[Any, ...]] = []
-        self._now_us = microseconds(tx.now)
-        self._now_ms = self._now_us // 1000
-        self._effects = self._new_effects()
-
-    def _new_effects(self) -> Effects:
-        # What is older than the rollups reach (released after a long time) is charged, and in no sum.
-        return Effects(topics.USAGE_RATED.partitions, self._now_us // HOUR_US - 24 * _ROLLUP_DAYS)
-
-    async def take(self, received: Sequence[Received]) -> None:
-        """Events from the topic: each is rated, a duplicate, or quarantined."""
-        room, tx = self._room, self._tx
-        await room.refresh(tx.db)
-        room.loaded = len(received) > _LOADED
-        fresh, stale, duplicates = self._identify(received)
-        digests: dict[bytes, int] = {}
-        if fresh and room.dedupe:
-            digests = await store.claim_seen(tx.db, {key: arrival[3] for key, arrival in fresh.items()})
-        conflicts = sum(1 for key, digest in digests.items() if fresh.pop(key)[3] != digest) + duplicates[1]
-        n_duplicates = len(digests) + duplicates[0] + await self._keep_stale(stale)
-        first = [arrival[0] for arrival in fresh.values()]
-        corrections = {key: arrival for key, arrival in fresh.items() if arrival[0].type == _CORRECTED}
-        for key in corrections:
-            del fresh[key]
-        kept, revision = list(self._quarantine), room.revision
-        flagged = self._rate(fresh)
-        if len(self._quarantine) > len(kept):
-            await room.refresh(tx.db, hold=True)
-            if room.revision != revision:
-                self._effects, self._quarantine = self._new_effects(), kept
-                self._rate(fresh)
-        await self._write()
-        for key, (event, record, at_us, _, _) in corrections.items():
-            await self._correct(event.id, event.data, key, at_us, instant(record.timestamp))
-        self._saw(first)
-        tx.count("duplicates", n_duplicates)
-        tx.count("conflicts", conflicts)
-        for flag, n in flagged.items():
-            tx.count(f"flagged:{flag}", n)
-        tx.count("quarantined", await store.quarantine(tx.db, self._quarantine))
-
-    def _identify(
-        self, received: Sequence[Received]
-    ) -> tuple[dict[bytes, Arrival], list[tuple[Received, str]], tuple[int, int]]:
-        """(key -> generation, stale events with their reason, (duplicates, conflicts) in here)."""
-        window = policy()
-        low = self._now_us - window.window // _MICROSECOND
-        high = self._now_us + window.future // _MICROSECOND
-        fresh: dict[bytes, Arrival] = {}
-        stale: list[tuple[Received, str]] = []
-        duplicates = conflicts = 0
-        found = identities([r.event.id for r in received], self._room.keys.by_ordinal)
-        for r, (uuid, made_ms, key, seed) in zip(received, found, strict=True):
-            event, record = r.event, r.record
-            at_us = microseconds(event.time)
-            made_us = made_ms * 1000
-            if made_us > high or at_us > high:
-                stale.append((r, "future"))
-                continue
-            if made_us < low or at_us < low or not key:
-                stale.append((r, "stale"))
-                continue
-            arrival = (event, record, at_us, digest_of(record.value, seed), uuid)
-            before = fresh.setdefault(key, arrival)
-            if before is arrival:
-                continue
-            if self._room.dedupe:
-                duplicates += 1
-                conflicts += before[3] != arrival[3]
-                continue
-            while fresh.setdefault(key, arrival) is not arrival:  # switched off: the repeat is let through, and billed
-                key = key[:-1] + bytes([(key[-1] + 1) % 256])
-        return fresh, stale, (duplicates, conflicts)
-
-    def _rate(self, fresh: Mapping[bytes, Arrival]) -> Counter[str]:
-        """Rates, or quarantines; returns how many were flagged, by flag."""
-        book, effects = self._room.book, self._effects
-        flagged: Counter[str] = Counter()
-        for key, (event, record, at_us, _, uuid) in effects.add_plain(self._room.known, fresh.items(), self._now_us):
-            usage, event_at, known_at = event.data, event.time, instant(record.timestamp)
-            flagged.update(usage.flags)
-            if _FLAGGED in usage.flags:
-                self._hold(_FLAGGED, "", event.type, event.id, usage, key, event_at, known_at)
-                continue
-            priced = price(book, usage, event_at, known_at)
-            if isinstance(priced, Unpriced):
-                self._hold(priced.reason, priced.missing, event.type, event.id, usage, key, event_at, known_at)
-            else:
-                effects.add(usage, uuid, key, at_us, priced, self._now_us)
-                self._compare(usage, event_at, known_at, priced)
-        return flagged
-
-    def _compare(self, usage: Any, event_at: datetime, known_at: datetime, priced: Priced) -> None:
-        """Notes what the provider says it charged, if it does."""
-        if usage.cost_reported_pico is not None:
-            rated = priced.rated
-            self._effects.reported.append(
-                Reported(usage, event_at, known_at, rated.amount_pico, rated.list_amount_pico, rated.rule)
-            )
-
-    def _hold(
-        self, reason: str, missing: str, kind: str, event_id: str | None, usage: Any, key: bytes, event_at: datetime,
-        known_at: datetime,
-    ) -> None:  # fmt: skip
-        """Usage that waits. At log retention 0 it waits as a line does: no generation, no key, an hour."""
-        kept = msgspec.to_builtins(usage)
-        if not usage.log_retention_days:
-            event_id = None
-            kept["key"] = "not-kept"
-            kept.pop("generation_ref", None)
-            event_at = event_at.replace(minute=0, second=0, microsecond=0)
-        self._quarantine.append(
-            (
-                reason,
-                missing,
-                kind,
-                event_id,
-                event_at,
-                known_at,
-                self._tx.now,
-                usage.provider,
-                usage.model,
-                kept,
-                key,
-            )
-        )
-
-    async def _keep_stale(self, stale: Sequence[tuple[Received, str]]) -> int:
-        """Stale events wait for a person, each id once; returns the repeats."""
-        if not stale:
-            return 0
-        room = self._room
-        idents = {r.event.id: room.stale_idents(r.event.id) for r, _ in stale}
-        known = await store.stale_known(self._tx.db, [i for found in idents.values() for i in found])
-        newest = [found[0] for found in idents.values() if not any(i in known for i in found)]
-        fresh = await store.add_stale(self._tx.db, newest, self._tx.now.date()) if newest else set()
-        taken = []
-        for r, reason in stale:
-            event = r.event
-            ident = idents[event.id][0]
-            if ident not in fresh:
-                continue
-            fresh.discard(ident)  # the second one in this batch is a repeat
-            taken.append(event)
-            self._hold(
-                reason, "", event.type, event.id, event.data, self._now_ms.to_bytes(6, "big") + ident[6:], event.time,
-                instant(r.record.timestamp),
-            )  # fmt: skip
-        self._saw(taken)
-        return len(stale) - len(taken)
-
-    async def _correct(self, event_id: str | None, usage: Any, key: bytes, at_us: int, known_at: datetime) -> bool:
-        """Reverses what the original was charged and charges what it should have been; False if it has to wait."""
-        room, tx = self._room, self._tx
-        original = await store.logged(tx.db, usage.original, tx.now)
-        reason = None
-        if original is None:
-            reason = "original_unknown" if usage.log_retention_days else "original_not_kept"
-        elif original["workspace"] != usage.workspace:
-            reason = "original_of_other_workspace"
-        if reason is None and original is not None:
-            event_at = original["occurred_at"]
-            priced = price(room.book, usage, event_at, known_at)
-            version = room.book.version(original["price_version"])
-            if isinstance(priced, Unpriced):
-                reason = priced.reason
-            elif version is not None:
-                await self._replace(original, version, usage, key, priced)
-                return True
-            else:
-                reason = "unknown_price"
-        self._hold(reason or "", "", _CORRECTED, event_id, usage, key, instant(at_us // 1000), known_at)
-        return False
-
-    async def _replace(self, original: Any, version: PriceVersion, usage: Any, key: bytes, priced: Priced) -> None:
-        effects = self._effects = self._new_effects()
-        reported = msgspec.json.decode(original["quantities"])
-        rule, at_us = original["rule"], microseconds(original["occurred_at"])
-        billed = billed_quantities(
-            version,
-            {u: n for u, n in reported.items() if u in events.BUCKETS},
-            {u: n for u, n in reported.items() if u in events.COUNTS},
-            rule,
-        )
-        # The row is kept as long as it was to be, whatever the workspace has chosen since.
-        usage = msgspec.structs.replace(
-            usage, log_retention_days=original["retention_days"], generation_ref=original["generation_ref"]
-        )
-        before = msgspec.structs.replace(usage, model=original["model"], key=original["key_id"])
-        terms = {"byok": "byok", "data_sharing": "sharing"}.get(rule, "list")
-        place, way = Place(before), Way(before, version.version, original["tier"], rule, terms)
-        hour = at_us // HOUR_US
-        effects.add_line(
-            place, way, reversal_of(key), hour, {u: -n for u, n in billed.items()}, -original["amount_pico"]
-        )
-        charged = 0 if rule == "byok" else original["amount_pico"]
-        effects.sum(place, way, hour, -1, -original["input_tokens"], -original["output_tokens"], -charged)
-        effects.add(usage, original["generation_id"].bytes, key, at_us, priced, self._now_us)
-        # One rated record and two lines: audit holds the lines that are booked against the sum of both counters.
-        self._tx.count("reversed")
-        # The row says what the correction says; the charge of what it said before stays in the ledger, reversed.
-        await store.forget_logged(self._tx.db, usage.original, original["expires_on"])
-        await self._write()
-
-    async def release(self, rows: Sequence[Any], *, by_person: bool) -> None:
-        """Rates quarantined usage again; what still has no price goes on waiting."""
-        room, tx = self._room, self._tx
-        await room.refresh(tx.db)
-        released = []
-        corrections = []
-        for row in rows:
-            usage = msgspec.convert(row["usage"], _USAGE[row["event_type"]])
-            key = self._line_key(row["line_key"])
-            if row["event_type"] == _CORRECTED:
-                corrections.append((row, usage, key))
-                continue
-            priced = price(room.book, usage, row["event_at"], row["known_at"])
-            if isinstance(priced, Unpriced):
-                # What was known then could not rate it; what is known now may.
-                priced = price(room.book, usage, row["event_at"], tx.now)
-            if isinstance(priced, Unpriced):
-                continue
-            uuid = None if row["event_id"] is None else row["event_id"].bytes
-            self._effects.add(usage, uuid, key, microseconds(row["event_at"]), priced, self._now_us)
-            self._compare(usage, row["event_at"], row["known_at"], priced)
-            released.append(row["id"])
-        await self._write()
-        for row, usage, key in corrections:
-            event_id = None if row["event_id"] is None else str(row["event_id"])
-            if await self._correct(event_id, usage, key, microseconds(row["event_at"]), row["known_at"]):
-                released.append(row["id"])
-        self._quarantine.clear()
-        if released:
-            await store.release(tx.db, released)
-            tx.count("quarantined", -len(released))
-
-    def _line_key(self, key: bytes) -> bytes:
-        """A line's key in the window that billing de-duplicates in: what waited for long comes as of today."""
-        low = self._now_ms - policy().window // _MILLISECOND + DAY_MS
-        return key if int.from_bytes(key[:6], "big") >= low else self._now_ms.to_bytes(6, "big") + key[6:]
-
-    async def _write(self) -> None:
-        """Publishes the rated lines and writes log and sums."""
-        effects, tx, room = self._effects, self._tx, self._room
-        self._effects = self._new_effects()
-        for partition, record, units in effects.records():
-            tx.publish(
-                topics.USAGE_RATED, events.UsageRated, id=record, subject="metering", data={"units": units},
-                partition=partition, trusted=True,
-            )  # fmt: skip
-        new = effects.versions - room.pinned
-        for version_id in sorted(new):
-            version = room.book.version(version_id)
-            assert version is not None, "what rated a line is in the book"
-            await store.add_price(tx.db, to_json(version), version.known_from)
-        if new:
-            tx.after_commit(lambda: room.pinned.update(new))
-        if effects.rows:
-            await store.add_log(tx.db, effects.rows)
-        if effects.reported:
-            await store.add_costs(tx.db, reconcile(room.book, effects.reported))
-        if totals := effects.totals():
-            await store.add_pending(tx.db, totals)
-        tx.count("rated", effects.rated)
-
-    def _saw(self, seen: Iterable[Any]) -> None:
-        """Of events that came for the first time: their sources' progress."""
-        if self._tx.replay:
-            return
-        numbers: defaultdict[str, list[str]] = defaultdict(list)
-        for event in seen:
-            if event.sequence is not None:
-                numbers[event.source].append(event.sequence)
-        for source, sequences in numbers.items():
-            self._tx.saw(topics.GENERATIONS.name, source, max(map(int, sequences)), len(sequences))
-
-
-async def explained(room: Room, wanted: str, tx: Transaction) -> Any:
-    """How a generation came to its amount. Raises NotFound and NotKept."""
-    is_id = UUID7.fullmatch(wanted) is not None
-    row = await store.logged(tx.db, wanted, tx.now) if is_id else None
-    row = row or await store.logged_by_ref(tx.db, wanted, tx.now)
-    if row is None and is_id:
-        held = await store.quarantined_event(tx.db, wanted)
-        if held is not None:
-            return {"generation_id": wanted, "quarantined": dict(held)}
-        (who,) = identities([wanted], room.keys.by_ordinal)
-        if who.key and await store.known(tx.db, [who.key]):
-            raise NotKept("not kept: log retention 0, or its retention is over")
-    if row is None:
-        raise NotFound("no such generation is kept here")
-    version = room.book.version(row["price_version"])
-    if version is None:
-        raise NotFound("the price version of this generation is not known here")
-    reported = msgspec.json.decode(row["quantities"])
-    tokens = {u: n for u, n in reported.items() if u in events.BUCKETS}
-    counts = {u: n for u, n in reported.items() if u in events.COUNTS}
-    outcome, _, finish = row["ended"].partition("/")
-    how = explain(
-        version, tokens, counts, "error" if outcome == "failed" else finish or None, outcome == "cancelled",
-        outcome == "cache_hit", row["rule"] == "byok", row["rule"] == "data_sharing",
-    )  # fmt: skip
-    return {
-        "generation_id": str(row["generation_id"]),
-        "generation_ref": row["generation_ref"],
-        "occurred_at": row["occurred_at"],
-        "workspace": row["workspace"],
-        "key": row["key_id"],
-        "provider": row["provider"],
-        "model": row["model"],
-        "outcome": outcome,
-        "finish_reason": finish or None,
-        "tier": row["tier"],
-        "rule": row["rule"],
-        "buckets": tokens,
-        "counts": counts,
-        "price_version": version.version,
-        "price_source": version.source,
-        "price_valid_from": version.valid_from,
-        "lines": [
-            {
-                "unit": part.unit,
-                "quantity": part.quantity,
-                "billed": part.billed,
-                "unit_price_usd": part.unit_price,
-                "exact_pico": str(part.amount_pico),
-            }
-            for part in how.units
-        ],
-        "exact_list_pico": str(how.exact_list_pico),
-        "exact_pico": str(how.exact_pico),
-        "rounding": "half-even, once, to whole pico-dollars",
-        "amount_pico": str(row["amount_pico"]),
-        "record": str(row["record"]),
-        "line": row["line"],
-    }
-
-
-async def observe(db: Connection, now: datetime) -> None:
-    """Refreshes the room's gauges."""
-    counts: dict[str, int] = {}
-    for row in await store.quarantine_counts(db):
-        counts[row["reason"]] = counts.get(row["reason"], 0) + row["n"]
-    for reason in _REASONS:
-        QUARANTINED.labels(reason).set(counts.get(reason, 0))
-    counted = await counters(db)
-    for flag in events.FLAGS:
-        FLAGGED.labels(flag).set(counted.get(f"flagged:{flag}", 0))
-    await _observe_costs(db, now)
-    PENDING_ROLLUPS.set(await store.pending_count(db))
-
-
-async def _observe_costs(db: Connection, now: datetime) -> None:
-    COST_REPORTED.clear()
-    COST_DRIFT.clear()
-    named: set[str] = set()
-    for row in await store.costs(db, (now - _EPOCH).days - _DRIFT_DAYS + 1):
-        # Names come from outside: a metric takes so many of them, and the table has them all.
-        if len(named) < _DRIFT_PROVIDERS:
-            named.add(row["provider"])
-        provider = row["provider"] if row["provider"] in named else "other"
-        COST_REPORTED.labels(provider, row["explanation"]).inc(int(row["reported_pico"]))
-        COST_DRIFT.labels(provider, row["explanation"]).inc(int(row["reported_pico"] - row["rated_pico"]))
 
 
 service = make_service()

@@ -1,0 +1,77 @@
+"""What a process of metering keeps in memory: prices and the keys of the days."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from services.metering import store
+from services.metering.identity import hidden
+from services.metering.price_book import PriceBook
+from services.metering.price_version import from_json
+from services.metering.seed import GenaiPrices
+from services.metering.usage import (
+    Known,
+)
+from shared.mesh.migrate import migrate
+from shared.mesh.store import Connection, open_pool
+from shared.policy import policy
+from shared.privacy.keys import MIGRATIONS as KEY_MIGRATIONS
+from shared.privacy.keys import DayKeys
+
+
+class Room:
+    """What this process keeps in memory: prices and the keys of the days."""
+
+    def __init__(self, dedupe: bool = True) -> None:
+        self.book = PriceBook(catalogue=GenaiPrices())
+        self.known = Known(self.book)
+        self.revision = -1
+        self.pinned: set[str] = set()
+        self.dedupe = dedupe
+        self.loaded = False
+        self.keys: DayKeys
+        self.stale_keys: DayKeys
+
+    async def open(self, runtime: Any) -> None:
+        """Opens the key database and loads keys and prices."""
+        settings = runtime.settings
+        if not settings.keys_database_url or not settings.keys_owner_database_url:
+            raise ValueError("metering needs STEWARD_KEYS_DATABASE_URL and STEWARD_KEYS_OWNER_DATABASE_URL")
+        await migrate(settings.keys_owner_database_url, "keys", KEY_MIGRATIONS, mesh=False)
+        self._key_pool = await open_pool(settings.keys_database_url, size=2, application="steward-metering-keys")
+        runtime.on_close(self._key_pool.close)
+        self.keys = DayKeys(self._key_pool, "seen", secrets.token_bytes)
+        self.stale_keys = DayKeys(self._key_pool, "stale", secrets.token_bytes)
+        await self.make_keys(runtime.clock.now())
+        async with runtime.pool.acquire() as db:
+            await self.refresh(db)
+
+    async def make_keys(self, now: datetime) -> None:
+        """Keys from the window's start to two days ahead, so that no midnight waits for the key database."""
+        today = now.astimezone(UTC).date()
+        back = policy().window.days
+        await self.keys.ensure([today + timedelta(days=n) for n in range(-back - 1, 3)], now)
+        first = today.replace(day=1)
+        await self.stale_keys.ensure([(first - timedelta(days=1)).replace(day=1), first], now)
+
+    async def refresh(self, db: Connection, *, hold: bool = False) -> None:
+        """Reads the prices again if one became known.
+
+        `hold`: no price becomes known before this transaction ends, so that whatever it quarantines is there when a
+        price that comes next releases what waits for it.
+        """
+        revision = await store.price_revision(db, hold=hold)
+        if revision != self.revision:
+            for body in await store.prices(db):
+                version = from_json(body)
+                self.pinned.add(version.version)
+                self.book.add(version)
+            self.known.kinds.clear()
+            self.revision = revision
+
+    def stale_idents(self, event_id: str) -> list[bytes]:
+        """What a stale id may be remembered by; the newest first."""
+        newest_first = [self.stale_keys.by_ordinal[o] for o in sorted(self.stale_keys.by_ordinal, reverse=True)]
+        return [bytes(6) + hidden(event_id, key) for key in newest_first]
