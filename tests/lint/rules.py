@@ -24,7 +24,7 @@ def _own_snippets(path: PurePosixPath) -> bool:
 
 def _domain(path: PurePosixPath) -> bool:
     wiring = {"app.py", "store.py", "data_map.py", "__init__.py"}
-    room = path.parts[0] == "services" and path.suffix == ".py" and path.name not in wiring
+    room = path.parts[0] == "services" and path.suffix == ".py" and path.name not in wiring and "app" not in path.parts
     return room or str(path) == "shared/mesh/packed.py"
 
 
@@ -507,7 +507,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "commit-in-handler",
         "A batch is one transaction and the runtime commits it; a commit inside splits effect and cursor.",
-        applies=lambda path: _room_file(path, "app.py"),
+        applies=lambda path: _room_file(path, "app.py") or (path.parts[0] == "services" and "app" in path.parts),
         python=_commit_in_handler,
     ),
     Rule(

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from services.metering import store
-from services.metering.explained import explained
-from services.metering.gauges import observe
+from services.metering.app.explained import explained
+from services.metering.app.gauges import observe
+from services.metering.app.meter import FOR_ORIGINALS, FOR_PRICES, ROLLUP_DAYS, Metering
+from services.metering.app.room import Room
 from services.metering.identity import day_bound
-from services.metering.meter import FOR_ORIGINALS, FOR_PRICES, ROLLUP_DAYS, Metering
 from services.metering.price_version import event_version_id, from_event, to_json
-from services.metering.room import Room
 from services.metering.usage import (
     hour_bound,
     instant,
@@ -35,7 +35,7 @@ def make_service(*, dedupe: bool = True) -> Service:
     room = Room(dedupe)
     service = Service(
         "metering",
-        migrations=Path(__file__).parent / "migrations",
+        migrations=Path(__file__).parents[1] / "migrations",
         partitioned=(
             Partitioned("seen", back=policy().window.days + 1, ahead=3, bound=day_bound),
             Partitioned("request_log", ahead=policy().request_log_max_days + 3),

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from services.metering import store
+from services.metering.app.room import Room
 from services.metering.identity import identities
 from services.metering.pricing import explain
-from services.metering.room import Room
 from shared.contract import events
 from shared.contract.ids import UUID7
 from shared.mesh import Transaction

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from services.metering import store
+from services.metering.app.room import Room
 from services.metering.identity import DAY_MS, digest_of, identities, reversal_of
 from services.metering.price_version import PriceVersion, to_json
 from services.metering.pricing import Unpriced, billed_quantities
 from services.metering.reconcile import Reported, reconcile
-from services.metering.room import Room
 from services.metering.usage import (
     HOUR_US,
     Arrival,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from prometheus_client import Gauge
 
 from services.metering import store
-from services.metering.meter import REASONS
+from services.metering.app.meter import REASONS
 from shared.contract import events
 from shared.mesh import metrics
 from shared.mesh.store import Connection, counters
