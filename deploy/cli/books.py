@@ -122,7 +122,9 @@ def _verdict(said: Mapping[str, Any]) -> Iterator[RenderableType]:
             table.add_row(name.replace("_", "-"), f"{said[name]:,}", _reasons(said["by_reason"].get(name)))
         table.add_row()
         table.add_row(
-            "rated lines", f"{said['rated_lines']:,}", f"{said['reversed_lines']:,} of them take back a charge"
+            "rated lines",
+            f"{said['rated_lines']:,}",
+            f"{said['reversed_lines']:,} of them take back a charge, {said['rerated_lines']:,} are of a second rating",
         )
         table.add_row("booked lines", f"{said['booked_lines']:,}", f"{said['in_flight']:,} in flight")
         table.add_row("charged", _dollars(said["charges_pico"]))

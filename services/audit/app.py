@@ -319,7 +319,7 @@ async def _read_usage(
         waiting, letters = await store.quarantined(db), await store.dead_letters(db)
         missing = await store.missing(db)
         outbox = 0
-        if counters.get("rated", 0) + counters.get("reversed", 0) > books.lines:
+        if sum(counters.get(name, 0) for name in ("rated", "reversed", "rerated_lines")) > books.lines:
             async for rows in store.outbox_usage(db):
                 outbox += sum(lines_in(row["value"]) for row in rows)
     usage = Usage.of(counters, GENERATIONS.name, waiting=waiting, letters=letters, missing=missing, outbox_lines=outbox)

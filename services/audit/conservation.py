@@ -20,6 +20,7 @@ class Usage:
     emitted: int
     rated: int
     reversed: int
+    rerated_lines: int
     duplicates: int
     conflicts: int
     quarantined: int
@@ -46,6 +47,7 @@ class Usage:
             emitted=counters.get(f"records:{topic}", 0),
             rated=counters.get("rated", 0),
             reversed=counters.get("reversed", 0),
+            rerated_lines=counters.get("rerated_lines", 0),
             duplicates=counters.get("duplicates", 0),
             conflicts=counters.get("conflicts", 0),
             quarantined=counters.get("quarantined", 0),
@@ -65,7 +67,7 @@ class Usage:
     @property
     def lines(self) -> int:
         """The lines that were rated."""
-        return self.rated + self.reversed
+        return self.rated + self.reversed + self.rerated_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,16 @@ def _records(usage: Usage) -> Iterable[str]:
     if letters > usage.dead_lettered:
         # Fewer letters than counted are no wonder: a letter expires after a week.
         yield f"dead-lettered counts {usage.dead_lettered}, but there are {letters} letters"
-    for name in ("emitted", "rated", "reversed", "duplicates", "quarantined", "dead_lettered", "erased"):
+    for name in (
+        "emitted",
+        "rated",
+        "reversed",
+        "rerated_lines",
+        "duplicates",
+        "quarantined",
+        "dead_lettered",
+        "erased",
+    ):
         if getattr(usage, name) < 0:
             yield f"{name} is {getattr(usage, name)}, which nothing can be"
     if usage.conflicts > usage.duplicates:
@@ -288,6 +299,7 @@ def _figures(usage: Usage, books: Books, in_flight: InFlight) -> dict[str, Any]:
         "missing_by_source": dict(usage.missing),
         "rated_lines": usage.lines,
         "reversed_lines": usage.reversed,
+        "rerated_lines": usage.rerated_lines,
         "booked_lines": books.lines,
         "in_flight": in_flight.lines,
         "refused_lines": books.refused_lines,

@@ -51,6 +51,9 @@ DATA_MAP: DataMap = (
     *plain("price", "version", "provider", "model", "tier", "body", "known_from", "source"),
     *plain("price_revision", "single", "revision"),
     *plain(
+        "rerating", "id", "ordered_at", "asked", "examined", "changed", "unpriced", "before_pico", "after_pico", "ended_at"
+    ),
+    *plain(
         "cost_comparison", "day", "provider", "model", "explanation", "generations", "rated_pico", "reported_pico"
     ),
     *plain("cost_pending", "day", "provider", "model", "explanation", "generations", "rated_pico", "reported_pico"),

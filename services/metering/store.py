@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from struct import Struct
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -77,12 +78,29 @@ async def add_log(db: Connection, rows: Sequence[bytes]) -> None:
     await copy_packed(db, "request_log", log_row.COLUMNS, rows)
 
 
-async def logged(db: Connection, generation: str, now: datetime) -> asyncpg.Record | None:
-    """A generation's log row, by its id; hidden from the instant on which it expires."""
-    return await db.fetchrow(
-        """SELECT * FROM request_log WHERE generation_id = $1 AND expires_on >= $3
-             AND occurred_at + retention_days * interval '1 day' > $2""",
-        generation, now, now.date(),
+_LOGGED = """SELECT * FROM request_log WHERE generation_id = $1 AND expires_on >= $3
+               AND occurred_at + retention_days * interval '1 day' > $2"""
+_LOGGED_LOCKED = _LOGGED + " FOR UPDATE"
+
+
+async def logged(db: Connection, generation: str, now: datetime, *, lock: bool = False) -> asyncpg.Record | None:
+    """A generation's log row, by its id; hidden from the instant on which it expires. `lock`: it is to be replaced."""
+    return await db.fetchrow(_LOGGED_LOCKED if lock else _LOGGED, generation, now, now.date())
+
+
+async def logged_between(
+    db: Connection, start: UUID, end: UUID, limit: int, event_from: datetime, event_to: datetime, provider: str | None,
+    model: str | None, now: datetime,
+) -> list[asyncpg.Record]:  # fmt: skip
+    """Log rows of generations with ids from `start` to before `end` and times from `event_from` to before `event_to`,
+    locked, in order of their ids; a provider or model of None is any."""
+    return await db.fetch(
+        """SELECT * FROM request_log
+           WHERE generation_id >= $1 AND generation_id < $2 AND occurred_at >= $4 AND occurred_at < $5
+             AND ($6::text IS NULL OR provider = $6) AND ($7::text IS NULL OR model = $7)
+             AND expires_on >= $9 AND occurred_at + retention_days * interval '1 day' > $8
+           ORDER BY generation_id LIMIT $3 FOR UPDATE""",
+        start, end, limit, event_from, event_to, provider, model, now, now.date(),
     )  # fmt: skip
 
 
@@ -95,9 +113,49 @@ async def logged_by_ref(db: Connection, ref: str, now: datetime) -> asyncpg.Reco
     )  # fmt: skip
 
 
-async def forget_logged(db: Connection, generation: str, expires_on: date) -> None:
-    """Removes a generation's row: another one takes its place."""
-    await db.execute("DELETE FROM request_log WHERE generation_id = $1 AND expires_on = $2", generation, expires_on)
+async def forget_logged(db: Connection, rows: Sequence[Any]) -> None:
+    """Removes log rows: others take their place."""
+    ids = [row["generation_id"] for row in rows]
+    # The range is what the index knows.
+    await db.execute(
+        """DELETE FROM request_log AS r USING unnest($1::uuid[], $2::date[]) AS v(id, expires_on)
+           WHERE r.generation_id = v.id AND r.expires_on = v.expires_on AND r.generation_id BETWEEN $3 AND $4""",
+        ids, [row["expires_on"] for row in rows], min(ids), max(ids),
+    )  # fmt: skip
+
+
+# --- ratings of a range ------------------------------------------------------------------------------------------
+
+
+async def order_rerating(db: Connection, order: str, ordered_at: datetime, asked: Mapping[str, Any]) -> bool:
+    """Notes an order to rate a range again; False if it was noted before."""
+    return bool(
+        await db.fetchval(
+            """INSERT INTO rerating (id, ordered_at, asked) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true""",
+            order, ordered_at, asked,
+        )
+    )  # fmt: skip
+
+
+async def add_rerated(
+    db: Connection, order: str, examined: int, changed: int, unpriced: int, before_pico: int, after_pico: int
+) -> None:
+    """Adds what a chunk came to."""
+    await db.execute(
+        """UPDATE rerating SET examined = examined + $2, changed = changed + $3, unpriced = unpriced + $4,
+             before_pico = before_pico + $5, after_pico = after_pico + $6 WHERE id = $1""",
+        order, examined, changed, unpriced, before_pico, after_pico,
+    )  # fmt: skip
+
+
+async def end_rerating(db: Connection, order: str, now: datetime) -> None:
+    """The range is through."""
+    await db.execute("UPDATE rerating SET ended_at = $2 WHERE id = $1", order, now)
+
+
+async def reratings(db: Connection, limit: int) -> list[dict[str, Any]]:
+    """Orders to rate again and what became of them, the latest first."""
+    return [dict(row) for row in await db.fetch("SELECT * FROM rerating ORDER BY ordered_at DESC, id LIMIT $1", limit)]
 
 
 # --- quarantine --------------------------------------------------------------------------------------------------

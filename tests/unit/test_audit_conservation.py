@@ -14,6 +14,7 @@ USAGE = Usage(
     emitted=115,
     rated=100,
     reversed=3,
+    rerated_lines=0,
     duplicates=7,
     conflicts=1,
     quarantined=5,

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from services.metering import store
+from services.metering.app import rerate
 from services.metering.app.explained import explained
 from services.metering.app.gauges import observe
 from services.metering.app.meter import FOR_ORIGINALS, FOR_PRICES, ROLLUP_DAYS, Metering
@@ -114,6 +115,16 @@ def make_service(*, dedupe: bool = True) -> Service:
             await tx.enqueue("release", f"row:{command.target}", {"row": int(command.target)})
         else:
             await tx.enqueue("release", f"all:{tx.now.isoformat()}", {"reasons": FOR_PRICES})
+
+    service.command("rerate")(rerate.order)
+
+    @service.task("rerate")
+    async def rate_again(task: Task, tx: Transaction) -> Any:
+        return await rerate.work(room, task, tx)
+
+    @service.reads("reratings")
+    async def list_reratings(query: Mapping[str, str], tx: Transaction) -> Any:
+        return await store.reratings(tx.db, min(int(query.get("limit", 20)), 1000))
 
     @service.reads("explain")
     async def explain_one(query: Mapping[str, str], tx: Transaction) -> Any:

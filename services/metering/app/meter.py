@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,7 @@ from services.metering.usage import (
 )
 from shared.contract import events, topics
 from shared.contract.base import twin
+from shared.contract.ids import derived_id
 from shared.mesh import Received, Transaction
 from shared.policy import policy
 
@@ -48,6 +49,31 @@ _USAGE = {
     events.GenerationCompleted.TYPE: twin(events.Usage),
     events.UsageCorrected.TYPE: twin(events.Correction),
 }
+
+
+class Rerated(NamedTuple):
+    """What a second rating came to: rows seen, rows that cost something else now, rows without a price; and what the
+    changed ones cost before and after, in pico-dollars."""
+
+    examined: int
+    changed: int
+    unpriced: int
+    before_pico: int
+    after_pico: int
+
+
+def usage_of(row: Any) -> Any:
+    """A log row as the usage that it was rated as."""
+    reported = msgspec.json.decode(row["quantities"])
+    outcome, _, finish = row["ended"].partition("/")
+    return _USAGE[events.GenerationCompleted.TYPE](
+        account=row["account"], workspace=row["workspace"], key=row["key_id"], generation_ref=row["generation_ref"],
+        model=row["model"], provider=row["provider"], tier=row["tier"].partition(">")[0], outcome=outcome,
+        finish_reason=finish or None, byok=row["rule"] == "byok", data_sharing=row["rule"] == "data_sharing",
+        log_retention_days=row["retention_days"], input_tokens=row["input_tokens"], output_tokens=row["output_tokens"],
+        tokens={u: n for u, n in reported.items() if u in events.BUCKETS},
+        counts={u: n for u, n in reported.items() if u in events.COUNTS},
+    )  # fmt: skip
 
 
 class Metering:
@@ -209,7 +235,7 @@ class Metering:
     async def _correct(self, event_id: str | None, usage: Any, key: bytes, at_us: int, known_at: datetime) -> bool:
         """Reverses what the original was charged and charges what it should have been; False if it has to wait."""
         room, tx = self._room, self._tx
-        original = await store.logged(tx.db, usage.original, tx.now)
+        original = await store.logged(tx.db, usage.original, tx.now, lock=True)
         reason = None
         if original is None:
             reason = "original_unknown" if usage.log_retention_days else "original_not_kept"
@@ -222,15 +248,24 @@ class Metering:
             if isinstance(priced, Unpriced):
                 reason = priced.reason
             elif version is not None:
-                await self._replace(original, version, usage, key, priced)
+                self._effects = self._new_effects()
+                self._exchange(original, version, usage, key, priced)
+                # One rated record and two lines: audit holds booked lines against the sum of both counters.
+                tx.count("reversed")
+                await store.forget_logged(tx.db, [original])
+                await self._write()
                 return True
             else:
                 reason = "unknown_price"
         self._hold(reason or "", "", _CORRECTED, event_id, usage, key, instant(at_us // 1000), known_at)
         return False
 
-    async def _replace(self, original: Any, version: PriceVersion, usage: Any, key: bytes, priced: Priced) -> None:
-        effects = self._effects = self._new_effects()
+    def _exchange(self, original: Any, version: PriceVersion, usage: Any, key: bytes, priced: Priced) -> None:
+        """Adds two lines: one takes the original's charge back, one charges `usage`, whose row takes the row's place.
+
+        The charge of what the row said before stays in the ledger, reversed. `key`: the new line's.
+        """
+        effects = self._effects
         reported = msgspec.json.decode(original["quantities"])
         rule, at_us = original["rule"], microseconds(original["occurred_at"])
         billed = billed_quantities(
@@ -253,11 +288,36 @@ class Metering:
         charged = 0 if rule == "byok" else original["amount_pico"]
         effects.sum(place, way, hour, -1, -original["input_tokens"], -original["output_tokens"], -charged)
         effects.add(usage, original["generation_id"].bytes, key, at_us, priced, self._now_us)
-        # One rated record and two lines: audit holds the lines that are booked against the sum of both counters.
-        self._tx.count("reversed")
-        # The row says what the correction says; the charge of what it said before stays in the ledger, reversed.
-        await store.forget_logged(self._tx.db, usage.original, original["expires_on"])
-        await self._write()
+
+    async def rerate(self, rows: Sequence[Any], cause: str, known_at: datetime, *, dry_run: bool) -> Rerated:
+        """Rates logged generations (locked rows) again by what was known at `known_at`, and books what differs.
+
+        `cause`: the order that asks for it; with the generation's id it makes the new line's. What has no price then
+        stays as it is.
+        """
+        book, changed = self._room.book, []
+        unpriced = before = after = 0
+        for row in rows:
+            usage = usage_of(row)
+            priced = price(book, usage, row["occurred_at"], known_at)
+            version = book.version(row["price_version"])
+            if isinstance(priced, Unpriced) or version is None:
+                unpriced += 1
+            elif priced.amount_pico != row["amount_pico"]:
+                changed.append((row, version, usage, priced))
+                before += row["amount_pico"]
+                after += priced.amount_pico
+        if changed and not dry_run:
+            ids = [derived_id(self._now_ms, cause, row["generation_id"].bytes) for row, *_ in changed]
+            lines = identities(ids, self._room.keys.by_ordinal)
+            for (row, version, usage, priced), line in zip(changed, lines, strict=True):
+                self._exchange(row, version, usage, line.key, priced)
+            # No record came, so none is counted: only lines.
+            self._effects.rated = 0
+            self._tx.count("rerated_lines", 2 * len(changed))
+            await store.forget_logged(self._tx.db, [row for row, *_ in changed])
+            await self._write()
+        return Rerated(len(rows), len(changed), unpriced, before, after)
 
     async def release(self, rows: Sequence[Any], *, by_person: bool) -> None:
         """Rates quarantined usage again; what still has no price goes on waiting."""

@@ -66,6 +66,19 @@ CREATE TABLE price (
 CREATE TABLE price_revision (single boolean PRIMARY KEY DEFAULT true CHECK (single), revision bigint NOT NULL);
 INSERT INTO price_revision (revision) VALUES (0);
 
+-- Orders to rate a range of the request log again, and what became of them.
+CREATE TABLE rerating (
+    id          uuid        PRIMARY KEY,  -- of the command
+    ordered_at  timestamptz NOT NULL,
+    asked       jsonb       NOT NULL,
+    examined    bigint      NOT NULL DEFAULT 0,
+    changed     bigint      NOT NULL DEFAULT 0,
+    unpriced    bigint      NOT NULL DEFAULT 0,
+    before_pico numeric     NOT NULL DEFAULT 0,
+    after_pico  numeric     NOT NULL DEFAULT 0,
+    ended_at    timestamptz
+);
+
 -- Own rating beside what providers say they charged, over all workspaces. `cost_pending` has a few rows of each batch,
 -- which a job adds up.
 CREATE TABLE cost_comparison (
