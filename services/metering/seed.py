@@ -35,7 +35,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from services.metering.price_book import Resolved
 from services.metering.price_version import (
@@ -122,6 +122,18 @@ _MINIMUM: Mapping[tuple[str, str], Mapping[str, int]] = {
 class GenaiPrices:
     """The package as a `Catalogue`: names by the package's match clauses, prices as versions. Loads the data
     when first asked."""
+
+    @classmethod
+    def from_raw(cls, document: Any) -> GenaiPrices:
+        """The same from a newer file of the package's data. Raises ValueError."""
+        from genai_prices.types import _providers_from_raw
+
+        catalogue = cls()
+        try:
+            catalogue._all = _providers_from_raw(document)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not genai-prices' data as version {catalogue.source} reads it") from error
+        return catalogue
 
     def resolve(self, provider: str, model: str) -> Resolved | None:
         """Whose price rates this name. The catalogue's own ids are answered too where the package's clauses

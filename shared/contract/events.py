@@ -190,6 +190,9 @@ class PriceList(Closed):
         default={},
         description="Where a price is for more than one unit: for how many (an hour of audio: 3600 seconds).",
     )
+    complete: bool = Field(
+        default=True, description="False: units that are not named here keep the price that is in force."
+    )
     valid_from: Instant = Field(description="In force from this instant (event time).")
     valid_to: Instant | None = Field(default=None, description="... to this one, excluded; null = until replaced.")
     source: Id = Field(default="gateway", description="Where the price comes from.")
