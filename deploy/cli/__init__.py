@@ -20,6 +20,9 @@ COMMANDS: dict[str, Lazy] = {
     "balance": Lazy(
         "deploy.cli.books:balance", "Show what a workspace has: credit bought, credit granted, and what it owes."
     ),
+    "rate": Lazy(
+        "deploy.cli.rate:rate", "Show what a provider's answer costs, by the prices that metering starts with."
+    ),
     "quarantine": Lazy("deploy.cli.quarantine:quarantine", "See usage that could not be priced, and release it."),
     "dead-letters": Lazy(
         "deploy.cli.dead_letters:dead_letters", "See the records that could not be handled, and send them again."
