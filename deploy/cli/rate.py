@@ -59,9 +59,9 @@ def rated(body: Mapping[str, Any], provider: str, model: str | None, at: datetim
     """The command's JSON. Raises UnreadableUsage.
 
     `unit_prices` are US dollars for one unit of those used: a decimal, or a fraction ("37/1200000") where no decimal is
-    exact. `flags` are the reading's, and why there is no amount.
+    exact. `lines` are as those of `steward explain`. `flags` are the reading's, and why there is no amount.
     """
-    from services.metering.price_book import PriceBook
+    from services.metering.price_book import UNKNOWN_MODEL, PriceBook
     from services.metering.pricing import Unpriced, explain
     from services.metering.pricing import rate as amount_of
     from services.metering.seed import GenaiPrices
@@ -83,19 +83,31 @@ def rated(body: Mapping[str, Any], provider: str, model: str | None, at: datetim
         "amount_pico": None,
         "price_version": None,
         "unit_prices": {},
+        "lines": [],
         "rule": None,
         "missing": None,
         "flags": flags,
         "cost_reported": None if reading.cost_reported is None else format(reading.cost_reported, "f"),
     }
-    card = PriceBook(catalogue=GenaiPrices()).card(provider, reading.model or "", tier, at, at)
-    if isinstance(card, Unpriced):
-        outcome: Any = card
-    else:
-        explained = explain(card.version, reading.buckets, reading.counts, finish)
+    outcome: Any = UNKNOWN_MODEL
+    if reading.model is not None:
+        outcome = PriceBook(catalogue=GenaiPrices()).card(provider, reading.model, tier, at, at)
+    if not isinstance(outcome, Unpriced):
+        card, used = outcome, (reading.buckets, reading.counts, finish)
+        how = explain(card.version, *used)
         said["price_version"], said["tier"] = card.price_version, card.choose(reading.buckets)[1]
-        said["unit_prices"] = {unit.unit: unit.unit_price for unit in explained.units if unit.price is not None}
-        outcome = amount_of(card, reading.buckets, reading.counts, finish)
+        said["unit_prices"] = {part.unit: part.unit_price for part in how.units if part.price is not None}
+        said["lines"] = [
+            {
+                "unit": part.unit,
+                "quantity": part.quantity,
+                "billed": part.billed,
+                "unit_price_usd": part.unit_price,
+                "exact_pico": str(part.amount_pico),
+            }
+            for part in how.units
+        ]
+        outcome = amount_of(card, *used)
     if isinstance(outcome, Unpriced):
         flags.append(outcome.reason)
         said["missing"] = outcome.missing or None
@@ -176,18 +188,18 @@ def _shown(said: Mapping[str, Any]) -> Iterator[RenderableType]:
     ):
         facts.add_row(f"[dim]{name}[/dim]", escape(value))
     yield facts
-    table = Table(title="what it used", title_justify="left")
-    for name in ("unit", "used", "US$ for one", "pico-dollars, exact"):
-        table.add_column(name, justify="left" if name == "unit" else "right")
-    from services.metering.pricing import exact_text
-
-    for unit, used in {**said["buckets"], **said["counts"]}.items():
-        price = said["unit_prices"].get(unit)
-        cost = "" if price is None or said["rule"] != "list" else exact_text(Fraction(price) * used * PICO)
-        table.add_row(unit, f"{used:,}", "unknown" if price is None else price, cost)
-    table.add_section()
     amount = said["amount_pico"]
-    table.add_row("rounded half-even", "", "", "none" if amount is None else amount, style="bold")
+    table = Table(title="how it is priced", title_justify="left")
+    for name in ("unit", "used", "billed", "US$ for one", "pico-dollars, exact"):
+        table.add_column(name, justify="left" if name == "unit" else "right")
+    for line in said["lines"]:
+        price = "unknown" if line["unit_price_usd"] is None else line["unit_price_usd"]
+        table.add_row(line["unit"], f"{line['quantity']:,}", f"{line['billed']:,}", price, line["exact_pico"])
+    if not said["lines"]:
+        for unit, used in {**said["buckets"], **said["counts"]}.items():
+            table.add_row(unit, f"{used:,}", "", "unknown", "")
+    table.add_section()
+    table.add_row("rounded half-even", "", "", "", "none" if amount is None else amount, style="bold")
     yield table
     if amount is None:
         missing = f" ({said['missing']})" if said["missing"] else ""

@@ -6,7 +6,7 @@ The provider narrows the families, the shape decides among them, and the model's
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -93,19 +93,17 @@ def read(body: Mapping[str, Any], provider: str, model: str | None = None) -> Re
             _finish_reason(holder, body),
             _cost(usage),
         )
-    if images := _images(body):
-        return Reading(
-            "openai-images", {}, {"image": images}, (), model or _model(body), None, None, _cost(_part(body, "usage"))
-        )
+    if "openai-images" in families and (images := _images(body)):
+        cost = _cost(_part(body, "usage"))
+        return Reading("openai-images", {}, {"image": images}, (), model or _model(body), None, None, cost)
     raise UnreadableUsage(
         f"no usage of {provider} in it (known: {', '.join(families)}): pass the provider's answer, or the object that "
         "its usage is in; of a stream its last chunk, with usage switched on; is the provider right?"
     )
 
 
-def _candidates(body: Part) -> list[tuple[Part, Part]]:
+def _candidates(body: Part) -> Iterator[tuple[Part, Part]]:
     """(holder, usage) of each object that may be the usage, the whole body last."""
-    found: list[tuple[Part, Part]] = []
     for way, name in _PLACES:
         holder: Any = body
         for step in way:
@@ -117,9 +115,8 @@ def _candidates(body: Part) -> list[tuple[Part, Part]]:
         else:
             usage = holder.get(name)
             if isinstance(usage, Mapping):
-                found.append((holder, usage))
-    found.append((body, body))
-    return found
+                yield holder, usage
+    yield body, body
 
 
 def _part(holder: Part, name: str) -> Part:

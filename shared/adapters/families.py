@@ -218,7 +218,7 @@ def _iterations(draft: Draft, usage: Part, iterations: list[Part], model: str) -
         _message(draft, one)
     if any(_figures(nested)):
         draft.flags.add("nested_iterations")
-    if any((text(one, "model") or model) != model for one in nested):
+    if any((text(one, "model") or model).lower() != model for one in nested):
         draft.flags.add("nested_model")
 
 

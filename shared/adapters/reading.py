@@ -147,12 +147,11 @@ class Draft:
     def output(self, figure: int, reasoning: int = 0, kinds: Mapping[str, int] = NONE, rest: str = "output") -> None:
         """An output figure with everything inside it; what is left is `rest`."""
         audio, image = kinds.get("audio", 0), kinds.get("image", 0)
+        # A split that names text says all: reasoning is text, and nothing is left for another kind.
+        self.put("output" if "text" in kinds else rest, figure - reasoning - audio - image)
         self.put("reasoning", reasoning)
         self.put("output_audio", audio)
         self.put("output_image", image)
-        text = figure - reasoning - audio - image
-        # Reasoning is text: a split by kind with text in it leaves nothing for another kind.
-        self.put("output" if "text" in kinds else rest, text)
         self._whole(figure, kinds)
 
     def _whole(self, figure: int, kinds: Mapping[str, int]) -> None:
