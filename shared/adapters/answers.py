@@ -49,10 +49,8 @@ _MARKS: tuple[tuple[str, frozenset[str]], ...] = (
     ("metered", frozenset(("seconds", "characters", "usage_characters", "pages_processed"))),
 )  # fmt: skip
 
-_ANTHROPIC_MARKS = frozenset(
-    ("cache_read_input_tokens", "cache_creation_input_tokens", "cache_creation", "server_tool_use", "iterations")
-)
-_RESPONSES_MARKS = frozenset(("input_tokens_details", "input_token_details", "total_tokens"))
+_ANTHROPIC_MARKS = frozenset(("cache_read_input_tokens", "cache_creation_input_tokens", "cache_creation", "iterations"))
+_RESPONSES_MARKS = frozenset(("input_tokens_details", "input_token_details"))
 
 _TIERS = {
     "standard": "standard", "default": "standard", "on_demand": "standard", "flex": "flex", "on_demand_flex": "flex",
@@ -136,19 +134,18 @@ def _family(usage: Part, holder: Part, families: tuple[str, ...], model: str) ->
 
 
 def _of_input_tokens(usage: Part, holder: Part, families: tuple[str, ...], model: str) -> str:
-    """Anthropic counts cached tokens beside `input_tokens`, OpenAI's responses inside: this must not be mistaken."""
+    """Anthropic counts cached tokens beside `input_tokens`, OpenAI's responses inside: they must not be mistaken."""
     if "openai-responses" not in families:
         return "anthropic"
-    if "anthropic" in families:
-        if usage.keys() & _RESPONSES_MARKS:
-            pass
-        elif usage.keys() & _ANTHROPIC_MARKS or "claude" in model or holder.get("type") == "message":
+    if not usage.keys() & _RESPONSES_MARKS:
+        if usage.keys() & _ANTHROPIC_MARKS:
             return "anthropic"
-    inside = usage.get("input_tokens_details")
-    drawn = isinstance(inside, Mapping) and "image_tokens" in inside and "cached_tokens" not in inside
-    if drawn or "gpt-image" in model or "chatgpt-image" in model:
-        return "openai-images" if "openai-images" in families else "openai-responses"
-    return "openai-responses"
+        # Without cached tokens both mean the same; the name is still worth having.
+        if "anthropic" in families and ("claude" in model or holder.get("type") == "message"):
+            return "anthropic"
+    inside = _part(usage, "input_tokens_details")
+    drawn = ("image_tokens" in inside and "cached_tokens" not in inside) or "gpt-image" in model
+    return "openai-images" if drawn and "openai-images" in families else "openai-responses"
 
 
 def _model(holder: Part) -> str | None:

@@ -35,23 +35,28 @@ class Names(NamedTuple):
     output: str
     input_parts: tuple[str, ...]
     output_parts: tuple[str, ...]
+    read_at_the_top: tuple[str, ...] = ()
+    write_at_the_top: tuple[str, ...] = ()
 
 
 CHAT = Names(
-    "prompt_tokens", "completion_tokens", ("prompt_tokens_details", "prompt_token_details"),
-    ("completion_tokens_details", "completion_token_details"),
+    "prompt_tokens",
+    "completion_tokens",
+    ("prompt_tokens_details",),
+    ("completion_tokens_details",),
+    # Together, Moonshot and Hugging Face; Mistral; DeepSeek; Databricks; xAI's SDK.
+    ("cached_tokens", "num_cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens",
+     "cached_prompt_text_tokens"),
+    ("cache_creation_input_tokens",),
 )  # fmt: skip
 # The realtime and transcription endpoints write `token` where responses write `tokens`.
 RESPONSES = Names(
-    "input_tokens", "output_tokens", ("input_tokens_details", "input_token_details"),
+    "input_tokens",
+    "output_tokens",
+    ("input_tokens_details", "input_token_details"),
     ("output_tokens_details", "output_token_details"),
-)  # fmt: skip
+)
 
-# Cache reads at the top of the usage object: Together and Moonshot, Mistral, DeepSeek, Databricks, xAI's SDK.
-_READ_AT_THE_TOP = (
-    "cached_tokens", "num_cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens",
-    "cached_prompt_text_tokens",
-)  # fmt: skip
 _KINDS = ("text", "audio", "image", "video")
 
 
@@ -78,11 +83,11 @@ def _openai(draft: Draft, usage: Part, asked: Asked, names: Names, rest: str = "
     inside, outside = part(usage, *names.input_parts), part(usage, *names.output_parts)
     total_in = draft.required(figure(usage, names.input))
     total_out = figure(usage, names.output) or 0
-    reads = [figure(inside, "cached_tokens", "cache_read_input_tokens"), *(figure(usage, n) for n in _READ_AT_THE_TOP)]
-    read = same(draft, reads)
+    reads = [figure(inside, "cached_tokens", "cache_read_input_tokens")]
+    read = same(draft, reads + [figure(usage, name) for name in names.read_at_the_top])
     write = figure(inside, "cache_write_tokens", "cache_creation_input_tokens")
     if write is None:
-        write = figure(usage, "cache_creation_input_tokens")
+        write = figure(usage, *names.write_at_the_top)
     if (missed := figure(usage, "prompt_cache_miss_tokens")) is not None:
         draft.compare("sum_mismatch", total_in, missed + read)
     kinds = _kinds(inside)

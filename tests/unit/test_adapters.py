@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -21,6 +24,7 @@ from hypothesis import strategies as st
 from services.metering.price_book import PriceBook
 from services.metering.pricing import Rated, Unpriced, rate
 from services.metering.seed import GenaiPrices
+from shared import adapters
 from shared.adapters import BUCKETS, COUNTS, FAMILIES_OF, FLAGS, TIERS, Reading, UnreadableUsage, read
 from shared.adapters.families import ADAPTERS
 from shared.adapters.reading import INPUT_BUCKETS, OUTPUT_BUCKETS
@@ -35,6 +39,18 @@ def test_the_names_are_the_contracts() -> None:
     assert set(COUNTS) == set(events.COUNTS)
     assert set(TIERS) == set(get_args(events.Tier))
     assert {family for families in FAMILIES_OF.values() for family in families} <= ADAPTERS.keys()
+
+
+def test_the_package_stands_alone(tmp_path: Path) -> None:
+    """A client ships it under another name, and nothing with it."""
+    shutil.copytree(Path(adapters.__file__).parent, tmp_path / "elsewhere" / "inside")
+    code = (
+        "import sys; before = set(sys.modules); from elsewhere.inside import read\n"
+        "print(read({'prompt_tokens': 2}, 'openai').buckets)\n"
+        "print({name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["{'input': 2}", "{'elsewhere'}"]
 
 
 # --- as documented -----------------------------------------------------------------------------------------------
@@ -385,12 +401,14 @@ def test_iterations_that_the_top_level_sums_already() -> None:
         ("aws", None, "anthropic"),
         ("minimax", None, "anthropic"),
         ("somebody-new", None, "anthropic"),
-        ("openai", None, "openai-responses"),
+        ("azure", "gpt-5", "anthropic"),
     ],
 )
 def test_who_counts_cached_tokens_beside_the_input(provider: str, model: str | None, family: str) -> None:
     usage = {"input_tokens": 3, "cache_read_input_tokens": 1111, "output_tokens": 1}
     assert read(usage, provider, model).family == family
+    with pytest.raises(UnreadableUsage, match="is the provider right"):
+        read(usage, "openai")
 
 
 def test_the_provider_and_the_model_choose_where_the_shape_does_not() -> None:
