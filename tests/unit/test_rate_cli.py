@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ CLAUDE: dict[str, Any] = {
 
 
 def run(body: Any, *options: str) -> Result:
+    """The command on its standard input; at a fixed day, unless told otherwise."""
+    if "--at" not in options:
+        options = (*options, "--at", "2026-11-01")
     text = body if isinstance(body, str | bytes) else json.dumps(body)
     return CliRunner().invoke(main, ["rate", "-", *options], input=text)
 
@@ -53,6 +57,13 @@ def test_an_answer_is_priced_exactly(tmp_path: Path) -> None:
     assert document["amount_pico"] == "1846500000"
     assert document["price_version"].startswith("pv_")
     assert (document["flags"], document["cost_reported"], document["counts"]) == ([], None, {})
+
+
+def test_without_a_time_it_is_now() -> None:
+    before = datetime.now(UTC)
+    answer = CliRunner().invoke(main, ["rate", "-", "--provider", "anthropic", "--json"], input=json.dumps(CLAUDE))
+    assert answer.exit_code == 0
+    assert before <= datetime.fromisoformat(json.loads(answer.stdout)["at"]) <= datetime.now(UTC)
 
 
 def test_the_amount_is_the_sum_of_its_lines() -> None:
