@@ -177,6 +177,7 @@ def _shown(said: Mapping[str, Any]) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
+    from shared.adapters import MEANINGS
     from shared.contract.money import PICO
 
     facts = Table.grid(padding=(0, 2, 0, 0))
@@ -209,7 +210,8 @@ def _shown(said: Mapping[str, Any]) -> Iterator[RenderableType]:
     if said["cost_reported"] is not None:
         yield Text(_compared(Fraction(said["cost_reported"]), amount))
     for flag in said["flags"]:
-        yield Text.assemble(("flag: ", "yellow"), flag)
+        if flag in MEANINGS:
+            yield Text.assemble((f"{flag}: ", "yellow"), MEANINGS[flag])
 
 
 _ADVICE = {

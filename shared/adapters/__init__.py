@@ -5,6 +5,6 @@ The package is also shipped in a client: it imports nothing but itself.
 """
 
 from .answers import FAMILIES_OF, read
-from .reading import BUCKETS, COUNTS, FLAGS, TIERS, Reading, UnreadableUsage
+from .reading import BUCKETS, COUNTS, FLAGS, MEANINGS, TIERS, Reading, UnreadableUsage
 
-__all__ = ["BUCKETS", "COUNTS", "FAMILIES_OF", "FLAGS", "TIERS", "Reading", "UnreadableUsage", "read"]
+__all__ = ["BUCKETS", "COUNTS", "FAMILIES_OF", "FLAGS", "MEANINGS", "TIERS", "Reading", "UnreadableUsage", "read"]

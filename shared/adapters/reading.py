@@ -21,20 +21,23 @@ BUCKETS = INPUT_BUCKETS + OUTPUT_BUCKETS
 COUNTS = ("request", "web_search", "image", "second", "character", "page")
 TIERS = ("standard", "flex", "priority", "batch")
 
-FLAGS = (
-    "sum_mismatch",  # the parts of a figure do not sum to it
-    "total_mismatch",  # the provider's total is not the sum of what it counts in it
-    "negative_bucket",  # a part is larger than what holds it: there is nothing that could be billed
-    "figures_differ",  # one figure comes under two names, with two values; the first one is read
-    "figure_missing",  # a figure that every answer of the family has is absent, and was read as 0
-    "nested_iterations",  # tokens that the provider's own sums leave out are in the buckets
-    "nested_model",  # some of those tokens were used by another model than the answer's
-    "billed_units_differ",  # the provider bills other figures than it counted; the billed ones are read
-    "unplaced_tokens",  # tokens of a kind that has no bucket are counted as text
-    "rounded_count",  # a count with a fraction was rounded to the nearest whole, a half upwards
-    "unknown_tier",  # it was served in a tier that is none of the contract's
-    "price_modifier",  # it was served in a way that has a price of its own, and that no tier stands for
+MEANINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "sum_mismatch": "the parts of a figure do not sum to it",
+        "total_mismatch": "the provider's total is not the sum of what it counts in it",
+        "negative_bucket": "a part is larger than what holds it: there is nothing that could be billed",
+        "figures_differ": "one figure comes under two names, with two values; the first one is read",
+        "figure_missing": "a figure that every answer of the family has is absent, and was read as 0",
+        "nested_iterations": "tokens that the provider's own sums leave out are in the buckets",
+        "nested_model": "some of those tokens were used by another model than the answer's",
+        "billed_units_differ": "the provider bills other figures than it counted; the billed ones are read",
+        "unplaced_tokens": "tokens of a kind that has no bucket are counted as text",
+        "rounded_count": "a count with a fraction was rounded to the nearest whole, a half upwards",
+        "unknown_tier": "it was served in a tier that is none of the contract's",
+        "price_modifier": "it was served in a way that has a price of its own, and that no tier stands for",
+    }
 )
+FLAGS = tuple(MEANINGS)
 """Everything that a reading can be flagged with. Only `negative_bucket` forbids an amount."""
 
 FIGURE_MAX = 10**12

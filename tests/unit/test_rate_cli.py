@@ -139,7 +139,7 @@ def test_a_mismatch_is_flagged_and_priced() -> None:
     document = said(body, "--provider", "openai")
     assert document["flags"] == ["total_mismatch"]
     assert document["amount_pico"] == str(35 * 1_250_000 + 12 * 10_000_000)
-    assert "flag: total_mismatch" in run(body, "--provider", "openai").output
+    assert "total_mismatch: the provider's total is not the sum" in run(body, "--provider", "openai").output
 
 
 @pytest.mark.parametrize(
