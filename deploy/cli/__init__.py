@@ -21,6 +21,9 @@ COMMANDS: dict[str, Lazy] = {
         "deploy.cli.books:balance", "Show what a workspace has: credit bought, credit granted, and what it owes."
     ),
     "reconcile": Lazy("deploy.cli.reconcile:reconcile", "Compare own rating with the costs that providers report."),
+    "rate": Lazy(
+        "deploy.cli.rate:rate", "Show what a provider's answer costs, by the prices that metering starts with."
+    ),
     "quarantine": Lazy("deploy.cli.quarantine:quarantine", "See usage that could not be priced, and release it."),
     "dead-letters": Lazy(
         "deploy.cli.dead_letters:dead_letters", "See the records that could not be handled, and send them again."

@@ -28,6 +28,7 @@ from tests.bench.idle import idle_lines
 from tests.bench.lab import Lab
 from tests.bench.latency import latency_lines
 from tests.bench.naive import naive_line
+from tests.bench.rating import rating_lines
 from tests.bench.report import Report
 
 OUTPUT = Path(__file__).resolve().parents[2] / "build" / "bench.json"
@@ -47,25 +48,28 @@ class Sizes:
     stored_small: int
     stored_large: int
     growth_events: int
+    rated: int
 
     @classmethod
     def usual(cls, events: int | None) -> Sizes:
         """What the limits speak about."""
-        return cls._capped(events or 2_000_000, 200_000, 3_000, 30, 20, 100_000, 20, 100_000, 10_000_000, 400_000)
+        return cls._capped(
+            events or 2_000_000, 200_000, 3_000, 30, 20, 100_000, 20, 100_000, 10_000_000, 400_000, 10_000
+        )
 
     @classmethod
     def quick(cls, events: int | None) -> Sizes:
         """A tenth or less: enough to see that all of it works, not to judge a figure."""
-        return cls._capped(events or 200_000, 50_000, 500, 2, 6, 20_000, 5, 5_000, 250_000, 50_000)
+        return cls._capped(events or 200_000, 50_000, 500, 2, 6, 20_000, 5, 5_000, 250_000, 50_000, 1_000)
 
     @classmethod
     def _capped(
         cls, events: int, ceiling: int, naive: int, warm_up: float, paced: float, idle_events: int, idle: float,
-        small: int, large: int, growth: int,
+        small: int, large: int, growth: int, rated: int,
     ) -> Sizes:  # fmt: skip
         return cls(
             events, min(events // 2, ceiling), min(events // 4, naive), warm_up, paced, min(events, idle_events), idle,
-            small, large, min(events, growth),
+            small, large, min(events, growth), min(events, rated),
         )  # fmt: skip
 
 
@@ -142,15 +146,24 @@ MEASUREMENTS: tuple[tuple[Callable[[Bench], Awaitable[None]], tuple[str, ...]], 
 )
 
 
-def chosen(wanted: Sequence[str]) -> list[Callable[[Bench], Awaitable[None]]]:
-    """The measurements that give the wanted figures (all, if none is named). Raises ValueError for an unknown name."""
+# Figures that need no servers.
+ALONE = ("rating_package", "rating", "adapters")
+
+
+def chosen(wanted: Sequence[str]) -> tuple[bool, list[Callable[[Bench], Awaitable[None]]]]:
+    """Whether those of `ALONE` are wanted, and the measurements that give the others (all, if none is named).
+
+    Raises ValueError for an unknown name.
+    """
     if not wanted:
-        return [measure for measure, _ in MEASUREMENTS]
+        return True, [measure for measure, _ in MEASUREMENTS]
+    every = (ALONE, *(names for _, names in MEASUREMENTS))
     for name in wanted:
-        if not any(_gives(names, name) for _, names in MEASUREMENTS):
-            known = ", ".join(name for _, names in MEASUREMENTS for name in names)
+        if not any(_gives(names, name) for names in every):
+            known = ", ".join(name for names in every for name in names)
             raise ValueError(f"there is no figure {name!r}; there are {known}")
-    return [measure for measure, names in MEASUREMENTS if any(_gives(names, name) for name in wanted)]
+    measures = [measure for measure, names in MEASUREMENTS if any(_gives(names, name) for name in wanted)]
+    return any(_gives(ALONE, name) for name in wanted), measures
 
 
 def _gives(names: Sequence[str], wanted: str) -> bool:
@@ -191,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not processes.available():
         parser.error("the figures come from /proc, which this system does not have")
     try:
-        measures = chosen(options.only)
+        alone, measures = chosen(options.only)
     except ValueError as error:
         parser.error(str(error))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
@@ -205,8 +218,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report(console)
     code = 0
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(measures, sizes, report, options.replicas))
+        if alone:
+            console.print("[bold]rating[/bold]")
+            try:
+                rating_lines(report, sizes.rated)
+            except ValueError as error:
+                report.failed("rating", str(error))
+        if measures:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(run(measures, sizes, report, options.replicas))
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
