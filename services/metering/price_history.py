@@ -115,21 +115,24 @@ KINDS = (
     "born_wrong", "born_far_off", "born_free", "ordinary_first", "ordinary_change", "large_change",
     "freed_or_charged", "returned", "vanished",
 )  # fmt: skip
+_DELAYED = ("corrections", "ordinary_first", "ordinary_change", "large_change")
 
 
 @dataclass(slots=True)
 class Summary:
     """What the guard did to the history; see the module for the words.
 
-    `groups`: of each kind, provider and version with such prices, how many had all of them held. `corrections`: the
-    values that follow those born wrong. `delays`: of prices born right and held, and of corrections held.
+    `imports`: one provider's part of a version; of those with such prices, how many had all of them held, and each
+    one with prices born wrong. `corrections`: the values that follow those born wrong. `delays`: of what was held
+    though it was probably right.
     """
 
     rows: int
     verdicts: dict[str, int]
     held_reasons: dict[str, int]
     prices: dict[str, Share]
-    groups: dict[str, Share]
+    imports: dict[str, Share]
+    imports_born_wrong: list[dict[str, Any]]
     corrections: Share
     delays: dict[str, Delay]
     parameters: dict[str, int]
@@ -286,7 +289,9 @@ def _kind(row: Row, first: bool, following: object) -> str:
         if not after or not new:
             return "born_free"
         low, high = sorted((after, new))
-        return "born_wrong" if high >= BORN_WRONG * low else "born_far_off" if high >= FAR_OFF * low else "ordinary_first"
+        return (
+            "born_wrong" if high >= BORN_WRONG * low else "born_far_off" if high >= FAR_OFF * low else "ordinary_first"
+        )
     if not old or not new:
         return "freed_or_charged" if old != new else "ordinary_change"
     return "ordinary_change" if old < 5 * new and new < 5 * old else "large_change"
@@ -296,8 +301,8 @@ def _summary(
     changes: Sequence[Judged], kinds: Sequence[str], providers: Mapping[str, str], parameters: Parameters
 ) -> Summary:
     prices = {kind: Share() for kind in KINDS}
-    groups: dict[str, dict[tuple[str, int], bool]] = {kind: {} for kind in KINDS}
-    corrections, delays = Share(), {"ordinary_first": Delay(), "corrections": Delay()}
+    imports: dict[str, dict[tuple[int, str], Share]] = {kind: defaultdict(Share) for kind in KINDS}
+    corrections, delays = Share(), {kind: Delay() for kind in _DELAYED}
     accepted_at: dict[tuple[str, str], datetime] = {}
     born_wrong = _corrections(changes, kinds)
     # Backwards, so that the next accepted value is known.
@@ -305,16 +310,14 @@ def _summary(
         (row, verdict, _), kind = changes[place], kinds[place]
         if not kind:
             continue
-        held, known, group = verdict == "held", (row.model, row.field), (providers[row.model], row.version)
+        held, known = verdict == "held", (row.model, row.field)
         prices[kind].add(held)
-        groups[kind][group] = groups[kind].get(group, True) and held
-        waited = accepted_at[known] - row.known_at if known in accepted_at else None
+        imports[kind][row.version, providers[row.model]].add(held)
         if place in born_wrong:
             corrections.add(held)
-            if held:
-                delays["corrections"].add(waited)
-        if kind == "ordinary_first" and held:
-            delays["ordinary_first"].add(waited)
+            kind = "corrections"
+        if held and kind in delays:
+            delays[kind].add(accepted_at[known] - row.known_at if known in accepted_at else None)
         if not held and row.new is not None:
             accepted_at[known] = row.known_at
     return Summary(
@@ -324,7 +327,14 @@ def _summary(
             Counter(item.reason.partition(":")[0] for item in changes if item.verdict == "held").most_common()
         ),
         prices=prices,
-        groups={kind: Share(sum(all_held.values()), len(all_held)) for kind, all_held in groups.items()},
+        imports={
+            kind: Share(sum(share.held == share.of for share in own.values()), len(own))
+            for kind, own in imports.items()
+        },
+        imports_born_wrong=[
+            {"version": version, "provider": provider, **asdict(share)}
+            for (version, provider), share in sorted(imports["born_wrong"].items())
+        ],
         corrections=corrections,
         delays=delays,
         parameters=asdict(parameters),
