@@ -110,7 +110,7 @@ class _Import:
 
     def _first(self, key: PriceKey, price: Decimal) -> Verdict:
         if price:
-            wrong, reason = self._evidence.against(key, price), "implausible_first"
+            wrong, reason = self._evidence.contradicted(key, price), "implausible_first"
         else:
             wrong, reason = self._evidence.against_free(key, self._beside(key, "input")), "zero_first"
         return Verdict(True, reason, wrong) if wrong else Verdict(False, "plausible")

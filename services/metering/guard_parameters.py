@@ -49,6 +49,8 @@ class Parameters:
     output_most: int = 1600
     """Output at more than 40x input is held: chat models are below 30x, and only image models in tokens reach
     100x."""
+    free_models: int = 2
+    """From 2 free models on, which are half of its models, a provider gives models away (ollama, lemonade)."""
     provider_models: int = 3
     """From 3 models with implausible first prices in one import on, the provider itself is in doubt ..."""
     provider_share: int = 50

@@ -33,9 +33,9 @@ def level(price: Decimal) -> int:
 
 
 def median(levels: Iterable[int]) -> int:
-    """The middle one, the lower of two; of at least one level."""
+    """The middle one, or between the two middle ones; of at least one level."""
     ordered = sorted(levels)
-    return ordered[(len(ordered) - 1) // 2]
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2
 
 
 class Market:

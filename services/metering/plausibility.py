@@ -52,13 +52,17 @@ class Evidence:
             elif key.unit == "input":
                 self._free_models[key.provider].add(key.model)
 
-    def against(self, key: PriceKey, price: Decimal) -> str | None:
-        """What speaks against a price above 0, for people; None = plausible."""
-        height = level(price)
+    def contradicted(self, key: PriceKey, price: Decimal) -> str | None:
+        """What other sources say against a first price above 0, else what the market says; None = plausible."""
         quotes = [level(quote) for quote in self._market.other_quotes(key, self._source) if quote > 0]
-        if quotes:
-            apart = height - median(quotes)
-            return f"{times(apart)} what other sources say" if abs(apart) >= self._p.jump else None
+        if not quotes:
+            return self.against(key, price)
+        apart = level(price) - median(quotes)
+        return f"{times(apart)} what other sources say" if abs(apart) >= self._p.jump else None
+
+    def against(self, key: PriceKey, price: Decimal) -> str | None:
+        """What the market says against a price above 0, for people; None = plausible."""
+        height = level(price)
         elsewhere = self.elsewhere(key)
         if elsewhere is not None:
             apart = height - elsewhere
@@ -112,7 +116,8 @@ class Evidence:
 
     def elsewhere(self, key: PriceKey) -> int | None:
         """The level that the model has elsewhere, in whatever tier: the median over providers, so that one with
-        many names counts once. Prices of this import count when two other providers have one."""
+        many names counts once. With nothing in force, prices of this import count when two other providers have
+        one and they are not as far apart from each other as from a mistake."""
         in_force: dict[str, list[int]] = defaultdict(list)
         for other, height in self._market.kin(key):
             if other not in self._changing:
@@ -121,9 +126,10 @@ class Evidence:
         for provider, height in self._kin.get((family(key.model), key.unit), ()):
             if provider != key.provider and provider not in in_force:
                 fresh[provider].append(height)
-        if in_force or len(fresh) >= 2:
-            in_force.update(fresh)
-        return median(map(median, in_force.values())) if in_force else None
+        levels = [median(own) for own in in_force.values()] + [median(own) for own in fresh.values()]
+        if not in_force and (len(fresh) < 2 or max(levels) - min(levels) >= self._p.kin_apart):
+            return None
+        return median(levels)
 
     def _class_median(self, key: PriceKey) -> int | None:
         """Prices of this import included; None = too few."""
@@ -134,9 +140,11 @@ class Evidence:
         return self._medians[known]
 
     def _gives_away(self, provider: str) -> bool:
-        """Whether half of the provider's models cost nothing."""
+        """Whether half of the provider's models, and not just one, cost nothing."""
         free = self._market.free_models(provider) + len(self._free_models.get(provider, ()))
-        return 2 * free >= self._market.models(provider) + len(self._models.get(provider, ()))
+        return free >= self._p.free_models and 2 * free >= self._market.models(provider) + len(
+            self._models.get(provider, ())
+        )
 
 
 def times(apart: int) -> str:
