@@ -89,6 +89,13 @@ def test_a_jump_from_an_implausible_to_a_plausible_price_passes_and_not_the_othe
     assert change_of("0.0000001", "0.0001").held
 
 
+def test_prices_that_change_together_are_no_evidence_for_each_other() -> None:
+    wrong = {key("x-8b"): "0.0001", key("x-8b", tier="flex"): "0.0001"}
+    known = market(wrong.items())
+    new = [Change(each, Decimal(price), Decimal("0.0000001")) for each, price in wrong.items()]
+    assert [verdict.reason for verdict in judge(known, new, OURS)] == ["correction"] * 2
+
+
 def test_a_jump_that_the_same_model_confirms_elsewhere_passes_only_from_an_implausible_price() -> None:
     elsewhere = [(key("x-8b", provider="gamma"), "0.000001"), (key("x-8b", provider="delta"), "0.000001")]
     assert change_of("0.00003", "0.000001", elsewhere).reason == "correction"
@@ -318,6 +325,7 @@ def test_a_market_forgets_what_it_is_told_to_forget(puts: list[tuple[PriceKey, D
     for each in last:
         known.put(each, None)
     fresh = market()
+    assert not any(known.longer(each) for each in last)
     probe = [Change(each, None, Decimal("0.00001")) for each in last]
     assert known.model_count == fresh.model_count
     assert judge(known, probe, OURS) == judge(fresh, probe, OURS)
