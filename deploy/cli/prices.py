@@ -32,7 +32,7 @@ _LINES = (
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def prices() -> None:
-    """Published prices, and the guard that decides which are trusted."""
+    """See which published prices the guard trusts."""
 
 
 @prices.command(epilog="Example: steward prices replay changes.jsonl.gz")
