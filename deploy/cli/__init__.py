@@ -29,6 +29,7 @@ COMMANDS: dict[str, Lazy] = {
         "deploy.cli.dead_letters:dead_letters", "See the records that could not be handled, and send them again."
     ),
     "cursors": Lazy("deploy.cli.cursors:cursors", "See and move where services read on in their topics."),
+    "prices": Lazy("deploy.cli.prices:prices", "See which published prices the guard trusts."),
     "contract": Lazy("deploy.cli.contract:contract", "Write the contract: AsyncAPI document and JSON Schemas."),
     "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Context, Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,12 +20,17 @@ from services.metering.price_version import UNITS
 
 class FieldMeaning(NamedTuple):
     """What a field prices. `unit`: one of `UNITS`, or an outside name. `above`: the price is for requests with
-    more input tokens than this (0 = all). `per`: the number in the file is the price of so many units."""
+    more input tokens than this (0 = all). `per`: the number in the file is the price of so many units, a power of
+    ten."""
 
     tier: str
     unit: str
     above: int
     per: int
+
+    def per_unit(self, price: Decimal) -> Decimal:
+        """The price of one unit, exactly: `per` is a power of ten."""
+        return price.scaleb(1 - len(str(self.per)), _EXACT)
 
     @property
     def counted(self) -> bool:
@@ -33,6 +39,7 @@ class FieldMeaning(NamedTuple):
 
 
 _COUNTED = frozenset(UNITS)
+_EXACT = Context(prec=100)
 
 _UNIT_OF: Mapping[str, str] = {
     "input_cost_per_token": "input",
@@ -57,7 +64,7 @@ _UNIT_OF: Mapping[str, str] = {
 }
 _TIER = re.compile(r"_(?:(batch)(?:es|_requests)?|(flex)|(priority))(?=_|$)")
 _ABOVE = re.compile(r"_above_(\d+)(k|m)?_tokens(?=_|$)")
-_PER = re.compile(r"(?<=_per_)(?:(\d+)(k|m)?|(thousand|million))_(?=[a-z])")
+_PER = re.compile(r"(?<=_per_)(?:(10*)(k|m)?|(thousand|million))_(?=[a-z])")
 _THOUSANDS = {None: 1, "": 1, "k": 1_000, "m": 1_000_000, "thousand": 1_000, "million": 1_000_000}
 
 
