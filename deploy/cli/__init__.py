@@ -20,6 +20,7 @@ COMMANDS: dict[str, Lazy] = {
     "balance": Lazy(
         "deploy.cli.books:balance", "Show what a workspace has: credit bought, credit granted, and what it owes."
     ),
+    "prices": Lazy("deploy.cli.prices:prices", "Take prices in, see which ones the guard holds, and decide."),
     "reconcile": Lazy("deploy.cli.reconcile:reconcile", "Compare own rating with the costs that providers report."),
     "rate": Lazy(
         "deploy.cli.rate:rate", "Show what a provider's answer costs, by the prices that metering starts with."
@@ -29,7 +30,6 @@ COMMANDS: dict[str, Lazy] = {
         "deploy.cli.dead_letters:dead_letters", "See the records that could not be handled, and send them again."
     ),
     "cursors": Lazy("deploy.cli.cursors:cursors", "See and move where services read on in their topics."),
-    "prices": Lazy("deploy.cli.prices:prices", "See which published prices the guard trusts."),
     "contract": Lazy("deploy.cli.contract:contract", "Write the contract: AsyncAPI document and JSON Schemas."),
     "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
 }

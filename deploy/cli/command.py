@@ -7,12 +7,16 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from deploy.cli.ask import actor, ask
 from deploy.cli.errors import Refused, Unavailable
+
+if TYPE_CHECKING:
+    from shared.contract.base import Event
+    from shared.contract.topics import Topic
 
 _POLL_SECONDS = 0.1
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -49,11 +53,19 @@ def who(by: str | None, ticket: str, timeout: float) -> Who:
     return Who(by or actor(), ticket, timeout)
 
 
-def order(known: Mapping[str, str], service: str, action: str, targets: Sequence[str], by: Who) -> None:
+def order(
+    known: Mapping[str, str], service: str, action: str, targets: Sequence[str], by: Who, **arguments: str
+) -> None:
     """Sends one command for each target, and waits until the service has read them all (not: until it is done)."""
-    offset = asyncio.run(_send(known, service, action, targets, by))
+    from shared.contract.topics import COMMANDS
+
+    offset = asyncio.run(_send(known, service, action, targets, arguments, by))
     if by.timeout:
-        until(by.timeout, f"{service} has not read the command", lambda: _read(known, service) > offset)
+        until(
+            by.timeout,
+            f"{service} has not read the command",
+            lambda: read_up_to(known, service, COMMANDS.name) > offset,
+        )
 
 
 def until(timeout: float, trouble: str, condition: Callable[[], bool]) -> None:
@@ -65,44 +77,56 @@ def until(timeout: float, trouble: str, condition: Callable[[], bool]) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-async def _send(known: Mapping[str, str], service: str, action: str, targets: Sequence[str], by: Who) -> int:
+async def _send(
+    known: Mapping[str, str], service: str, action: str, targets: Sequence[str], arguments: Mapping[str, str], by: Who
+) -> int:
+    from shared.contract import events, topics
+
+    said = [
+        {
+            "service": service, "action": action, "target": target, "actor": by.actor, "ticket": by.ticket,
+            "arguments": dict(arguments),
+        }
+        for target in targets
+    ]  # fmt: skip
+    return await publish(known, topics.COMMANDS, events.OperatorCommand, service, [(service, data) for data in said])
+
+
+async def publish(
+    known: Mapping[str, str], topic: Topic, model: type[Event], subject: str, said: Sequence[tuple[str, Any]]
+) -> int:
+    """Sends an operator's events, (key, data) each; returns the offset of the last one. Ends the command when Kafka
+    does not take them."""
     from aiokafka import AIOKafkaProducer
     from aiokafka.errors import KafkaError
 
-    from shared.contract import events, topics
     from shared.contract.codec import build, validated
     from shared.contract.ids import uuid7
     from shared.mesh.settings import KafkaSettings
 
-    model, topic = events.OperatorCommand, topics.COMMANDS
     producer = AIOKafkaProducer(
         **KafkaSettings.from_env(known).client(), client_id="steward-command", enable_idempotence=True, acks="all"
     )
     await producer.start()
     try:
         offset = -1
-        for target in targets:
+        for key, data in said:
             now = time.time()
             at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
             raw = build(
-                model, id=uuid7(int(now * 1000), secrets.randbits), source="operator", subject=service, time=at,
-                data={"service": service, "action": action, "target": target, "actor": by.actor, "ticket": by.ticket},
+                model, id=uuid7(int(now * 1000), secrets.randbits), source="operator", subject=subject, time=at, data=data
             )  # fmt: skip
             headers = [("content-type", b"application/cloudevents+json"), ("ce_source", b"operator")]
-            sent = await producer.send_and_wait(
-                topic.name, validated(model, raw), key=service.encode(), headers=headers
-            )
+            sent = await producer.send_and_wait(topic.name, validated(model, raw), key=key.encode(), headers=headers)
             offset = max(offset, sent.offset)
         return offset
     except KafkaError as error:
-        raise Unavailable(f"Kafka did not take the command ({type(error).__name__}): see `steward status`") from error
+        raise Unavailable(f"Kafka did not take it ({type(error).__name__}): see `steward status`") from error
     finally:
         await producer.stop()
 
 
-def _read(known: Mapping[str, str], service: str) -> int:
-    """Up to which offset the service has read its commands."""
-    from shared.contract.topics import COMMANDS
-
+def read_up_to(known: Mapping[str, str], service: str, topic: str) -> int:
+    """The offset before which the service has read a topic of one partition."""
     rows = ask(known, service, "cursors")
-    return max((int(row["next_offset"]) for row in rows if row["topic"] == COMMANDS.name), default=-1)
+    return max((int(row["next_offset"]) for row in rows if row["topic"] == topic), default=-1)

@@ -1,4 +1,4 @@
-"""`steward prices replay`: what the price guard would have done to a public price history."""
+"""`steward prices`: the price book's doors; `replay`: what its guard would have done to a public price history."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from deploy.cli.price_desk import held, import_, reject, release, rerate
 
 if TYPE_CHECKING:
     from services.metering.price_history import Replayed, Row
@@ -32,7 +34,11 @@ _LINES = (
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def prices() -> None:
-    """See which published prices the guard trusts."""
+    """Take prices in, see which ones the guard holds, and decide."""
+
+
+for _command in (import_, held, release, reject, rerate):
+    prices.add_command(_command)
 
 
 @prices.command(epilog="Example: steward prices replay changes.jsonl.gz")

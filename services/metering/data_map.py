@@ -48,7 +48,16 @@ DATA_MAP: DataMap = (
         note="a hash of the id under its month's key",
     ),
     *plain("stale_seen", "seen_on"),
-    *plain("price", "version", "provider", "model", "tier", "body", "known_from", "source"),
+    *plain(
+        "price", "version", "provider", "model", "tier", "body", "known_from", "source", "name", "batch", "spoken",
+        "reasons", "held_since", "decision", "decided_at", "ticket",
+    ),
+    *personal(
+        "price", "decided_by",
+        category="user.workplace", use="finance", clock_start="booking_year_end", period="billing_record",
+        on_erasure="retain", ground="legal_obligation",
+        note="which member of staff released or rejected a price: part of the proof of what was charged",
+    ),
     *plain("price_revision", "single", "revision"),
     *plain(
         "rerating", "id", "ordered_at", "asked", "examined", "changed", "unpriced", "before_pico", "after_pico", "ended_at"

@@ -44,7 +44,7 @@ class Market:
 
     def __init__(self) -> None:
         self._in_force: dict[PriceKey, Decimal] = {}
-        self._quotes: dict[str, dict[PriceKey, Decimal]] = {}
+        self._quotes: dict[str, dict[PriceKey, tuple[Decimal, bool]]] = {}
         self._kin: dict[tuple[str, str], dict[PriceKey, int]] = {}
         self._classes: dict[tuple[str, str], list[int]] = {}
         self._longer: dict[PriceKey, set[PriceKey]] = {}
@@ -64,17 +64,18 @@ class Market:
             self._in_force[key] = price
             self._count(key, price, 1)
 
-    def quote(self, source: str, key: PriceKey, price: Decimal | None) -> None:
-        """What a source says now, held or not; None = it says nothing any more."""
+    def quote(self, source: str, key: PriceKey, price: Decimal | None, *, held: bool = False) -> None:
+        """What a source says now, and whether that is held; None = it says nothing any more."""
         quotes = self._quotes.setdefault(source, {})
         if price is None:
             quotes.pop(key, None)
         else:
-            quotes[key] = price
+            quotes[key] = (price, held)
 
-    def other_quotes(self, key: PriceKey, source: str) -> list[Decimal]:
-        """What the other sources say of this price."""
-        return [quotes[key] for name, quotes in self._quotes.items() if name != source and key in quotes]
+    def other_quotes(self, key: PriceKey, source: str, *, held: bool = True) -> list[Decimal]:
+        """What the other sources say of this price; with what is held, or without."""
+        said = [quotes[key] for name, quotes in self._quotes.items() if name != source and key in quotes]
+        return [price for price, doubted in said if held or not doubted]
 
     def kin(self, key: PriceKey) -> Iterator[tuple[PriceKey, int]]:
         """The family's other prices above 0 for this unit, in every tier, with their levels."""

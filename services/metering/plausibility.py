@@ -54,7 +54,9 @@ class Evidence:
 
     def contradicted(self, key: PriceKey, price: Decimal) -> str | None:
         """What other sources say against a first price above 0, else what the market says; None = plausible."""
-        quotes = [level(quote) for quote in self._market.other_quotes(key, self._source) if quote > 0]
+        # What is held itself speaks for a price that says the same, and against none.
+        said = self._market.other_quotes(key, self._source, held=False)
+        quotes = [level(quote) for quote in said if quote > 0]
         if not quotes:
             return self.against(key, price)
         apart = level(price) - median(quotes)

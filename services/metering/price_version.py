@@ -18,29 +18,16 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
-BUCKETS: tuple[str, ...] = (
-    "input",
-    "cache_read",
-    "cache_write_5m",
-    "cache_write_1h",
-    "output",
-    "reasoning",
-    "input_audio",
-    "cache_read_audio",
-    "output_audio",
-    "input_image",
-    "output_image",
-    "input_video",
-)
-"""Exclusive token buckets: a token is in exactly one of them."""
+from shared.contract import events
 
-COUNTS: tuple[str, ...] = ("request", "web_search", "image", "second", "character", "page")
-UNITS: tuple[str, ...] = BUCKETS + COUNTS
-TIERS: tuple[str, ...] = ("standard", "flex", "priority", "batch")
+BUCKETS: tuple[str, ...] = events.BUCKETS
+COUNTS: tuple[str, ...] = events.COUNTS
+UNITS: tuple[str, ...] = events.UNITS
+TIERS: tuple[str, ...] = get_args(events.Tier)
 
-INPUT_BUCKETS: frozenset[str] = frozenset(unit for unit in BUCKETS if unit.startswith(("input", "cache_")))
+INPUT_BUCKETS: frozenset[str] = frozenset(events.INPUT_BUCKETS)
 """The buckets whose sum chooses a context tier: everything the model read, cached or not."""
 
 COMPLETION_BUCKETS: frozenset[str] = frozenset(BUCKETS) - INPUT_BUCKETS

@@ -257,20 +257,78 @@ async def price_revision(db: Connection, *, hold: bool) -> int:
     return int(await db.fetchval("SELECT revision FROM price_revision"))
 
 
-async def add_price(db: Connection, body: Mapping[str, Any], known_from: datetime) -> bool:
-    """Keeps a version; False if it was kept before. Versions are facts: nothing is overwritten."""
+async def add_price(db: Connection, row: Mapping[str, Any]) -> bool:
+    """Keeps a version (`body`, as `to_json` writes it, and what is known beside it); False if it was kept before.
+    Versions are facts: nothing is overwritten."""
+    body = row["body"]
     return bool(
         await db.fetchval(
-            """INSERT INTO price (version, provider, model, tier, body, known_from, source)
-               VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING true""",
-            body["version"], body["provider"], body["model"], body["tier"], body, known_from, body["source"],
+            """INSERT INTO price (version, provider, model, tier, body, known_from, source, name, batch, spoken, reasons,
+                   held_since)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT DO NOTHING RETURNING true""",
+            body["version"], body["provider"], body["model"], body["tier"], body, row["known_from"], body["source"],
+            row["name"], row.get("batch"), row.get("spoken"), row.get("reasons", []), row.get("held_since"),
         )
     )  # fmt: skip
 
 
-async def raise_revision(db: Connection) -> None:
-    """Tells every process to read the prices again."""
-    await db.execute("UPDATE price_revision SET revision = revision + 1")
+async def stated_prices(db: Connection) -> list[asyncpg.Record]:
+    """Versions that somebody published, in the order in which they became known."""
+    return await db.fetch(
+        """SELECT body, name, spoken, decision IS NOT DISTINCT FROM 'rejected' AS rejected FROM price
+           WHERE known_from > '-infinity' ORDER BY known_from, version"""
+    )
+
+
+async def known_prices(db: Connection, versions: Sequence[str]) -> set[str]:
+    """Which of these versions are kept."""
+    rows = await db.fetch("SELECT version FROM price WHERE version = ANY($1)", list(versions))
+    return {row["version"] for row in rows}
+
+
+async def spoken(db: Connection, source: str, names: Sequence[str]) -> dict[str, frozenset[str]]:
+    """The units that a source spoke of when it last spoke, incompletely, of these prices."""
+    rows = await db.fetch(
+        """SELECT DISTINCT ON (name) name, spoken FROM price
+           WHERE name = ANY($1) AND source = $2 AND spoken IS NOT NULL ORDER BY name, known_from DESC""",
+        list(names), source,
+    )  # fmt: skip
+    return {row["name"]: frozenset(row["spoken"]) for row in rows}
+
+
+async def held_prices(db: Connection, names: Sequence[str] | None = None) -> list[asyncpg.Record]:
+    """Versions that the guard holds, the oldest first; of these names or of all."""
+    return await db.fetch(
+        """SELECT * FROM price WHERE held_since IS NOT NULL AND ($1::text[] IS NULL OR name = ANY($1))
+           ORDER BY known_from, version""",
+        names,
+    )  # fmt: skip
+
+
+async def held_price(db: Connection, version: str) -> asyncpg.Record | None:
+    """One held version, locked."""
+    return await db.fetchrow("SELECT * FROM price WHERE version = $1 AND held_since IS NOT NULL FOR UPDATE", version)
+
+
+async def imported(db: Connection, batch: str) -> list[asyncpg.Record]:
+    """The versions that came with an import."""
+    return await db.fetch("SELECT * FROM price WHERE batch = $1 ORDER BY version", batch)
+
+
+async def decide_price(
+    db: Connection, body: Mapping[str, Any], decision: str, at: datetime, by: str, ticket: str | None
+) -> None:
+    """Notes what was decided about a held version, and who decided it. A rejected one stays held, out of sight."""
+    await db.execute(
+        """UPDATE price SET body = $2, held_since = NULL, decision = $3, decided_at = $4, decided_by = $5, ticket = $6
+           WHERE version = $1""",
+        body["version"], body, decision, at, by, ticket,
+    )  # fmt: skip
+
+
+async def raise_revision(db: Connection) -> int:
+    """Tells every process to read the prices again; returns the new revision."""
+    return int(await db.fetchval("UPDATE price_revision SET revision = revision + 1 RETURNING revision"))
 
 
 # --- reported costs ----------------------------------------------------------------------------------------------

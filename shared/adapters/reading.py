@@ -78,6 +78,28 @@ class Reading(NamedTuple):
         """All that the model generated, reasoning included."""
         return sum(self.buckets.get(bucket, 0) for bucket in OUTPUT_BUCKETS)
 
+    def usage(self) -> dict[str, Any]:
+        """What an answer determines of the contract's `Usage`, for an event.
+
+        A bucket below 0 is said to be 0, as the contract wants; the flag says that it waits for a person. A cost finer
+        than a pico-dollar is rounded half-even.
+        """
+        tokens = {bucket: max(0, n) for bucket, n in self.buckets.items()}
+        said: dict[str, Any] = {
+            "input_tokens": sum(tokens.get(bucket, 0) for bucket in INPUT_BUCKETS),
+            "output_tokens": sum(tokens.get(bucket, 0) for bucket in OUTPUT_BUCKETS),
+            "tokens": tokens,
+            "counts": {unit: max(0, n) for unit, n in self.counts.items()},
+            "flags": list(self.flags),
+        }
+        if self.tier is not None:
+            said["tier"] = self.tier
+        if self.finish_reason:
+            said["finish_reason"] = self.finish_reason
+        if self.cost_reported is not None:
+            said["cost_reported_pico"] = str(round(self.cost_reported.scaleb(12)))
+        return said
+
 
 class Draft:
     """A reading in the making."""

@@ -7,7 +7,7 @@ output figure (checked). Everything that is not a token is a count. Amounts are 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
@@ -42,7 +42,6 @@ BUCKETS = INPUT_BUCKETS + OUTPUT_BUCKETS
 COUNTS = ("request", "web_search", "image", "second", "character", "page")
 UNITS = BUCKETS + COUNTS
 _OUTPUT = frozenset(OUTPUT_BUCKETS)
-FLAGS = ("sum_mismatch", "total_mismatch", "nested_iterations", "negative_bucket")
 
 Bucket = Literal[
     "input",
@@ -80,7 +79,22 @@ Unit = Literal[
     "page",
 ]
 Tier = Literal["standard", "flex", "priority", "batch"]
-Flag = Literal["sum_mismatch", "total_mismatch", "nested_iterations", "negative_bucket"]
+# What they mean: `MEANINGS` of the adapters, which raise them.
+Flag = Literal[
+    "sum_mismatch",
+    "total_mismatch",
+    "negative_bucket",
+    "figures_differ",
+    "figure_missing",
+    "nested_iterations",
+    "nested_model",
+    "billed_units_differ",
+    "unplaced_tokens",
+    "rounded_count",
+    "unknown_tier",
+    "price_modifier",
+]
+FLAGS: tuple[str, ...] = get_args(Flag)
 
 
 def _check_sums(data: Any) -> None:
@@ -129,7 +143,7 @@ class Usage(Closed):
         description="What did not add up in the provider's answer. Billed by its buckets all the same, but for a bucket "
         "that came out negative (send 0 for it): that waits for a person.",
     )
-    cost_reported_pico: Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,17})$")] | None = Field(
+    cost_reported_pico: Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,21})$")] | None = Field(
         default=None,
         description="What the provider says it charged, in pico-US-dollars. Compared with our own rating, never added.",
     )

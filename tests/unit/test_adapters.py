@@ -37,6 +37,7 @@ def test_the_names_are_the_contracts() -> None:
     assert set(BUCKETS) == set(events.BUCKETS)
     assert set(INPUT_BUCKETS) == set(events.INPUT_BUCKETS)
     assert set(COUNTS) == set(events.COUNTS)
+    assert FLAGS == events.FLAGS
     assert set(TIERS) == set(get_args(events.Tier))
     assert {family for families in FAMILIES_OF.values() for family in families} <= ADAPTERS.keys()
 
@@ -623,6 +624,20 @@ def test_whatever_comes_is_read_or_refused(body: Body, provider: str) -> None:
     assert set(reading.flags) <= set(FLAGS)
     assert all(type(n) is int and n != 0 for n in (*reading.buckets.values(), *reading.counts.values()))
     assert (min((*reading.buckets.values(), 0)) < 0) <= ("negative_bucket" in reading.flags)
+    if max(reading.input_tokens, reading.output_tokens) < 10**12:
+        where = {"account": "a", "workspace": "w", "key": "k", "model": "m", "provider": "p"}
+        said = events.Usage.model_validate({**where, **reading.usage()})
+        assert said.input_tokens >= reading.input_tokens
+
+
+def test_what_an_answer_says_of_an_event() -> None:
+    body = {"usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12, "cost": 1.5e-05,
+                      "prompt_tokens_details": {"cached_tokens": 12}},
+            "choices": [{"finish_reason": "stop"}], "service_tier": "flex"}  # fmt: skip
+    assert read(body, "openrouter").usage() == {
+        "input_tokens": 12, "output_tokens": 2, "tokens": {"input": 0, "cache_read": 12, "output": 2}, "counts": {},
+        "flags": ["negative_bucket"], "tier": "flex", "finish_reason": "stop", "cost_reported_pico": "15000000",
+    }  # fmt: skip
 
 
 # --- as answered: usage-bodies of pydantic/genai-prices (MIT), where they are at hand ----------------------------

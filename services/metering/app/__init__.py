@@ -7,19 +7,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from services.metering import store
-from services.metering.app import rerate
+from services.metering.app import desk, rerate
 from services.metering.app.explained import explained
 from services.metering.app.gauges import observe
 from services.metering.app.meter import FOR_ORIGINALS, FOR_PRICES, ROLLUP_DAYS, Metering
 from services.metering.app.room import Room
 from services.metering.identity import day_bound
-from services.metering.price_version import event_version_id, from_event, to_json
 from services.metering.usage import (
     hour_bound,
-    instant,
     ordinal_bound,
 )
 from shared.contract import topics
@@ -54,24 +50,11 @@ def make_service(*, dedupe: bool = True) -> Service:
     async def meter(batch: Batch, tx: Transaction) -> None:
         await Metering(room, tx).take(batch.events)
 
-    @service.consumes(topics.PRICES, batch=500)
+    # One at a time: what is judged has to be in force, or held, before the next one is.
+    @service.consumes(topics.PRICES, batch=1)
     async def learn_prices(batch: Batch, tx: Transaction) -> None:
-        learned = False
         for received in batch.events:
-            stated = received.event.data
-            # The twin leaves defaults out; here they are part of what was stated.
-            data = msgspec.to_builtins(stated) | {"tier": stated.tier, "source": stated.source}
-            known_from = instant(received.record.timestamp)
-            version_id = event_version_id(received.event.id)
-            try:
-                version = from_event(data, known_from, version_id)
-            except ValueError as error:
-                tx.refuse(received.record, "invalid_price", str(error))
-                continue
-            learned |= await store.add_price(tx.db, to_json(version), known_from)
-        if learned:
-            await store.raise_revision(tx.db)
-            await tx.enqueue("release", batch.events[-1].event.id, {"reasons": FOR_PRICES})
+            await desk.learn(room, received, tx)
 
     @service.job("day-keys", every=timedelta(hours=1))
     async def make_day_keys(now: datetime, tx: Transaction) -> None:
@@ -117,6 +100,19 @@ def make_service(*, dedupe: bool = True) -> Service:
             await tx.enqueue("release", f"all:{tx.now.isoformat()}", {"reasons": FOR_PRICES})
 
     service.command("rerate")(rerate.order)
+
+    service.command("release_price")(desk.release)
+    service.command("reject_price")(desk.reject)
+
+    @service.reads("held-prices")
+    async def list_held(query: Mapping[str, str], tx: Transaction) -> Any:
+        return [desk.shown(row) for row in await store.held_prices(tx.db)]
+
+    @service.reads("prices")
+    async def list_prices(query: Mapping[str, str], tx: Transaction) -> Any:
+        if "batch" in query:
+            return [desk.shown(row) for row in await store.imported(tx.db, query["batch"])]
+        return [dict(row) for row in await store.stated_prices(tx.db)]
 
     @service.task("rerate")
     async def rate_again(task: Task, tx: Transaction) -> Any:

@@ -12,6 +12,7 @@ import msgspec
 from services.metering import store
 from services.metering.app.room import Room
 from services.metering.identity import DAY_MS, digest_of, identities, reversal_of
+from services.metering.price_desk import name_of
 from services.metering.price_version import PriceVersion, to_json
 from services.metering.pricing import Unpriced, billed_quantities
 from services.metering.reconcile import Reported, reconcile
@@ -289,29 +290,31 @@ class Metering:
         effects.sum(place, way, hour, -1, -original["input_tokens"], -original["output_tokens"], -charged)
         effects.add(usage, original["generation_id"].bytes, key, at_us, priced, self._now_us)
 
-    async def rerate(self, rows: Sequence[Any], cause: str, known_at: datetime, *, dry_run: bool) -> Rerated:
+    async def rerate(
+        self, rows: Sequence[Any], cause: str, known_at: datetime, *, version: str | None = None, dry_run: bool = False
+    ) -> Rerated:
         """Rates logged generations (locked rows) again by what was known at `known_at`, and books what differs.
 
-        `cause`: the order that asks for it; with the generation's id it makes the new line's. What has no price then
-        stays as it is.
+        `cause`: the order that asks for it; with the generation's id it makes the new line's. `version`: only what
+        this one rates. What has no price then stays as it is.
         """
         book, changed = self._room.book, []
         unpriced = before = after = 0
         for row in rows:
             usage = usage_of(row)
             priced = price(book, usage, row["occurred_at"], known_at)
-            version = book.version(row["price_version"])
-            if isinstance(priced, Unpriced) or version is None:
+            before_version = book.version(row["price_version"])
+            if isinstance(priced, Unpriced) or before_version is None:
                 unpriced += 1
-            elif priced.amount_pico != row["amount_pico"]:
-                changed.append((row, version, usage, priced))
+            elif version in (None, priced.rated.price_version) and priced.amount_pico != row["amount_pico"]:
+                changed.append((row, before_version, usage, priced))
                 before += row["amount_pico"]
                 after += priced.amount_pico
         if changed and not dry_run:
             ids = [derived_id(self._now_ms, cause, row["generation_id"].bytes) for row, *_ in changed]
             lines = identities(ids, self._room.keys.by_ordinal)
-            for (row, version, usage, priced), line in zip(changed, lines, strict=True):
-                self._exchange(row, version, usage, line.key, priced)
+            for (row, before_version, usage, priced), line in zip(changed, lines, strict=True):
+                self._exchange(row, before_version, usage, line.key, priced)
             # No record came, so none is counted: only lines.
             self._effects.rated = 0
             self._tx.count("rerated_lines", 2 * len(changed))
@@ -369,7 +372,8 @@ class Metering:
         for version_id in sorted(new):
             version = room.book.version(version_id)
             assert version is not None, "what rated a line is in the book"
-            await store.add_price(tx.db, to_json(version), version.known_from)
+            row = {"body": to_json(version), "known_from": version.known_from, "name": name_of(version)}
+            await store.add_price(tx.db, row)
         if new:
             tx.after_commit(lambda: room.pinned.update(new))
         if effects.rows:

@@ -20,12 +20,14 @@ _SPAN_MAX_MS = 86_400_000
 
 
 class Asked(NamedTuple):
-    """Generations with times from `start` to before `end`, of one provider and model or of any."""
+    """Generations with times from `start` to before `end`, of one provider and model or of any; `version`: only those
+    that this price version rates now."""
 
     start: datetime
     end: datetime
     provider: str | None
     model: str | None
+    version: str | None
     dry_run: bool
 
     @classmethod
@@ -34,7 +36,8 @@ class Asked(NamedTuple):
         start, end = (datetime.fromisoformat(arguments[name]) for name in ("start", "end"))
         if start.tzinfo is None or end.tzinfo is None or not start < end:
             raise ValueError("start and end: instants with a zone, start before end")
-        return cls(start, end, arguments.get("provider"), arguments.get("model"), "dry_run" in arguments)
+        provider, model, version = (arguments.get(name) for name in ("provider", "model", "version"))
+        return cls(start, end, provider, model, version, "dry_run" in arguments)
 
 
 async def order(ordered: Received, tx: Transaction) -> None:
@@ -45,10 +48,14 @@ async def order(ordered: Received, tx: Transaction) -> None:
     except (KeyError, ValueError) as error:
         tx.refuse(record, "invalid_command", f"rerate: {type(error).__name__}")
         return
-    ordered_at = instant(record.timestamp)
-    if await store.order_rerating(tx.db, ordered.event.id, ordered_at, command.arguments):
-        payload = {"order": ordered.event.id, "known_at": ordered_at.isoformat(), **command.arguments}
-        await tx.enqueue("rerate", ordered.event.id, payload)
+    await begin(tx, ordered.event.id, instant(record.timestamp), command.arguments)
+
+
+async def begin(tx: Transaction, order_id: str, known_at: datetime, arguments: Mapping[str, str]) -> None:
+    """Asks for a second rating, once per order; `arguments` as `Asked.of` takes them."""
+    if await store.order_rerating(tx.db, order_id, known_at, arguments):
+        payload = {"order": order_id, "known_at": known_at.isoformat(), **arguments}
+        await tx.enqueue("rerate", order_id, payload)
 
 
 async def work(room: Room, task: Task, tx: Transaction) -> Any:
@@ -64,7 +71,7 @@ async def work(room: Room, task: Task, tx: Transaction) -> Any:
         tx.db, start, UUID(int=end_ms << 80), _CHUNK, asked.start, asked.end, asked.provider, asked.model, tx.now
     )
     known_at = datetime.fromisoformat(task.payload["known_at"])
-    came_to = await Metering(room, tx).rerate(rows, order_id, known_at, dry_run=asked.dry_run)
+    came_to = await Metering(room, tx).rerate(rows, order_id, known_at, version=asked.version, dry_run=asked.dry_run)
     await store.add_rerated(tx.db, order_id, *came_to)
     if len(rows) == _CHUNK:
         return at_ms, str(rows[-1]["generation_id"]), span

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.metering import store
 from services.metering.identity import hidden
+from services.metering.market import Market
 from services.metering.price_book import PriceBook
+from services.metering.price_desk import market_of
 from services.metering.price_version import from_json
 from services.metering.seed import GenaiPrices
 from services.metering.usage import (
@@ -31,6 +34,8 @@ class Room:
         self.pinned: set[str] = set()
         self.dedupe = dedupe
         self.loaded = False
+        self._market: Market | None = None
+        self._market_revision = -1
         self.keys: DayKeys
         self.stale_keys: DayKeys
 
@@ -70,6 +75,19 @@ class Room:
                 self.book.add(version)
             self.known.kinds.clear()
             self.revision = revision
+
+    async def market(self, db: Connection, now: datetime) -> Market:
+        """What the guard judges by: the catalogue's prices and what has been published since."""
+        await self.refresh(db)
+        if self._market is None or self._market_revision != self.revision:
+            stated = [from_json(row["body"]) for row in await store.stated_prices(db) if not row["rejected"]]
+            self._market = await asyncio.to_thread(market_of, GenaiPrices().all_versions(), stated, now)
+            self._market_revision = self.revision
+        return self._market
+
+    def entered(self, revision: int) -> None:
+        """The market knows what this revision of the prices brought."""
+        self._market_revision = revision
 
     def stale_idents(self, event_id: str) -> list[bytes]:
         """What a stale id may be remembered by; the newest first."""

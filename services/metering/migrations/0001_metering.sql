@@ -53,7 +53,8 @@ CREATE TABLE stale_seen (
     seen_on date  NOT NULL
 );
 
--- Prices: versions are facts and are never changed; holds and releases are added to the body.
+-- Prices: versions are facts and are never changed; holds and releases are added to the body. `spoken`: the units that
+-- the source named, NULL where it spoke of all; `reasons`: why the guard held it.
 CREATE TABLE price (
     version    text PRIMARY KEY,
     provider   text NOT NULL,
@@ -61,8 +62,19 @@ CREATE TABLE price (
     tier       text NOT NULL,
     body       jsonb NOT NULL,
     known_from timestamptz NOT NULL,
-    source     text NOT NULL
+    source     text NOT NULL,
+    name       text NOT NULL,             -- provider/model/tier/window, in small letters
+    batch      text,                      -- the import that it came with
+    spoken     text[],
+    reasons    jsonb NOT NULL DEFAULT '[]',
+    held_since timestamptz,
+    decision   text,                      -- released, agreed or rejected
+    decided_at timestamptz,
+    decided_by text,                      -- a person in operations, or the version that agreed
+    ticket     text
 );
+CREATE INDEX price_held ON price (known_from) WHERE held_since IS NOT NULL;
+CREATE INDEX price_name ON price (name, source, known_from);
 CREATE TABLE price_revision (single boolean PRIMARY KEY DEFAULT true CHECK (single), revision bigint NOT NULL);
 INSERT INTO price_revision (revision) VALUES (0);
 
