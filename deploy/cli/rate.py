@@ -227,11 +227,12 @@ def _compared(reported: Fraction, amount: str | None) -> str:
     said = f"The provider reports {_dollars(reported)}"
     if amount is None:
         return said + "."
-    difference = Fraction(int(amount), PICO) - reported
+    own = Fraction(int(amount), PICO)
+    difference = reported - own
     if abs(difference) * PICO * 2 <= 1:
         return f"{said}: the same."
-    share = f" ({float(difference / reported):+.2%})" if reported else ""
-    return f"{said}: {'more' if difference < 0 else 'less'} than this by {_dollars(abs(difference))}{share}."
+    share = f" ({float(difference / own):+.2%})" if own else ""
+    return f"{said}: {'more' if difference > 0 else 'less'} than this by {_dollars(abs(difference))}{share}."
 
 
 def _dollars(value: Fraction) -> str:
