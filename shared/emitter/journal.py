@@ -19,7 +19,6 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 from zlib import crc32
 
 _HEAD = struct.Struct("<II")
@@ -29,16 +28,16 @@ _BLOCK = 64 * 1024
 _SUFFIX = ".log"
 
 
-class Position(NamedTuple):
-    """A place in a journal: the segment's number, from 1, and the byte in it."""
-
-    segment: int
-    offset: int
+Position = tuple[int, int]
+"""A place in a journal: the segment's number, from 1, and the byte in it."""
 
 
-def framed(topic: bytes, key: bytes, sequence: bytes, value: bytes) -> bytes:
-    """A record as it lies in a segment. Topic, key and sequence hold no zero byte (the contract's patterns)."""
-    payload = b"%b\0%b\0%b\0%b" % (topic, key, sequence, value)
+def framed(topic: bytes, key: bytes, sequence: bytes, event: bytes) -> bytes:
+    """A record as it lies in a segment, its number put into the event (a JSON object) as well.
+
+    Topic, key and sequence hold no zero byte (the contract's patterns).
+    """
+    payload = b'%b\0%b\0%b\0%b,"sequence":"%b"}' % (topic, key, sequence, event[:-1], sequence)
     return _HEAD.pack(len(payload), crc32(payload)) + payload
 
 
@@ -77,8 +76,8 @@ class Journal:
         self._written, self._freed = sum(sizes.values()), 0
         self._fd: int | None = None
         self._segment, self._offset = max(sizes, default=0), 0
-        self.end = Position(self._segment, sizes.get(self._segment, 0))
-        first = Position(min(sizes, default=1), 0)
+        self.end = (self._segment, sizes.get(self._segment, 0))
+        first = (min(sizes, default=1), 0)
         self._marks = os.open(folder / "acknowledged", os.O_RDWR | os.O_CREAT, 0o600)
         self.acknowledged = max(first, self._mark())
         self._reading: tuple[int, int] | None = None
@@ -102,7 +101,7 @@ class Journal:
             os.fdatasync(self._fd)
         self._offset += written
         self._written += written
-        self.end = Position(self._segment, self._offset)
+        self.end = (self._segment, self._offset)
 
     def _rotate(self) -> None:
         fd = os.open(self._path(self._segment + 1), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -113,7 +112,7 @@ class Journal:
             self._finished[self._segment] = self._offset
         self._fd = fd
         self._segment, self._offset = self._segment + 1, 0
-        self.end = Position(self._segment, 0)
+        self.end = (self._segment, 0)
 
     @property
     def size(self) -> int:
@@ -131,7 +130,7 @@ class Journal:
             if offset >= limit:
                 if segment >= last:
                     return None
-                self.at = Position(segment + 1, 0)
+                self.at = (segment + 1, 0)
                 continue
             records, used = self._block(segment, offset, limit)
             if not used:
@@ -139,9 +138,9 @@ class Journal:
                     self.torn += 1
                 else:
                     self.damaged_bytes += limit - offset
-                self.at = Position(segment, limit)
+                self.at = (segment, limit)
                 continue
-            self.at = Position(segment, offset + used)
+            self.at = (segment, offset + used)
             return records, self.at, used
 
     def _block(self, segment: int, offset: int, limit: int) -> tuple[list[list[bytes]], int]:
@@ -175,7 +174,7 @@ class Journal:
         """The broker has everything before `place`. True if that freed room."""
         self.acknowledged = place
         os.pwrite(self._marks, b"%08d %012d\n" % place, 0)
-        done = [segment for segment in list(self._finished) if segment < place.segment]
+        done = [segment for segment in list(self._finished) if segment < place[0]]
         for segment in done:
             self._path(segment).unlink(missing_ok=True)
             self._freed += self._finished.pop(segment)
@@ -184,7 +183,7 @@ class Journal:
     def _mark(self) -> Position:
         # Unreadable, it is as if nothing were acknowledged: records are sent twice, and count once.
         segment, _, offset = os.pread(self._marks, 32, 0).strip().partition(b" ")
-        return Position(int(segment), int(offset)) if segment.isdigit() and offset.isdigit() else Position(0, 0)
+        return (int(segment), int(offset)) if segment.isdigit() and offset.isdigit() else (0, 0)
 
     @property
     def synced(self) -> bool:
@@ -196,10 +195,10 @@ class Journal:
         end, begin = self.end, self._synced
         if end == begin:
             return
-        for segment in range(max(begin.segment, 1), end.segment + 1):
+        for segment in range(max(begin[0], 1), end[0] + 1):
             with contextlib.suppress(FileNotFoundError):  # acknowledged and deleted already
                 _sync(self._path(segment))
-        if end.segment != begin.segment:
+        if end[0] != begin[0]:
             _sync_folder(self.folder)
         self._synced = end
 

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.emitter.journal import Journal, Position, create, framed, parse, take_over
+from shared.emitter.journal import Journal, create, framed, parse, take_over
 
 _PIECES = st.binary(min_size=0, max_size=300)
 
 
 def record(number: int, size: int = 50) -> list[bytes]:
-    return [b"topic", b"key-%d" % number, b"%d" % number, b"v" * size]
+    return [b"topic", b"key-%d" % number, b"%d" % number, b'{"v":"%b"}' % (b"v" * size)]
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def test_a_cut_block_gives_its_whole_records(pieces: list[tuple[bytes, bytes]], 
     records, used = parse(block[: max(0, len(block) - cut)])
     assert block[:used] == b"".join(frames[: len(records)])
     assert len(records) == len(frames) or used + len(frames[len(records)]) > len(block) - cut
-    assert [value for *_, value in records] == [value for _, value in pieces[: len(records)]]
+    assert [value for *_, value in records] == [v[:-1] + b',"sequence":"1"}' for _, v in pieces[: len(records)]]
 
 
 @given(st.integers(0, 10**9), st.integers(0, 7))
@@ -87,7 +87,7 @@ def test_what_is_acknowledged_is_forgotten(tmp_path: Path) -> None:
         before, files = journal.size, len(segments(tmp_path))
         assert sum(path.stat().st_size for path in segments(tmp_path)) == before
         all_of(journal)
-        assert journal.acknowledge(Position(4, 0))
+        assert journal.acknowledge((4, 0))
         assert len(segments(tmp_path)) == files - 3
         assert sum(path.stat().st_size for path in segments(tmp_path)) == journal.size < before
         journal.rewind()
@@ -132,7 +132,7 @@ def test_damage_before_the_end_is_counted_in_bytes(tmp_path: Path) -> None:
 def test_without_a_readable_mark_all_is_sent_again(tmp_path: Path, mark: bytes) -> None:
     with written(tmp_path, range(10)) as journal:
         all_of(journal)
-        journal.acknowledge(Position(1, len(framed(*record(1)))))
+        journal.acknowledge((1, len(framed(*record(1)))))
     (tmp_path / "gw:1" / "acknowledged").write_bytes(mark)
     (dead,) = take_over(tmp_path)
     assert all_of(dead) == list(range(10))
@@ -160,7 +160,7 @@ def test_a_living_process_keeps_its_folder(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from shared.emitter.journal import *\n"
         "journal = create(Path(sys.argv[1]), 'gw:other', segment_bytes=1000, always_sync=False)\n"
-        "journal.append(framed(b't', b'k', b'1', b'v')); print('written', flush=True); sys.stdin.read()"
+        "journal.append(framed(b't', b'k', b'1', b'{}')); print('written', flush=True); sys.stdin.read()"
     )
     with written(tmp_path, range(3)):
         child = subprocess.Popen(
