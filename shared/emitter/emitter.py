@@ -42,7 +42,7 @@ from ..contract.ids import UUID7
 from ..contract.topics import TOPICS, Topic
 from .cards import holds_card, may_hold_card
 from .journal import create, framed
-from .sender import SETTINGS, Sender
+from .sender import DEFAULTS, GUARANTEES, Sender
 
 __all__ = ["Closed", "Emitter", "Full", "Refused", "Stats"]
 
@@ -172,7 +172,7 @@ class Emitter:
             raise ValueError(f"fsync is one of {get_args(Fsync)}, when_full one of {get_args(WhenFull)}")
         if spool_max_bytes < 2 * EVENT_BYTES_MAX:
             raise ValueError(f"spool_max_bytes: at least {2 * EVENT_BYTES_MAX}")
-        ours = SETTINGS.keys() & (kafka or {}).keys()
+        ours = GUARANTEES.keys() & (kafka or {}).keys()
         if ours:
             raise ValueError(f"kafka: {', '.join(sorted(ours))}: the guarantees rest on these, they are not to be set")
         self._source = f"{name}:{time.time_ns() // 1_000_000:x}{os.urandom(3).hex()}"
@@ -196,11 +196,15 @@ class Emitter:
         self._closed: str | None = None
         self._sender = Sender(
             self._journal,
-            {**SETTINGS, **(kafka or {}), "bootstrap.servers": bootstrap},
+            {**DEFAULTS, **(kafka or {}), **GUARANTEES, "bootstrap.servers": bootstrap},
             sync=fsync == "interval",
             moved=self._on_moved,
         )
-        self._sender.start()
+        try:
+            self._sender.start()
+        except ValueError:
+            self._journal.release()
+            raise
         _LIVE.add(self)
 
     # --- emitting --------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class Journal:
                 os.ftruncate(self._fd, self._offset)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._always_sync:
-            os.fdatasync(self._fd)
+            os.fsync(self._fd)
         self._offset += written
         self._written += written
         self.end = (self._segment, self._offset)
@@ -173,7 +173,9 @@ class Journal:
     def acknowledge(self, place: Position) -> bool:
         """The broker has everything before `place`. True if that freed room."""
         self.acknowledged = place
-        os.pwrite(self._marks, b"%08d %012d\n" % place, 0)
+        # On a full disk the mark may be lost, which only means sending again; what makes room comes next.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._marks, b"%08d %012d\n" % place, 0)
         done = [segment for segment in list(self._finished) if segment < place[0]]
         for segment in done:
             self._path(segment).unlink(missing_ok=True)
@@ -264,7 +266,7 @@ def _try_lock(folder: Path) -> int | None:
 def _sync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fdatasync(fd)
+        os.fsync(fd)
     finally:
         os.close(fd)
 

@@ -35,23 +35,27 @@ _TURN_SECONDS, _SILENT_SECONDS = 0.01, 0.1
 _AWAKE_SECONDS = 0.05
 _CONTENT_TYPE: _Header = ("content-type", b"application/cloudevents+json")
 
-SETTINGS: dict[str, Any] = {
+GUARANTEES: dict[str, Any] = {
     "enable.idempotence": True,
     "enable.gapless.guarantee": True,  # a record that fails stops the client before a later one overtakes it
     "acks": "all",
     "message.timeout.ms": 0,  # none: an outage of any length loses nothing
     "partitioner": "murmur2_random",  # the partition of a key as Java's client, and the mesh's relay, choose it
-    "compression.type": "zstd",
-    "linger.ms": 2,  # a turn of the sender has gathered already
     # Never reached: the sender stops reading before.
     "queue.buffering.max.messages": 4 * RECORDS_MAX,
     "queue.buffering.max.kbytes": 4 * BYTES_MAX // 1024,
-    "message.max.bytes": 4_000_000,
-    "log.connection.close": False,
-    "reconnect.backoff.max.ms": 2_000,
-    "client.id": "steward-emitter",
 }
-"""What the guarantees rest on: a platform's own settings (TLS, SASL) come beside it and change none of it."""
+"""Settings of the Kafka client on which the promises rest: nobody changes them."""
+
+DEFAULTS: dict[str, Any] = {
+    "client.id": "steward-emitter",
+    "compression.type": "zstd",
+    "linger.ms": 2,  # a turn of the sender has gathered already
+    "reconnect.backoff.max.ms": 2_000,
+    "log.connection.close": False,
+    "log_level": 2,  # what goes wrong is told once by us, not by each attempt
+}
+"""Settings that a platform may change, as it may add others (TLS, SASL)."""
 
 
 class _Chunk:
@@ -101,7 +105,11 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="steward-emitter", daemon=True)
 
     def start(self) -> None:
-        """Takes over what dead instances left, and starts the thread."""
+        """Takes over what dead instances left, and starts the thread. Raises ValueError for settings of no client."""
+        try:
+            self._client.append(self._connected())
+        except KafkaException as error:
+            raise ValueError(f"kafka: {error.args[0].str()}") from None
         self._seek()
         self._thread.start()
 
@@ -118,6 +126,8 @@ class Sender:
         """In the child of a fork: forgets the client without ending it, which would wait for threads that do not exist."""
         for producer in self._client:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(producer))
+        for stream in self._streams:
+            stream.journal.close()
 
     @property
     def idle(self) -> bool:
@@ -132,7 +142,7 @@ class Sender:
             before = self.sent + self.replayed
             try:
                 self._session()
-            except (KafkaException, BufferError, OSError, _Failed) as error:
+            except Exception as error:
                 self._complain(_named(error))
                 if self.sent + self.replayed > before:
                     backoff = _BACKOFF_SECONDS[0]
@@ -145,8 +155,9 @@ class Sender:
         self._held_records, self._held_bytes, self._failed = 0, 0, None
         for stream in self._streams:
             stream.journal.rewind()
-        producer = Producer({**self._settings, "error_cb": self._noted}, logger=log)
-        self._client.append(producer)
+        if not self._client:
+            self._client.append(self._connected())
+        (producer,) = self._client
         try:
             while not self._stopping.is_set():
                 self._turn(producer)
@@ -154,6 +165,9 @@ class Sender:
             self._client.clear()
             # What the client still holds is in the journal; it must not go out behind its successor's back.
             producer.purge()
+
+    def _connected(self) -> Producer:
+        return Producer({**self._settings, "error_cb": lambda error: self._complain(error.name())}, logger=log)
 
     def _turn(self, producer: Producer) -> None:
         now = time.monotonic()
@@ -171,7 +185,7 @@ class Sender:
         self._settle()
         if self._sync and now - self._synced_at >= _SYNC_SECONDS:
             self._synced_at = now
-            self._own.journal.sync()
+            self._bring_to_disk()
         if now - self._sought_at >= _TAKE_OVER_SECONDS:
             self._seek()
         if read or self._chunks:
@@ -182,6 +196,12 @@ class Sender:
                 self._stopping.wait(_TURN_SECONDS)
             else:
                 self._sleep()
+
+    def _bring_to_disk(self) -> None:
+        try:
+            self._own.journal.sync()
+        except OSError as error:
+            self._complain(_named(error))
 
     def _patience(self) -> float:
         if not self._chunks:
@@ -240,7 +260,9 @@ class Sender:
         if not moved:
             return
         self._answered_at = time.monotonic()
-        self.last_error = None
+        if self.last_error is not None:
+            log.warning("events go out again")
+            self.last_error = None
         if len(self._streams) > 1:
             self._drop_finished()
         self._moved(freed)
@@ -272,11 +294,8 @@ class Sender:
     def _waiting(self, stream: _Stream) -> bool:
         return any(chunk.stream is stream for chunk in self._chunks)
 
-    def _noted(self, error: Any) -> None:
-        self._complain(str(error.name()))
-
     def _complain(self, error: str) -> None:
-        if error != self.last_error:
+        if self.last_error is None:
             log.warning("events wait in the spool: %s", error)
         self.last_error = error
 
@@ -288,4 +307,6 @@ class _Failed(Exception):
 def _named(error: Exception) -> str:
     if isinstance(error, KafkaException):
         return str(error.args[0].name())
+    if isinstance(error, OSError):
+        return f"{type(error).__name__}: {error.strerror}"
     return str(error) if isinstance(error, _Failed) else type(error).__name__

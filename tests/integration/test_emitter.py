@@ -172,7 +172,7 @@ async def test_an_outage_of_any_length(tmp_path: Path, monkeypatch: pytest.Monke
         await node.start()
         await ensure_topics(KafkaSettings(node.bootstrap_servers))
         with monkeypatch.context() as patch:
-            patch.setitem(sender.SETTINGS, "message.timeout.ms", 1_000)
+            patch.setitem(sender.GUARANTEES, "message.timeout.ms", 1_000)
             hung = Emitter("gw", bootstrap=node.bootstrap_servers, spool=tmp_path / "spool")
         with hung, emitting(hung, made):
             await _until(lambda: hung.stats().sent > 100)
