@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test bench faults lint promises
+.PHONY: install demo test bench faults lint promises wheel
 install: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
@@ -17,6 +17,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@if ! java -version 2>&1 | grep -qE 'version "(1[7-9]|[2-9][0-9])'; then \
 	  echo "No Java 17 or newer on PATH: installing a Java runtime into $(VENV)"; \
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements-java.lock; fi
+	@if ! node --version 2>/dev/null | grep -qE '^v(1[89]|[2-9][0-9])'; then \
+	  echo "No Node.js 18 or newer on PATH: installing it into $(VENV), for the JavaScript example's test"; \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements-node.lock; fi
 	@touch $@
 
 TREE := services shared deploy tests
@@ -42,6 +45,10 @@ promises: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+
+# The emitter for platforms: build/dist/steward_emitter-*.whl
+wheel: $(STAMP)
+	$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir build/dist shared/emitter
 
 demo: $(STAMP)
 	$(BIN)/steward demo

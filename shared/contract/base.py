@@ -213,7 +213,7 @@ def _derive(model: type[BaseModel]) -> type[msgspec.Struct]:
             fields.append(
                 (name, kind, msgspec.field(default_factory=type(default)) if default in ([], {}) else default)
             )
-        pattern = _pattern(info)
+        pattern = text_pattern(info)
         if pattern is not None:
             patterns.append((name, _python_pattern(pattern), None if name in _HARDLY_REPEAT else set()))
     check = getattr(model, "check", None)
@@ -262,7 +262,8 @@ def _python_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern.removesuffix("$") + r"\Z" if pattern.endswith("$") else pattern)
 
 
-def _pattern(info: FieldInfo) -> str | None:
+def text_pattern(info: FieldInfo) -> str | None:
+    """The pattern of a field that is a text (or null); None for any other."""
     metas: list[Any] = list(info.metadata)
     if get_origin(info.annotation) in (Union, types.UnionType):
         for arg in get_args(info.annotation):

@@ -23,6 +23,7 @@ from tests.bench import processes
 from tests.bench.backlog import Plan
 from tests.bench.ceilings import Ceilings
 from tests.bench.chain import chain_lines, metering_line
+from tests.bench.emitter import emitter_lines
 from tests.bench.growth import growth_lines
 from tests.bench.idle import idle_lines
 from tests.bench.lab import Lab
@@ -125,6 +126,10 @@ class Bench:
         """Nothing happens."""
         await idle_lines(self.lab, self.report, self.sizes.idle_events, self.sizes.idle_seconds)
 
+    async def emitter(self) -> None:
+        """What emitting costs the platform."""
+        await emitter_lines(self.lab, self.report, min(self.sizes.events, 500_000))
+
     async def growth(self) -> None:
         """Much is stored."""
         sizes = self.sizes
@@ -142,6 +147,7 @@ MEASUREMENTS: tuple[tuple[Callable[[Bench], Awaitable[None]], tuple[str, ...]], 
     (Bench.latency_10000, ("latency_10000_p50", "latency_10000_p99", "busy_10000")),
     (Bench.latency_10000_zipf, ("latency_10000_zipf_p50", "latency_10000_zipf_p99", "busy_10000_zipf")),
     (Bench.idle, ("idle_cpu", "idle_machine")),
+    (Bench.emitter, ("emitter_call_us", "emitter_sustained", "emitter_cpu_us", "emitter_rss")),
     (Bench.growth, ("million_rows", "million_rows_small", "million_rows_large")),
 )
 
