@@ -48,6 +48,11 @@ PositivePico = Annotated[
     StringConstraints(pattern=r"^[1-9][0-9]{0,29}$"),
     Field(description="Pico-US-dollars (1e-12 USD), a positive whole number as a string."),
 ]
+CostPico = Annotated[
+    str,
+    StringConstraints(pattern=r"^(0|[1-9][0-9]{0,21})$"),
+    Field(description="Pico-US-dollars (1e-12 USD), a whole number of at least 0 as a string."),
+]
 UnitPrice = Annotated[
     str,
     StringConstraints(pattern=r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,24})?$"),

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from .base import (
     IN_BULK,
     Closed,
+    CostPico,
     Event,
     EventId,
     Id,
@@ -143,7 +144,7 @@ class Usage(Closed):
         description="What did not add up in the provider's answer. Billed by its buckets all the same, but for a bucket "
         "that came out negative (send 0 for it): that waits for a person.",
     )
-    cost_reported_pico: Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,21})$")] | None = Field(
+    cost_reported_pico: CostPico | None = Field(
         default=None,
         description="What the provider says it charged, in pico-US-dollars. Compared with our own rating, never added.",
     )

@@ -25,6 +25,7 @@ import msgspec
 from pydantic import BaseModel, TypeAdapter
 
 from ..contract.base import (
+    CostPico,
     Event,
     EventId,
     Pico,
@@ -38,6 +39,7 @@ from ..contract.base import (
     without_none,
 )
 from ..contract.codec import encode_json
+from ..contract.events import PricesImported
 from ..contract.ids import UUID7
 from ..contract.topics import TOPICS, Topic
 from .cards import holds_card, may_hold_card
@@ -115,7 +117,7 @@ class _Kind:
 
 # Texts that are long numbers by right, or random: exact amounts and prices, ids of events, ciphertext.
 _NEVER_CARDS = frozenset(
-    TypeAdapter(kind).json_schema()["pattern"] for kind in (Pico, PositivePico, UnitPrice, EventId, Sealed)
+    TypeAdapter(kind).json_schema()["pattern"] for kind in (CostPico, Pico, PositivePico, UnitPrice, EventId, Sealed)
 )
 
 
@@ -134,9 +136,16 @@ def free_texts(model: type[Event]) -> tuple[str, ...]:
     return ("subject", *(f"data.{name}" for name in free))
 
 
-_KINDS: Mapping[str, _Kind] = {
-    model.TYPE: _Kind(model, topic) for topic in TOPICS if "gateway" in topic.writers for model in topic.events
+EVENTS: Mapping[type[Event], Topic] = {
+    model: topic
+    for topic in TOPICS
+    if "gateway" in topic.writers
+    for model in topic.events
+    if model is not PricesImported  # made from files, by the operator's tools
 }
+"""What a platform emits. No text is nested in it: `free_texts` looks at an event's own fields."""
+
+_KINDS: Mapping[str, _Kind] = {model.TYPE: _Kind(model, topic) for model, topic in EVENTS.items()}
 
 
 class Emitter:

@@ -17,6 +17,7 @@ import pytest
 from aiokafka.partitioner import murmur2
 
 from deploy.local.kafka import KafkaNode
+from deploy.local.ports import free_port
 from shared.contract import events
 from shared.contract.examples import example
 from shared.contract.topics import GENERATIONS, PAYMENTS
@@ -24,6 +25,7 @@ from shared.emitter import Emitter, Full, sender
 from shared.mesh.admin import ensure_topics
 from shared.mesh.settings import KafkaSettings
 from tests.support.platform import arrived, bare_environment, numbers
+from tests.support.proxy import Proxy
 from tests.support.world import Mesh
 
 GENERATION = events.GenerationCompleted.TYPE
@@ -259,15 +261,24 @@ async def test_back_pressure(mesh: Mesh, tmp_path: Path, asynchronous: bool) -> 
 
 async def test_refused_for_want_of_room_is_counted_and_leaves_no_gap(mesh: Mesh, tmp_path: Path) -> None:
     servers = mesh.env["STEWARD_KAFKA_BOOTSTRAP_SERVERS"]
+    host, _, port = servers.partition(":")
+    door, proxy = free_port(), Proxy(host, int(port))
     made: list[str] = []
     refused = 0
-    with Emitter("gw", bootstrap=servers, spool=tmp_path, spool_max_bytes=2**20) as e:
-        while refused < 10 or len(made) < 5_000:
+    # The broker is there, but the way to it opens late.
+    async with Emitter("gw", bootstrap=f"127.0.0.1:{door}", spool=tmp_path, spool_max_bytes=2**20) as e:
+        while refused < 10:
             try:
                 made.append(e.emit(GENERATION, DATA))
             except Full:
                 refused += 1
-        assert e.flush(30)
+        await proxy.open(door)
+        try:
+            assert await e.aflush(60)
+            made += [e.emit(GENERATION, DATA) for _ in range(100)]
+            assert await e.aflush(60)
+        finally:
+            await proxy.close()
         assert (e.stats().accepted, e.stats().full) == (len(made), refused)
     records = await arrived(servers, GENERATIONS)
     assert {record.event.id for record in records} == set(made)

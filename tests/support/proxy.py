@@ -18,9 +18,9 @@ class Proxy:
         self._pipes: set[asyncio.Task[None]] = set()
         self.lost = asyncio.Event()
 
-    async def open(self) -> int:
-        """Listens; returns the port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def open(self, port: int = 0) -> int:
+        """Listens, on a free port if none is named; returns the port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         return int(self._server.sockets[0].getsockname()[1])
 
     def lose_after(self, match: Callable[[bytes], bool]) -> None:

@@ -21,12 +21,12 @@ from shared.contract.examples import example
 from shared.contract.ids import UUID7, id_ms
 from shared.emitter import Closed, Emitter, Full, Refused
 from shared.emitter import emitter as module
+from shared.emitter.emitter import EVENTS
 from shared.emitter.journal import take_over
 from shared.emitter.sender import GUARANTEES
 
 GENERATION = events.GenerationCompleted.TYPE
 DATA: dict[str, Any] = example(events.GenerationCompleted)["data"]
-EVENTS = [model for topic in topics.TOPICS if "gateway" in topic.writers for model in topic.events]
 SMALL = 2 * module.EVENT_BYTES_MAX
 
 
