@@ -80,7 +80,11 @@ async def test_a_platform_installs_the_wheel_and_emits(mesh: Mesh, python: Path,
     """Events arrive under the ids that emit returned, where the mesh's own keys would lie, and none is missing."""
     code = """
 import importlib.util
+from steward.adapters import read
 assert not [name for name in ("faststream", "aiokafka", "asyncpg", "shared", "services") if importlib.util.find_spec(name)]
+answer = {"usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12, "cost": 1.5e-05,
+                    "prompt_tokens_details": {"cached_tokens": 4}}}
+DATA |= read(answer, "openrouter").usage()
 with Emitter("gateway-eu-1", bootstrap=SERVERS, spool=SPOOL) as emitter:
     ids = [emitter.emit(GENERATION, {**DATA, "workspace": f"ws-{n % 7}"}) for n in range(500)]
 print(json.dumps({"ids": ids, "source": emitter.source, "sent": emitter.stats().sent, "left": os.listdir(SPOOL)}))
@@ -94,6 +98,8 @@ print(json.dumps({"ids": ids, "source": emitter.source, "sent": emitter.stats().
     assert numbers(records, said["source"]) == list(range(1, 501))
     for record in records:
         event = record.event
+        assert event.data.tokens == {"input": 6, "cache_read": 4, "output": 2}
+        assert event.data.cost_reported_pico == "15000000"
         assert record.key == event.id.encode() and record.partition == (murmur2(record.key) & 0x7FFFFFFF) % 12
         assert record.headers == {
             "content-type": b"application/cloudevents+json",
