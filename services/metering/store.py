@@ -275,7 +275,7 @@ async def add_price(db: Connection, row: Mapping[str, Any]) -> bool:
 async def stated_prices(db: Connection) -> list[asyncpg.Record]:
     """Versions that somebody published, in the order in which they became known."""
     return await db.fetch(
-        """SELECT body, name, spoken, decision IS NOT DISTINCT FROM 'rejected' AS rejected FROM price
+        """SELECT body, name, spoken, coalesce(decision IN ('rejected', 'superseded'), false) AS rejected FROM price
            WHERE known_from > '-infinity' ORDER BY known_from, version"""
     )
 
@@ -308,6 +308,15 @@ async def held_prices(db: Connection, names: Sequence[str] | None = None) -> lis
 async def held_price(db: Connection, version: str) -> asyncpg.Record | None:
     """One held version, locked."""
     return await db.fetchrow("SELECT * FROM price WHERE version = $1 AND held_since IS NOT NULL FOR UPDATE", version)
+
+
+async def supersede_held(db: Connection, source: str, names: Sequence[str], at: datetime) -> None:
+    """What a source said of these prices before, and is held, is out of question once it says something new."""
+    await db.execute(
+        """UPDATE price SET held_since = NULL, decision = 'superseded', decided_at = $3
+           WHERE name = ANY($1) AND source = $2 AND held_since IS NOT NULL""",
+        list(names), source, at,
+    )  # fmt: skip
 
 
 async def imported(db: Connection, batch: str) -> list[asyncpg.Record]:

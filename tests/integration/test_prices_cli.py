@@ -89,6 +89,10 @@ async def test_what_a_file_says_is_judged_before_it_rates(hands: Hands, tmp_path
     assert (await hands.json(*files.models_dev(wrong=(0.5e-6, 1.5e-6))))["accepted"] == 1
     await hands.mesh.idle()
     assert await charged(hands, waits) == 1000 * 500_000 + 100 * 1_500_000
+    # What a source says anew takes the place of what it said before and is held.
+    await hands.json(*files.litellm(wrong=(0.6e-3, 1.5e-3)), code=1)
+    superseded, (held,) = held, await hands.json("prices", "held")
+    assert held["version"] != superseded["version"]
     rejected = await hands.json("prices", "reject", held["version"], "--ticket", "OPS-7")
     assert rejected["decision"] == "rejected" and await hands.json("prices", "held") == []
     assert "is held" in (await hands("prices", "release", held["version"], code=1)).output

@@ -48,6 +48,7 @@ async def learn(room: Room, received: Received, tx: Transaction) -> None:
     names = [name_of(one.version) for one in statements]
     spoken = await store.spoken(tx.db, source, names)
     decisions = decide(room.book, market, statements, known_from, spoken)
+    await store.supersede_held(tx.db, source, names, known_from)
     for name, decision in zip(names, decisions, strict=True):
         units = decision.statement.units
         row = {

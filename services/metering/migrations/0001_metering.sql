@@ -68,7 +68,7 @@ CREATE TABLE price (
     spoken     text[],
     reasons    jsonb NOT NULL DEFAULT '[]',
     held_since timestamptz,
-    decision   text,                      -- released, agreed or rejected
+    decision   text,                      -- released, agreed, rejected or superseded
     decided_at timestamptz,
     decided_by text,                      -- a person in operations, or the version that agreed
     ticket     text
