@@ -49,7 +49,7 @@ DATA_MAP: DataMap = (
     ),
     *plain("stale_seen", "seen_on"),
     *plain(
-        "price", "version", "provider", "model", "tier", "body", "known_from", "source", "name", "batch", "spoken",
+        "price", "version", "provider", "model", "tier", "body", "known_from", "source", "revision", "name", "batch", "spoken",
         "reasons", "held_since", "decision", "decided_at", "ticket",
     ),
     *personal(

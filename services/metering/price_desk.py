@@ -12,9 +12,22 @@ from services.metering.guard import Change, Verdict, judge
 from services.metering.guard_parameters import PARAMETERS
 from services.metering.market import Market, PriceKey
 from services.metering.price_book import PriceBook
-from services.metering.price_files import BILLED_AS
 from services.metering.price_version import UNITS, ContextTier, PriceVersion, held_from
 from services.metering.pricing import Card
+
+BILLED_AS: Mapping[str, tuple[str, ...]] = {
+    "cache_read": ("input",),
+    "cache_write_5m": ("input",),
+    "cache_write_1h": ("cache_write_5m", "input"),
+    "input_audio": ("input",),
+    "cache_read_audio": ("cache_read", "input_audio", "input"),
+    "input_image": ("input",),
+    "input_video": ("input",),
+    "reasoning": ("output",),
+    "output_audio": ("output",),
+    "output_image": ("output",),
+}
+"""What a token is billed as when its bucket has no price of its own: the first of these that is priced."""
 
 # A price for one unit is judged, never billed: 28 digits are enough.
 _ONE = Context(prec=28)
@@ -121,23 +134,31 @@ def in_force(book: PriceBook, version: PriceVersion, known_at: datetime) -> Pric
 
 
 def merged(stated: PriceVersion, units: frozenset[str], before: PriceVersion | None) -> PriceVersion:
-    """`stated`, with the prices of `before` for the units that it does not speak of."""
-    if before is None:
-        return stated
-    kept = {unit: price for unit, price in before.prices.items() if unit not in units}
-    tiers: dict[int, dict[str, Decimal]] = {}
-    for version, ours in ((before, False), (stated, True)):
+    """`stated` made whole for the units that it does not speak of: they keep their own price of `before`. A token bucket
+    without one is billed as what it is: reasoning as output, a cached or audio token as the input that it is (so say
+    the sources that state incompletely); a count without one stays unknown."""
+    own: list[tuple[PriceVersion, frozenset[str]]] = [(stated, frozenset(stated.prices))]
+    not_billed = stated.not_billed
+    if before is not None:
+        own.append(
+            (before, frozenset(unit for unit in before.prices if unit not in units and not _copied(before, unit)))
+        )
+        not_billed |= before.not_billed - units
+    base = {unit: version.prices[unit] for version, spoken in own for unit in spoken}
+    source = {unit: one for unit in UNITS if unit not in not_billed and (one := _billed_as(unit, base)) is not None}
+    above: dict[int, dict[str, Decimal]] = {}
+    for version, spoken in own:
         for tier in version.context_tiers:
-            here = {unit: price for unit, price in tier.prices.items() if (unit in units) is ours}
+            here = {unit: tier.prices[one] for unit, one in source.items() if one in spoken and one in tier.prices}
             if here:
-                tiers.setdefault(tier.above_input_tokens, {}).update(here)
+                above.setdefault(tier.above_input_tokens, {}).update(here)
     return replace(
         stated,
-        prices={**kept, **stated.prices},
-        not_billed=stated.not_billed | (before.not_billed - units),
-        context_tiers=tuple(ContextTier(above, tiers[above]) for above in sorted(tiers)),
-        per={**{unit: n for unit, n in before.per.items() if unit in kept}, **stated.per},
-        minimum={**{unit: n for unit, n in before.minimum.items() if unit in kept}, **stated.minimum},
+        prices={unit: base[one] for unit, one in source.items()},
+        not_billed=not_billed,
+        context_tiers=tuple(ContextTier(border, above[border]) for border in sorted(above)),
+        per={unit: n for version, spoken in own for unit, n in version.per.items() if unit in spoken},
+        minimum={unit: n for version, spoken in own for unit, n in version.minimum.items() if unit in spoken},
     )
 
 
@@ -180,8 +201,7 @@ def prices(version: PriceVersion) -> Iterator[tuple[PriceKey, Decimal]]:
         )
         for unit in stated:
             price = version.unit_price(unit, read)
-            copied = any(version.unit_price(other, read) == price for other in BILLED_AS.get(unit, ()))
-            if price is not None and not copied:
+            if price is not None and not _copied(version, unit, read):
                 yield (
                     PriceKey(provider, model, version.tier, unit, above),
                     _ONE.divide(price, Decimal(version.per.get(unit, 1))),
@@ -198,6 +218,16 @@ def _rounds(found: Iterable[Sequence[Change]]) -> list[list[Change]]:
             rounds.append(free := {})
         free.update((change.key, change) for change in some)
     return [list(one.values()) for one in rounds]
+
+
+def _billed_as(unit: str, base: Mapping[str, Decimal]) -> str | None:
+    return next((one for one in (unit, *BILLED_AS.get(unit, ())) if one in base), None)
+
+
+def _copied(version: PriceVersion, unit: str, read: int = 0) -> bool:
+    """Whether a bucket costs what it is billed as: it has no price of its own."""
+    price = version.unit_price(unit, read)
+    return any(version.unit_price(other, read) == price for other in BILLED_AS.get(unit, ()))
 
 
 def _vanished(before: PriceVersion | None, units: frozenset[str]) -> Iterator[Change]:

@@ -2,10 +2,8 @@
 `api.json`, genai-prices' `data.json`.
 
 A file is taken apart as far as it is understood: what it prices in units that we count becomes statements, the rest
-is counted by reason and left out. A token bucket without a price of its own is spelled out as what it is billed as
-(reasoning as output, a cached or audio token as the input that it is): both LiteLLM and models.dev document it so. A
-count without a price stays unknown. Statements of these two formats are not complete: what they are silent about
-keeps its price.
+is counted by reason and left out. Statements of LiteLLM and models.dev are not complete: what they are silent about
+keeps its price (`price_desk.merged`).
 """
 
 from __future__ import annotations
@@ -25,20 +23,6 @@ from services.metering.seed import GenaiPrices
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:~+/@-]{0,127}")
 _PLACES_MAX = 24  # of the contract's UnitPrice
 _PER_MILLION = -6
-
-BILLED_AS: Mapping[str, tuple[str, ...]] = {
-    "cache_read": ("input",),
-    "cache_write_5m": ("input",),
-    "cache_write_1h": ("cache_write_5m", "input"),
-    "input_audio": ("input",),
-    "cache_read_audio": ("cache_read", "input_audio", "input"),
-    "input_image": ("input",),
-    "input_video": ("input",),
-    "reasoning": ("output",),
-    "output_audio": ("output",),
-    "output_image": ("output",),
-}
-"""What a token is billed as when its bucket has no price of its own: the first of these that is priced."""
 
 # Names of providers that are not genai-prices' ids, by which gateways and the seed name them.
 _LITELLM_PROVIDERS: Mapping[str, str] = {
@@ -221,13 +205,10 @@ def _state(
     if not by_tier:
         found.left_out["a model without a price"] += 1
     for tier, borders in by_tier.items():
-        own = borders.pop(0, {})
-        base = {unit: own[source] for unit, source in _sources(own)}
+        base = borders.pop(0, {})
         tiers = []
         for above, prices in sorted(borders.items()):
-            changed = {
-                unit: prices[source] for unit, source in _sources(own) if prices.get(source, base[unit]) != base[unit]
-            }
+            changed = {unit: price for unit, price in prices.items() if unit in base and price != base[unit]}
             if changed:
                 tiers.append({"above_input_tokens": above, "prices": _texts(changed)})
         if not base:
@@ -243,14 +224,6 @@ def _state(
             found.lists.append(stated)
         elif before != stated:
             found.left_out["a second price of one model (the first is taken)"] += 1
-
-
-def _sources(own: Mapping[str, Decimal]) -> Iterator[tuple[str, str]]:
-    """(unit, unit by whose price it is billed), of each unit that can be billed by these prices."""
-    for unit in UNITS:
-        source = next((one for one in (unit, *BILLED_AS.get(unit, ())) if one in own), None)
-        if source is not None:
-            yield unit, source
 
 
 def _texts(prices: Mapping[str, Decimal]) -> dict[str, str]:

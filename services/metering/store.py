@@ -245,9 +245,10 @@ async def quarantined_event(db: Connection, event: str) -> asyncpg.Record | None
 # --- prices ------------------------------------------------------------------------------------------------------
 
 
-async def prices(db: Connection) -> list[Any]:
-    """The bodies of all versions that were published or have rated something."""
-    return [row["body"] for row in await db.fetch("SELECT body FROM price ORDER BY known_from, version")]
+async def prices(db: Connection, after: int) -> list[Any]:
+    """The bodies of all versions that came, or were decided about, after a revision of the price book."""
+    rows = await db.fetch("SELECT body FROM price WHERE revision > $1 ORDER BY known_from, version", after)
+    return [row["body"] for row in rows]
 
 
 async def price_revision(db: Connection, *, hold: bool) -> int:
@@ -257,18 +258,22 @@ async def price_revision(db: Connection, *, hold: bool) -> int:
     return int(await db.fetchval("SELECT revision FROM price_revision"))
 
 
-async def add_price(db: Connection, row: Mapping[str, Any]) -> bool:
-    """Keeps a version (`body`, as `to_json` writes it, and what is known beside it); False if it was kept before.
-    Versions are facts: nothing is overwritten."""
-    body = row["body"]
-    return bool(
-        await db.fetchval(
-            """INSERT INTO price (version, provider, model, tier, body, known_from, source, name, batch, spoken, reasons,
-                   held_since)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT DO NOTHING RETURNING true""",
-            body["version"], body["provider"], body["model"], body["tier"], body, row["known_from"], body["source"],
-            row["name"], row.get("batch"), row.get("spoken"), row.get("reasons", []), row.get("held_since"),
-        )
+async def add_prices(db: Connection, rows: Sequence[Mapping[str, Any]], revision: int) -> None:
+    """Keeps versions (`body`, as `to_json` writes it, and what is known beside it) that are not kept yet. Versions are
+    facts: nothing is overwritten."""
+    await db.executemany(
+        """INSERT INTO price (version, provider, model, tier, body, known_from, source, name, batch, spoken, reasons,
+               held_since, revision)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING""",
+        [
+            (
+                body["version"], body["provider"], body["model"], body["tier"], body, row["known_from"], body["source"],
+                row["name"], row.get("batch"), row.get("spoken"), row.get("reasons", []), row.get("held_since"),
+                revision,
+            )
+            for row in rows
+            for body in [row["body"]]
+        ],
     )  # fmt: skip
 
 
@@ -310,12 +315,12 @@ async def held_price(db: Connection, version: str) -> asyncpg.Record | None:
     return await db.fetchrow("SELECT * FROM price WHERE version = $1 AND held_since IS NOT NULL FOR UPDATE", version)
 
 
-async def supersede_held(db: Connection, source: str, names: Sequence[str], at: datetime) -> None:
+async def supersede_held(db: Connection, source: str, names: Sequence[str], at: datetime, revision: int) -> None:
     """What a source said of these prices before, and is held, is out of question once it says something new."""
     await db.execute(
-        """UPDATE price SET held_since = NULL, decision = 'superseded', decided_at = $3
+        """UPDATE price SET held_since = NULL, decision = 'superseded', decided_at = $3, revision = $4
            WHERE name = ANY($1) AND source = $2 AND held_since IS NOT NULL""",
-        list(names), source, at,
+        list(names), source, at, revision,
     )  # fmt: skip
 
 
@@ -325,13 +330,14 @@ async def imported(db: Connection, batch: str) -> list[asyncpg.Record]:
 
 
 async def decide_price(
-    db: Connection, body: Mapping[str, Any], decision: str, at: datetime, by: str, ticket: str | None
+    db: Connection, body: Mapping[str, Any], decision: str, at: datetime, by: str, ticket: str | None, revision: int
 ) -> None:
     """Notes what was decided about a held version, and who decided it. A rejected one stays held, out of sight."""
     await db.execute(
-        """UPDATE price SET body = $2, held_since = NULL, decision = $3, decided_at = $4, decided_by = $5, ticket = $6
+        """UPDATE price SET body = $2, held_since = NULL, decision = $3, decided_at = $4, decided_by = $5, ticket = $6,
+             revision = $7
            WHERE version = $1""",
-        body["version"], body, decision, at, by, ticket,
+        body["version"], body, decision, at, by, ticket, revision,
     )  # fmt: skip
 
 

@@ -206,7 +206,9 @@ class PriceList(Closed):
         description="Where a price is for more than one unit: for how many (an hour of audio: 3600 seconds).",
     )
     complete: bool = Field(
-        default=True, description="False: units that are not named here keep the price that is in force."
+        default=True,
+        description="False: units that are not named here keep the price that is in force; a token bucket without one is "
+        "billed as the bucket that it is part of (reasoning as output, cached input as input).",
     )
     valid_from: Instant = Field(description="In force from this instant (event time).")
     valid_to: Instant | None = Field(default=None, description="... to this one, excluded; null = until replaced.")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from services.metering.market import Market
 from services.metering.price_book import PriceBook
 from services.metering.price_desk import (
+    BILLED_AS,
     Decision,
     Statement,
     agrees,
@@ -74,8 +75,12 @@ def test_what_an_incomplete_statement_is_silent_about_keeps_its_price() -> None:
     full = merged(stated, frozenset({"input"}), before)
     for read in (0, 1001):
         assert full.unit_price("input", read) == Decimal("0.0000015")
-        for unit in set(UNITS) - {"input"}:
+        for unit in ("output", "web_search", "second", "request"):
             assert full.unit_price(unit, read) == before.unit_price(unit, read), unit
+        # Buckets that nobody gave a price of their own are billed as what they are.
+        assert full.unit_price("cache_read", read) == Decimal("0.0000015")
+        assert full.unit_price("reasoning", read) == before.unit_price("output", read)
+    assert full.unit_price("image") is None
     assert (full.per, full.minimum) == ({"second": 3600}, {"second": 10})
     assert not judged(Statement(stated, frozenset({"input"})), before).reasons
     # A complete statement that leaves a price out makes it vanish.
@@ -138,7 +143,17 @@ def test_merged_says_what_is_stated_and_else_what_was_in_force(stated: dict[str,
     before = version(prices=STATED, not_billed=frozenset({"request"}))
     spoken = frozenset(units | stated.keys())
     full = merged(version(2, prices=stated), spoken, before)
+    base = {unit: stated[unit] if unit in stated else STATED[unit] for unit in UNITS if unit in stated or (
+        unit in STATED and unit not in spoken)}  # fmt: skip
     for unit in UNITS:
-        said = stated.get(unit) if unit in spoken else before.unit_price(unit)
-        assert full.unit_price(unit) == said
+        source = next((one for one in (unit, *BILLED_AS.get(unit, ())) if one in base), None)
+        free = Decimal(0) if unit == "request" and "request" not in spoken else None
+        assert full.unit_price(unit) == (free if source is None else base[source]), unit
     assert same(full, before) == all(full.unit_price(unit) == before.unit_price(unit) for unit in UNITS)
+
+
+def test_a_bucket_that_was_billed_as_another_one_follows_it() -> None:
+    before = version(prices=STATED | {"reasoning": STATED["output"], "cache_read": Decimal("0.0000001")})
+    full = merged(version(2, prices=dear("2")), frozenset(STATED), before)
+    assert full.unit_price("reasoning") == full.unit_price("output") == 2 * STATED["output"]
+    assert full.unit_price("cache_read") == Decimal("0.0000001")

@@ -48,7 +48,9 @@ async def learn(room: Room, received: Received, tx: Transaction) -> None:
     names = [name_of(one.version) for one in statements]
     spoken = await store.spoken(tx.db, source, names)
     decisions = decide(room.book, market, statements, known_from, spoken)
-    await store.supersede_held(tx.db, source, names, known_from)
+    revision = await store.raise_revision(tx.db)
+    await store.supersede_held(tx.db, source, names, known_from, revision)
+    rows = []
     for name, decision in zip(names, decisions, strict=True):
         units = decision.statement.units
         row = {
@@ -56,10 +58,10 @@ async def learn(room: Room, received: Received, tx: Transaction) -> None:
             "spoken": None if units is None else sorted(units), "reasons": decision.reasons,
             "held_since": known_from if decision.reasons else None,
         }  # fmt: skip
-        await store.add_price(tx.db, row)
+        rows.append(row)
+    await store.add_prices(tx.db, rows, revision)
     accepted = [decision.version for decision in decisions if not decision.reasons]
-    agreed = await _release_agreed(tx, accepted, known_from)
-    revision = await store.raise_revision(tx.db)
+    agreed = await _release_agreed(tx, accepted, known_from, revision)
     if accepted:
         await tx.enqueue("release", event.id, {"reasons": FOR_PRICES})
 
@@ -71,7 +73,9 @@ async def learn(room: Room, received: Received, tx: Transaction) -> None:
     tx.after_commit(entered)
 
 
-async def _release_agreed(tx: Transaction, accepted: Sequence[PriceVersion], at: datetime) -> list[PriceVersion]:
+async def _release_agreed(
+    tx: Transaction, accepted: Sequence[PriceVersion], at: datetime, revision: int
+) -> list[PriceVersion]:
     """Releases what was held and is now said by a second source too."""
     by_name = {name_of(version): version for version in accepted}
     released = []
@@ -79,7 +83,7 @@ async def _release_agreed(tx: Transaction, accepted: Sequence[PriceVersion], at:
         held, second = from_json(row["body"]), by_name[row["name"]]
         if agrees(second, held, row["reasons"]):
             free = released_at(held, at)
-            await store.decide_price(tx.db, to_json(free), "agreed", at, second.version, None)
+            await store.decide_price(tx.db, to_json(free), "agreed", at, second.version, None, revision)
             released.append(free)
     return released
 
@@ -92,8 +96,9 @@ async def release(ordered: Received, tx: Transaction) -> None:
         return  # decided before
     version = from_json(row["body"])
     since = max(version.valid_from, row["held_since"])
-    await store.decide_price(tx.db, to_json(released_at(version, at)), "released", at, command.actor, command.ticket)
-    await store.raise_revision(tx.db)
+    revision = await store.raise_revision(tx.db)
+    free = to_json(released_at(version, at))
+    await store.decide_price(tx.db, free, "released", at, command.actor, command.ticket, revision)
     await tx.enqueue("release", ordered.event.id, {"reasons": FOR_PRICES})
     if "keep_past" not in command.arguments and since < at:
         asked = {
@@ -108,8 +113,8 @@ async def reject(ordered: Received, tx: Transaction) -> None:
     command, at = ordered.event.data, instant(ordered.record.timestamp)
     row = await store.held_price(tx.db, command.target)
     if row is not None:
-        await store.decide_price(tx.db, row["body"], "rejected", at, command.actor, command.ticket)
-        await store.raise_revision(tx.db)
+        revision = await store.raise_revision(tx.db)
+        await store.decide_price(tx.db, row["body"], "rejected", at, command.actor, command.ticket, revision)
 
 
 def shown(row: Any) -> dict[str, Any]:

@@ -43,6 +43,7 @@ REASONS = (*FOR_PRICES, *FOR_ORIGINALS, *_OTHERS)
 
 ROLLUP_DAYS = 30 * policy().rollup_months
 _LOADED = 2_000
+_FIRST = 0  # the revision of first prices: every process has them from its catalogue
 _MICROSECOND = timedelta(microseconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
 _CORRECTED = events.UsageCorrected.TYPE
@@ -373,7 +374,7 @@ class Metering:
             version = room.book.version(version_id)
             assert version is not None, "what rated a line is in the book"
             row = {"body": to_json(version), "known_from": version.known_from, "name": name_of(version)}
-            await store.add_price(tx.db, row)
+            await store.add_prices(tx.db, [row], _FIRST)
         if new:
             tx.after_commit(lambda: room.pinned.update(new))
         if effects.rows:

@@ -69,7 +69,7 @@ class Room:
         """
         revision = await store.price_revision(db, hold=hold)
         if revision != self.revision:
-            for body in await store.prices(db):
+            for body in await store.prices(db, self.revision):
                 version = from_json(body)
                 self.pinned.add(version.version)
                 self.book.add(version)

@@ -63,6 +63,7 @@ CREATE TABLE price (
     body       jsonb NOT NULL,
     known_from timestamptz NOT NULL,
     source     text NOT NULL,
+    revision   bigint NOT NULL,           -- with which it came, or was decided about
     name       text NOT NULL,             -- provider/model/tier/window, in small letters
     batch      text,                      -- the import that it came with
     spoken     text[],
@@ -74,6 +75,7 @@ CREATE TABLE price (
     ticket     text
 );
 CREATE INDEX price_held ON price (known_from) WHERE held_since IS NOT NULL;
+CREATE INDEX price_revision_of ON price (revision);
 CREATE INDEX price_name ON price (name, source, known_from);
 CREATE TABLE price_revision (single boolean PRIMARY KEY DEFAULT true CHECK (single), revision bigint NOT NULL);
 INSERT INTO price_revision (revision) VALUES (0);
