@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from deploy.cli.errors import Refused
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
 _CLASSES = ("rated", "duplicates", "quarantined", "dead_lettered", "erased")
 
@@ -151,8 +152,20 @@ def _reasons(counts: Mapping[str, int] | None) -> str:
     return ", ".join(f"{n:,} {reason}" for reason, n in (counts or {}).items())
 
 
-def _explanation(said: Mapping[str, Any]) -> Iterator[RenderableType]:
+def priced_units(title: str, lines: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each unit of a generation: what was used, what is billed, and what it costs exactly."""
     from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in ("unit", "used", "billed", "US$ for one", "pico-dollars, exact"):
+        table.add_column(name, justify="left" if name == "unit" else "right")
+    for line in lines:
+        price = "unknown" if line["unit_price_usd"] is None else line["unit_price_usd"]
+        table.add_row(line["unit"], f"{line['quantity']:,}", f"{line['billed']:,}", price, line["exact_pico"])
+    return table
+
+
+def _explanation(said: Mapping[str, Any]) -> Iterator[RenderableType]:
     from rich.text import Text
 
     if "quarantined" in said:
@@ -176,12 +189,7 @@ def _explanation(said: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"{said['price_version']}, valid from {said['price_valid_from']}, from {said['price_source']}",
         ),
     )
-    table = Table(title="how it was priced", title_justify="left")
-    for name in ("unit", "used", "billed", "US$ for one", "pico-dollars, exact"):
-        table.add_column(name, justify="left" if name == "unit" else "right")
-    for line in said["lines"]:
-        price = "unknown" if line["unit_price_usd"] is None else line["unit_price_usd"]
-        table.add_row(line["unit"], f"{line['quantity']:,}", f"{line['billed']:,}", price, line["exact_pico"])
+    table = priced_units("how it was priced", said["lines"])
     table.add_section()
     table.add_row("at list price", "", "", "", said["exact_list_pico"])
     table.add_row(f"by the rule ({said['rule']})", "", "", "", said["exact_pico"])

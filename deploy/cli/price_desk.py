@@ -22,7 +22,6 @@ from deploy.cli.errors import NO, Refused
 if TYPE_CHECKING:
     from services.metering.price_desk import Statement
     from services.metering.price_files import PriceFile
-    from services.metering.price_version import PriceVersion
 
 _PER_EVENT = 200
 _SINCE_EVER = "2000-01-01T00:00:00Z"
@@ -180,13 +179,12 @@ class _Desk:
     def new(self, parsed: PriceFile) -> list[tuple[dict[str, Any], Statement]]:
         """The statements of a file that are not known yet, as contract data and as versions."""
         from services.metering.price_desk import Statement, in_force, merged, name_of, same
-        from services.metering.price_version import event_version_id, from_event
+        from services.metering.price_version import event_version_id
 
         found = []
         for number, stated in enumerate(parsed.lists):
             data = {"valid_from": _SINCE_EVER, **stated, "source": self._source}
-            version = from_event(data, self._now, event_version_id(f"{number}"))
-            units = None if data.get("complete", True) else frozenset(version.prices) | version.not_billed
+            version, units = Statement.of(data, self._now, event_version_id(f"{number}"))
             before = in_force(self._book, version, self._now)
             if "valid_from" not in stated and (before is not None or self._valid_from is not None):
                 version = replace(version, valid_from=self._valid_from or self._now)
@@ -202,7 +200,8 @@ class _Desk:
 
     def judged(self, new: Sequence[tuple[dict[str, Any], Statement]]) -> list[dict[str, Any]]:
         """What the guard would say, in the form of the read."""
-        from services.metering.price_desk import decide, market_of
+        from services.metering.price_desk import decide, market_of, shown
+        from services.metering.price_version import to_json
 
         stated = [row["version"] for row in self._rows if not row["rejected"]]
         market = market_of(self._catalogue.all_versions(), stated, self._now)
@@ -210,7 +209,11 @@ class _Desk:
         rows = []
         for chunk in _chunks(new):
             decisions = decide(self._book, market, [statement for _, statement in chunk], self._now, spoken)
-            rows += [_as_read(decision.version, decision.reasons) for decision in decisions]
+            rows += [
+                shown(to_json(one.version), one.reasons)
+                | {"version": None, "held_since": self._now.isoformat() if one.reasons else None}
+                for one in decisions
+            ]
         return rows
 
 
@@ -237,17 +240,6 @@ def _chunks(new: Iterable[tuple[dict[str, Any], Statement]]) -> Iterator[list[tu
     for ones in by_provider.values():
         for start in range(0, len(ones), _PER_EVENT):
             yield ones[start : start + _PER_EVENT]
-
-
-def _as_read(version: PriceVersion, reasons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    from services.metering.price_version import to_json
-
-    body = to_json(version)
-    names = ("provider", "model", "tier", "valid_from", "valid_to", "daily_window", "prices", "context_tiers", "source")
-    return {
-        **{name: body[name] for name in names}, "version": None, "reasons": list(reasons),
-        "held_since": body["known_from"] if reasons else None,
-    }  # fmt: skip
 
 
 def _decide(action: str, version: str, by: str | None, ticket: str, timeout: float, as_json: bool, **more: str) -> None:

@@ -6,12 +6,12 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time
-from decimal import Decimal
 from fractions import Fraction
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from deploy.cli.books import priced_units
 from deploy.cli.errors import NO
 
 if TYPE_CHECKING:
@@ -97,16 +97,7 @@ def rated(body: Mapping[str, Any], provider: str, model: str | None, at: datetim
         how = explain(card.version, *used)
         said["price_version"], said["tier"] = card.price_version, card.choose(reading.buckets)[1]
         said["unit_prices"] = {part.unit: part.unit_price for part in how.units if part.price is not None}
-        said["lines"] = [
-            {
-                "unit": part.unit,
-                "quantity": part.quantity,
-                "billed": part.billed,
-                "unit_price_usd": part.unit_price,
-                "exact_pico": str(part.amount_pico),
-            }
-            for part in how.units
-        ]
+        said["lines"] = [part.shown() for part in how.units]
         outcome = amount_of(card, *used)
     if isinstance(outcome, Unpriced):
         flags.append(outcome.reason)
@@ -118,35 +109,18 @@ def rated(body: Mapping[str, Any], provider: str, model: str | None, at: datetim
 
 def _document(body: IO[bytes]) -> Mapping[str, Any]:
     """The body, its numbers exact. Raises BadParameter with words that repeat nothing of it."""
+    from shared.contract.exact_json import exact_json
+
     raw = body.read(_BODY_BYTES_MAX + 1)
     if len(raw) > _BODY_BYTES_MAX:
         raise click.BadParameter(f"larger than {_BODY_BYTES_MAX} bytes: pass the usage object alone", param_hint="BODY")
     try:
-        document = json.loads(raw, parse_float=Decimal, parse_constant=_no_number, object_pairs_hook=_once)
-    except json.JSONDecodeError as error:
-        why = f"{error.msg}: line {error.lineno}, column {error.colno}"
-    except (ValueError, ArithmeticError, RecursionError) as error:
-        why = str(error) if isinstance(error, _NotJson) else type(error).__name__
-    else:
-        if isinstance(document, dict):
-            return document
-        why = "it is no object"
-    raise click.BadParameter(f"no JSON object ({why}): pass one provider answer", param_hint="BODY")
-
-
-class _NotJson(ValueError):
-    """Python would take it, JSON does not."""
-
-
-def _no_number(_: str) -> None:
-    raise _NotJson("NaN and Infinity are no numbers")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise _NotJson("a member comes twice in one object")
-    return members
+        document = exact_json(raw)
+    except ValueError as error:
+        raise click.BadParameter(f"no JSON object ({error}): pass one provider answer", param_hint="BODY") from None
+    if not isinstance(document, dict):
+        raise click.BadParameter("no JSON object (it is no object): pass one provider answer", param_hint="BODY")
+    return document
 
 
 def _instant(text: str | None) -> datetime:
@@ -190,12 +164,7 @@ def _shown(said: Mapping[str, Any]) -> Iterator[RenderableType]:
         facts.add_row(f"[dim]{name}[/dim]", escape(value))
     yield facts
     amount = said["amount_pico"]
-    table = Table(title="how it is priced", title_justify="left")
-    for name in ("unit", "used", "billed", "US$ for one", "pico-dollars, exact"):
-        table.add_column(name, justify="left" if name == "unit" else "right")
-    for line in said["lines"]:
-        price = "unknown" if line["unit_price_usd"] is None else line["unit_price_usd"]
-        table.add_row(line["unit"], f"{line['quantity']:,}", f"{line['billed']:,}", price, line["exact_pico"])
+    table = priced_units("how it is priced", said["lines"])
     if not said["lines"]:
         for unit, used in {**said["buckets"], **said["counts"]}.items():
             table.add_row(unit, f"{used:,}", "", "unknown", "")

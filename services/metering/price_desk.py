@@ -12,7 +12,7 @@ from services.metering.guard import Change, Verdict, judge
 from services.metering.guard_parameters import PARAMETERS
 from services.metering.market import Market, PriceKey
 from services.metering.price_book import PriceBook
-from services.metering.price_version import UNITS, ContextTier, PriceVersion, held_from
+from services.metering.price_version import UNITS, ContextTier, PriceVersion, from_event, held_from
 from services.metering.pricing import Card
 
 BILLED_AS: Mapping[str, tuple[str, ...]] = {
@@ -38,6 +38,12 @@ class Statement(NamedTuple):
 
     version: PriceVersion
     units: frozenset[str] | None = None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], known_from: datetime, version: str) -> Statement:
+        """From the data of a `PriceList`. Raises ValueError."""
+        stated = from_event(data, known_from, version)
+        return cls(stated, None if data.get("complete", True) else frozenset(stated.prices) | stated.not_billed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,12 @@ def decide(
         )  # fmt: skip
         decisions.append(Decision(statement, held_from(full, known_from) if reasons else full, reasons))
     return decisions
+
+
+def shown(body: Mapping[str, Any], reasons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A judged version for people and programs; `body` as `to_json` writes it."""
+    names = ("provider", "model", "tier", "valid_from", "valid_to", "daily_window", "prices", "context_tiers", "source")
+    return {"version": body["version"], **{name: body[name] for name in names}, "reasons": list(reasons)}
 
 
 def market_of(first: Iterable[PriceVersion], stated: Iterable[PriceVersion], now: datetime) -> Market:

@@ -8,7 +8,6 @@ keeps its price (`price_desk.merged`).
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from services.metering.litellm_fields import parse_field
 from services.metering.price_version import BEGINNING, UNITS, to_json
 from services.metering.seed import GenaiPrices
+from shared.contract.exact_json import exact_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:~+/@-]{0,127}")
 _PLACES_MAX = 24  # of the contract's UnitPrice
@@ -61,14 +61,7 @@ class PriceFile:
 
 def read_price_file(raw: bytes) -> PriceFile:
     """A file of any known format. Raises ValueError, with what is wrong and where."""
-    try:
-        document = json.loads(raw, parse_float=Decimal, parse_constant=_refused, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
-    except RecursionError:
-        raise ValueError("no price file: nested too deeply") from None
+    document = exact_json(raw)
     for name, is_it, read in _FORMATS:
         if is_it(document):
             found = PriceFile(name)
@@ -77,18 +70,6 @@ def read_price_file(raw: bytes) -> PriceFile:
                 raise ValueError(f"a file of {name}, but no price in it that could be taken")
             return found
     raise ValueError("not a price file that is known here: LiteLLM's, models.dev's api.json or genai-prices' data.json")
-
-
-def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no price")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
-        raise ValueError(f"{twice!r} is there twice in one object")
-    return found
 
 
 def _objects(document: Any, member: str) -> bool:
@@ -121,7 +102,7 @@ def _litellm_rates(entry: Mapping[str, Any], found: PriceFile) -> Iterator[Rate]
         elif (price := _number(value)) is None:
             found.left_out["a price that is no number"] += 1
         else:
-            yield Rate(meaning.tier, meaning.unit, meaning.above, _divided(price, meaning.per))
+            yield Rate(meaning.tier, meaning.unit, meaning.above, meaning.per_unit(price))
 
 
 # --- models.dev --------------------------------------------------------------------------------------------------
@@ -240,14 +221,6 @@ def _number(value: Any) -> Decimal | None:
     except ArithmeticError:
         return None
     return price if price.is_finite() else None
-
-
-def _divided(price: Decimal, per: int) -> Decimal:
-    """`price` / `per`, where `per` is a power of ten."""
-    power = len(str(per)) - 1
-    if per != 10**power:
-        raise ValueError(f"a price per {per} units")
-    return price.scaleb(-power)
 
 
 _FORMATS: tuple[tuple[str, Callable[[Any], bool], Callable[[Any, PriceFile], None]], ...] = (

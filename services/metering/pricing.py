@@ -28,7 +28,7 @@ from decimal import Decimal
 from fractions import Fraction
 from math import lcm
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from services.metering.price_version import COMPLETION_BUCKETS, INPUT_BUCKETS, PriceVersion
 
@@ -307,6 +307,13 @@ class ExplainedUnit(NamedTuple):
     def unit_price(self) -> str | None:
         """Dollars for one unit, exact: a decimal, or a fraction where no decimal is; None = unknown."""
         return None if self.price is None else exact_text(Fraction(self.price) / self.per)
+
+    def shown(self) -> dict[str, Any]:
+        """For people and programs."""
+        return {
+            "unit": self.unit, "quantity": self.quantity, "billed": self.billed, "unit_price_usd": self.unit_price,
+            "exact_pico": str(self.amount_pico),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

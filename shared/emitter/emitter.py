@@ -14,7 +14,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -238,16 +238,11 @@ class Emitter:
         here if not given; give the same `id` again and nothing happens again. Raises Refused for what is no event of
         the contract or holds a card-shaped number (it names fields, never values), Full, and Closed.
         """
-        kind, event_id, raw, key = self._prepared(type, data, subject, time, id)
-        if self._take(kind, event_id, raw, key, id is not None):
-            return event_id
-        deadline = _deadline(self._wait_seconds)
-        while (left := deadline() if self._wait_seconds != 0 else 0) > 0:
+        event = self._prepared(type, data, subject, time, id)
+        for seconds in self._tries(event, id is not None):
             with self._moved:
-                self._moved.wait(min(left, _LOOK_AGAIN_SECONDS))
-            if self._take(kind, event_id, raw, key, id is not None):
-                return event_id
-        raise self._is_full()
+                self._moved.wait(seconds)
+        return event[1]
 
     async def aemit(
         self,
@@ -259,15 +254,19 @@ class Emitter:
         id: str | None = None,
     ) -> str:
         """As `emit`; where that would block its thread until there is room, this awaits."""
-        kind, event_id, raw, key = self._prepared(type, data, subject, time, id)
-        if self._take(kind, event_id, raw, key, id is not None):
-            return event_id
+        event = self._prepared(type, data, subject, time, id)
+        for seconds in self._tries(event, id is not None):
+            await self._room(seconds)
+        return event[1]
+
+    def _tries(self, event: tuple[_Kind, str, bytes, bytes], given: bool) -> Iterator[float]:
+        """Takes the event as soon as there is room; yields how long to wait before each further try. Raises Full."""
         deadline = _deadline(self._wait_seconds)
-        while (left := deadline() if self._wait_seconds != 0 else 0) > 0:
-            await self._room(min(left, _LOOK_AGAIN_SECONDS))
-            if self._take(kind, event_id, raw, key, id is not None):
-                return event_id
-        raise self._is_full()
+        while not self._take(*event, given):
+            left = deadline()
+            if left <= 0:
+                raise self._is_full()
+            yield min(left, _LOOK_AGAIN_SECONDS)
 
     def _prepared(
         self, type: str, data: Mapping[str, Any], subject: str | None, at: datetime | str | None, event_id: str | None

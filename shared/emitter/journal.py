@@ -106,7 +106,7 @@ class Journal:
     def _rotate(self) -> None:
         fd = os.open(self._path(self._segment + 1), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         if self._always_sync:
-            _sync_folder(self.folder)
+            _sync(self.folder)
         if self._fd is not None:
             os.close(self._fd)
             self._finished[self._segment] = self._offset
@@ -201,7 +201,7 @@ class Journal:
             with contextlib.suppress(FileNotFoundError):  # acknowledged and deleted already
                 _sync(self._path(segment))
         if end[0] != begin[0]:
-            _sync_folder(self.folder)
+            _sync(self.folder)
         self._synced = end
 
     def release(self) -> None:
@@ -231,7 +231,7 @@ def create(spool: Path, source: str, *, segment_bytes: int, always_sync: bool) -
         lock = _try_lock(folder)
         assert lock is not None, "a folder just made has no other owner"
         if always_sync:
-            _sync_folder(spool)
+            _sync(spool)
         return Journal(folder, lock, segment_bytes=segment_bytes, always_sync=always_sync)
 
 
@@ -264,15 +264,8 @@ def _try_lock(folder: Path) -> int | None:
 
 
 def _sync(path: Path) -> None:
+    """Brings a file, or a folder's entries, to the disk."""
     fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -14,10 +14,7 @@ from services.metering.app.gauges import observe
 from services.metering.app.meter import FOR_ORIGINALS, FOR_PRICES, ROLLUP_DAYS, Metering
 from services.metering.app.room import Room
 from services.metering.identity import day_bound
-from services.metering.usage import (
-    hour_bound,
-    ordinal_bound,
-)
+from services.metering.usage import hour_bound, ordinal_bound
 from shared.contract import topics
 from shared.mesh import Batch, Done, Partitioned, Received, Service, Task, Transaction
 from shared.policy import policy
@@ -100,23 +97,22 @@ def make_service(*, dedupe: bool = True) -> Service:
             await tx.enqueue("release", f"all:{tx.now.isoformat()}", {"reasons": FOR_PRICES})
 
     service.command("rerate")(rerate.order)
-
     service.command("release_price")(desk.release)
     service.command("reject_price")(desk.reject)
-
-    @service.reads("held-prices")
-    async def list_held(query: Mapping[str, str], tx: Transaction) -> Any:
-        return [desk.shown(row) for row in await store.held_prices(tx.db)]
-
-    @service.reads("prices")
-    async def list_prices(query: Mapping[str, str], tx: Transaction) -> Any:
-        if "batch" in query:
-            return [desk.shown(row) for row in await store.imported(tx.db, query["batch"])]
-        return [dict(row) for row in await store.stated_prices(tx.db)]
 
     @service.task("rerate")
     async def rate_again(task: Task, tx: Transaction) -> Any:
         return await rerate.work(room, task, tx)
+
+    @service.reads("held-prices")
+    async def list_held(query: Mapping[str, str], tx: Transaction) -> Any:
+        return [desk.read(row) for row in await store.held_prices(tx.db)]
+
+    @service.reads("prices")
+    async def list_prices(query: Mapping[str, str], tx: Transaction) -> Any:
+        if "batch" in query:
+            return [desk.read(row) for row in await store.imported(tx.db, query["batch"])]
+        return [dict(row) for row in await store.stated_prices(tx.db)]
 
     @service.reads("reratings")
     async def list_reratings(query: Mapping[str, str], tx: Transaction) -> Any:

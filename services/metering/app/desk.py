@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,11 +12,10 @@ from services.metering import store
 from services.metering.app import rerate
 from services.metering.app.meter import FOR_PRICES
 from services.metering.app.room import Room
-from services.metering.price_desk import Statement, agrees, decide, enter, name_of
+from services.metering.price_desk import Statement, agrees, decide, enter, name_of, shown
 from services.metering.price_version import (
     PriceVersion,
     event_version_id,
-    from_event,
     from_json,
     released_at,
     to_json,
@@ -91,12 +90,13 @@ async def _release_agreed(
 async def release(ordered: Received, tx: Transaction) -> None:
     """A person vouches for a held price. What it would have rated meanwhile is rated again, unless told otherwise."""
     command, at = ordered.event.data, instant(ordered.record.timestamp)
+    # The revision first, as `learn` does: two orders of locks would be a deadlock.
+    revision = await store.raise_revision(tx.db)
     row = await store.held_price(tx.db, command.target)
     if row is None:
         return  # decided before
     version = from_json(row["body"])
     since = max(version.valid_from, row["held_since"])
-    revision = await store.raise_revision(tx.db)
     free = to_json(released_at(version, at))
     await store.decide_price(tx.db, free, "released", at, command.actor, command.ticket, revision)
     await tx.enqueue("release", ordered.event.id, {"reasons": FOR_PRICES})
@@ -111,27 +111,19 @@ async def release(ordered: Received, tx: Transaction) -> None:
 async def reject(ordered: Received, tx: Transaction) -> None:
     """A person says that a held price is wrong: it stays held for ever, and speaks for nobody."""
     command, at = ordered.event.data, instant(ordered.record.timestamp)
+    revision = await store.raise_revision(tx.db)
     row = await store.held_price(tx.db, command.target)
     if row is not None:
-        revision = await store.raise_revision(tx.db)
         await store.decide_price(tx.db, row["body"], "rejected", at, command.actor, command.ticket, revision)
 
 
-def shown(row: Any) -> dict[str, Any]:
-    """A kept version for people and programs."""
-    body = row["body"]
-    names = ("provider", "model", "tier", "valid_from", "valid_to", "daily_window", "prices", "context_tiers")
-    return {
-        "version": row["version"], **{name: body[name] for name in names}, "source": row["source"],
-        "batch": row["batch"], "known_from": row["known_from"], "held_since": row["held_since"],
-        "reasons": row["reasons"], "decision": row["decision"], "decided_at": row["decided_at"],
-    }  # fmt: skip
+def read(row: Any) -> dict[str, Any]:
+    """A kept version, as the read API tells it."""
+    kept = ("batch", "known_from", "held_since", "decision", "decided_at")
+    return shown(row["body"], row["reasons"]) | {name: row[name] for name in kept}
 
 
 def _statement(price_list: Any, known_from: datetime, cause: str) -> Statement:
     # The twin leaves defaults out; here they are part of what was stated.
-    data: Mapping[str, Any] = msgspec.to_builtins(price_list) | {"tier": price_list.tier, "source": price_list.source}
-    version = from_event(data, known_from, event_version_id(cause))
-    if price_list.complete:
-        return Statement(version)
-    return Statement(version, frozenset(version.prices) | version.not_billed)
+    data = msgspec.to_builtins(price_list) | {"tier": price_list.tier, "source": price_list.source}
+    return Statement.of(data, known_from, event_version_id(cause))

@@ -58,16 +58,7 @@ async def explained(room: Room, wanted: str, tx: Transaction) -> Any:
         "price_version": version.version,
         "price_source": version.source,
         "price_valid_from": version.valid_from,
-        "lines": [
-            {
-                "unit": part.unit,
-                "quantity": part.quantity,
-                "billed": part.billed,
-                "unit_price_usd": part.unit_price,
-                "exact_pico": str(part.amount_pico),
-            }
-            for part in how.units
-        ],
+        "lines": [part.shown() for part in how.units],
         "exact_list_pico": str(how.exact_list_pico),
         "exact_pico": str(how.exact_pico),
         "rounding": "half-even, once, to whole pico-dollars",
