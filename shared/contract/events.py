@@ -364,6 +364,232 @@ class NoteAdded(Event):
     data: Note
 
 
+# --- who is who --------------------------------------------------------------------------------------------------
+
+Role = Literal["administrator", "member"]
+Scope = Literal["account", "workspace", "member"]
+SubjectKind = Literal["account", "workspace", "member", "key", "identity"]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="Keyed hash of a subject: 16 bytes, hex.")]
+
+
+class Opened(Closed):
+    """A new account. Nothing but what signing in and writing to its holder needs."""
+
+    account: Id
+    address: Sealed = Field(description="Mail address of the holder.")
+    name: Sealed | None = Field(default=None, description="The name on the profile, if one was given.")
+    identity: Id | None = Field(default=None, description="Keyed hash of the external sign-in identity, if there is one.")
+    jurisdiction: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "US"
+
+
+class AccountOpened(Event):
+    """An account exists. Keyed by account."""
+
+    TYPE: ClassVar[str] = "account.opened.v1"
+    type: Literal["account.opened.v1"]
+    data: Opened
+
+
+class Closing(Closed):
+    """An account that its holder closed."""
+
+    account: Id
+
+
+class AccountClosed(Event):
+    """An account was closed: no deletion yet, but what it leaves ends within the policy's cap. Keyed by account."""
+
+    TYPE: ClassVar[str] = "account.closed.v1"
+    type: Literal["account.closed.v1"]
+    data: Closing
+
+
+class NewWorkspace(Closed):
+    """A workspace and the member who administers it."""
+
+    account: Id = Field(description="The account that owns and pays for it.")
+    workspace: Id
+    administrator: Id = Field(description="The member who made it.")
+
+
+class WorkspaceCreated(Event):
+    """A workspace exists. Keyed by account."""
+
+    TYPE: ClassVar[str] = "workspace.created.v1"
+    type: Literal["workspace.created.v1"]
+    data: NewWorkspace
+
+
+class Settings(Closed):
+    """What an administrator wants of a workspace; the whole, not the difference."""
+
+    account: Id
+    workspace: Id
+    version: Annotated[int, Field(ge=1)] = Field(description="Rises with every change; a lower one is ignored.")
+    log_retention_days: Annotated[int, Field(ge=0, le=90)]
+    activity_opt_out: bool = Field(default=False, description="No dashboard and playground activity is kept.")
+    actor: Id = Field(description="The member who changed them.")
+    role: Role = Field(description="The actor's role; only an administrator's change counts.")
+
+
+class SettingsStated(Event):
+    """A workspace's settings, as an administrator set them. Keyed by account."""
+
+    TYPE: ClassVar[str] = "workspace.settings_stated.v1"
+    type: Literal["workspace.settings_stated.v1"]
+    data: Settings
+
+
+class Membership(Closed):
+    """A person in a workspace."""
+
+    account: Id = Field(description="The account that owns the workspace.")
+    workspace: Id
+    member: Id
+    role: Role = "member"
+
+
+class MemberAdded(Event):
+    """A member joined a workspace, or has another role now. Keyed by account."""
+
+    TYPE: ClassVar[str] = "member.added.v1"
+    type: Literal["member.added.v1"]
+    data: Membership
+
+
+class MemberRemoved(Event):
+    """A member left a workspace. Keyed by account."""
+
+    TYPE: ClassVar[str] = "member.removed.v1"
+    type: Literal["member.removed.v1"]
+    data: Membership
+
+
+class ApiKey(Closed):
+    """An API key's metadata; the key itself, or a hash of it, has no place here."""
+
+    account: Id
+    workspace: Id
+    key: Id = Field(description="Id of the key.")
+    member: Id | None = Field(default=None, description="Who made it.")
+    name: Sealed | None = Field(default=None, description="The name that its maker gave it.")
+
+
+class KeyCreated(Event):
+    """An API key exists. Keyed by account."""
+
+    TYPE: ClassVar[str] = "key.created.v1"
+    type: Literal["key.created.v1"]
+    data: ApiKey
+
+
+class KeyRevoked(Event):
+    """An API key is refused from now on. Keyed by account."""
+
+    TYPE: ClassVar[str] = "key.revoked.v1"
+    type: Literal["key.revoked.v1"]
+    data: ApiKey
+
+
+class Access(Closed):
+    """One connection or sign-in. Read for security and for nothing else."""
+
+    account: Id | None = Field(default=None, description="The account, if it is known.")
+    workspace: Id | None = None
+    member: Id | None = None
+    key: Id | None = Field(default=None, description="Id of the API key that was used.")
+    identity: Id | None = Field(default=None, description="Keyed hash of the external identity that signed in.")
+    session: Id | None = Field(default=None, description="Keyed hash of the session; never its token.")
+    kind: Literal["sign_in", "sign_out", "api", "dashboard"]
+    outcome: Literal["ok", "refused"] = "ok"
+    ip: Sealed = Field(description="IP address of the connection.")
+    agent: Literal["browser", "sdk", "cli", "other"] = Field(
+        default="other", description="Coarse: no version, no device, nothing that tells two people apart."
+    )
+
+
+class AccessRecorded(Event):
+    """Somebody connected or signed in, or tried to. Keyed by the envelope's subject; order does not matter."""
+
+    TYPE: ClassVar[str] = "access.recorded.v1"
+    type: Literal["access.recorded.v1"]
+    data: Access
+
+
+class Activity(Closed):
+    """What somebody did in the playground or the dashboard; no prompt, no text."""
+
+    account: Id
+    workspace: Id
+    member: Id | None = None
+    surface: Literal["dashboard", "playground"]
+    action: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]{0,63}$")]
+    model: Name | None = None
+    opted_out: bool = Field(default=False, description="The workspace's setting in force at the gateway: keep nothing.")
+
+
+class ActivityRecorded(Event):
+    """One use of the playground or the dashboard. Keyed by workspace; order does not matter."""
+
+    TYPE: ClassVar[str] = "activity.recorded.v1"
+    type: Literal["activity.recorded.v1"]
+    data: Activity
+
+
+class PrivacyRequest(Closed):
+    """What somebody asks for. The event's id becomes the case's."""
+
+    kind: Literal["erasure"] = "erasure"
+    scope: Scope
+    account: Id = Field(description="The account; for a member: the account that owns the workspace.")
+    target: Id = Field(description="What is to be erased: the account, a workspace, a member.")
+    channel: Literal["settings", "support"] = Field(
+        default="settings", description="Signed in, or by mail: then the account's address must prove itself first."
+    )
+
+
+class PrivacyRequested(Event):
+    """A privacy request arrived. Nothing is erased before it is confirmed. Keyed by account."""
+
+    TYPE: ClassVar[str] = "privacy.requested.v1"
+    type: Literal["privacy.requested.v1"]
+    data: PrivacyRequest
+
+
+class Confirmation(Closed):
+    """The last word before an erasure that nobody can undo."""
+
+    case: EventId
+    account: Id
+    code: Annotated[str, Field(pattern=r"^[0-9A-Z]{8}$")] = Field(description="From the mail; good once.")
+    successors: dict[Id, Id] = Field(
+        default={}, description="Workspace -> member who takes it over; what nobody takes over is erased, too."
+    )
+
+
+class PrivacyConfirmed(Event):
+    """A privacy request is confirmed, by the code from the mail. Keyed by account."""
+
+    TYPE: ClassVar[str] = "privacy.confirmed.v1"
+    type: Literal["privacy.confirmed.v1"]
+    data: Confirmation
+
+
+class Withdrawal(Closed):
+    """A request that is not wanted any more."""
+
+    case: EventId
+    account: Id
+
+
+class PrivacyWithdrawn(Event):
+    """A privacy request is taken back; after its confirmation that changes nothing. Keyed by account."""
+
+    TYPE: ClassVar[str] = "privacy.withdrawn.v1"
+    type: Literal["privacy.withdrawn.v1"]
+    data: Withdrawal
+
+
 # --- what the mesh says ------------------------------------------------------------------------------------------
 
 
@@ -459,6 +685,7 @@ class Balance(Closed):
     purchased_pico: Pico
     granted_pico: Pico
     receivable_pico: Pico = Field(description="What the workspace owes beyond its credit.")
+    erased: bool = Field(default=False, description="The workspace is erased: nothing more will be said of it.")
 
 
 class BalanceChanged(Event):
@@ -467,3 +694,201 @@ class BalanceChanged(Event):
     TYPE: ClassVar[str] = "balance.changed.v1"
     type: Literal["balance.changed.v1"]
     data: Balance
+
+
+# --- how a deletion goes round -----------------------------------------------------------------------------------
+
+Holder = Annotated[str, Field(pattern=r"^[a-z]{1,32}$")]
+Offsets = dict[Annotated[str, StringConstraints(pattern=r"^[a-z.-]{1,64}$")], dict[str, Annotated[int, Field(ge=0)]]]
+
+
+class Tombstone(Closed):
+    """That a subject is erased. Says nothing about who it was."""
+
+    hash: Hash
+    kind: SubjectKind
+    case: EventId
+    at: Instant = Field(description="When the erasure was confirmed.")
+    version: Annotated[int, Field(ge=1)] = 1
+
+
+class SubjectErased(Event):
+    """A subject is erased: no event of it may have effects any more. Compacted, keyed by hash."""
+
+    TYPE: ClassVar[str] = "subject.erased.v1"
+    type: Literal["subject.erased.v1"]
+    data: Tombstone
+
+
+class Order(Closed):
+    """What holders have to do for a case.
+
+    `sealed` holds the subjects under the case's own key, as JSON `[[kind, id], ...]`: when the key is destroyed, with
+    the certificate, every copy of the command is unreadable.
+    """
+
+    case: EventId
+    epoch: Annotated[int, Field(ge=1)] = Field(description="Rises when the set of holders or subjects changes.")
+    action: Literal["envelope", "erase", "probe", "sweep", "hold", "release"]
+    holders: list[Holder]
+    scope: Scope | None = None
+    sealed: Annotated[str, Field(max_length=400_000, pattern=r"^[A-Za-z0-9_:.=-]+$")] | None = None
+    confirmed_at: Instant | None = None
+    after: Offsets = Field(default={}, description="Topic -> partition -> offset that a holder must have passed first.")
+    arguments: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")], Id] = {}
+
+
+class PrivacyOrdered(Event):
+    """A command to the holders of personal data. Keyed by case."""
+
+    TYPE: ClassVar[str] = "privacy.ordered.v1"
+    type: Literal["privacy.ordered.v1"]
+    data: Order
+
+
+class Retained(Closed):
+    """What the law keeps, and until when."""
+
+    ground: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")]
+    until: Instant
+
+
+class Treated(Closed):
+    """What became of one table: `rows` were treated, `remaining` lead to the subject still."""
+
+    table: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
+    action: Literal["delete_row", "clear", "pseudonymise", "retain", "shred", "expire", "held"]
+    columns: list[Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]]
+    rows: Annotated[int, Field(ge=0)]
+    remaining: Annotated[int, Field(ge=0)] = 0
+    retained: Retained | None = None
+    not_after: Instant | None = Field(default=None, description="Left to its own clock, which ends it before this.")
+
+
+class Receipt(Closed):
+    """What a holder did for a case."""
+
+    case: EventId
+    epoch: Annotated[int, Field(ge=1)]
+    holder: Holder
+    action: Literal["envelope", "erase", "hold", "release"]
+    treated: list[Treated] = []
+    offsets: Offsets = Field(default={}, description="How far this holder had published when it was done.")
+    map_version: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(description="Digest of the holder's data map.")
+    code_version: Id
+    arguments: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")], Id] = {}
+
+
+class PrivacyDone(Event):
+    """A holder's receipt. Keyed by case."""
+
+    TYPE: ClassVar[str] = "privacy.done.v1"
+    type: Literal["privacy.done.v1"]
+    data: Receipt
+
+
+Verdict = Literal["clean", "shredded", "retained", "held", "expiring", "residue", "not_scanned"]
+
+
+class Scanned(Closed):
+    """What the auditor saw in one store."""
+
+    holder: Annotated[str, Field(pattern=r"^[a-z]{1,32}$")]
+    store: Annotated[str, Field(pattern=r"^[a-z0-9_.:-]{1,128}$")]
+    verdict: Verdict
+    count: Annotated[int, Field(ge=0)] = 0
+    ground: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")] | None = None
+    not_after: Instant | None = None
+
+
+class Scan(Closed):
+    """What the auditor saw of a case's subjects, everywhere."""
+
+    case: EventId
+    epoch: Annotated[int, Field(ge=1)]
+    action: Literal["probe", "sweep"]
+    stores: list[Scanned]
+
+
+class PrivacyScanned(Event):
+    """The auditor's verdicts. Keyed by case."""
+
+    TYPE: ClassVar[str] = "privacy.scanned.v1"
+    type: Literal["privacy.scanned.v1"]
+    data: Scan
+
+
+class EffectiveSettings(Closed):
+    """What a workspace's settings are, for every reader."""
+
+    workspace: Id
+    account: Id
+    version: Annotated[int, Field(ge=1)]
+    log_retention_days: Annotated[int, Field(ge=0, le=90)]
+    activity_opt_out: bool = False
+    changed_at: Instant
+    erased: bool = False
+
+
+class SettingsChanged(Event):
+    """A workspace's settings in force. Compacted, keyed by workspace."""
+
+    TYPE: ClassVar[str] = "workspace.settings.v1"
+    type: Literal["workspace.settings.v1"]
+    data: EffectiveSettings
+
+
+class Refusal(Closed):
+    """A key that the gateway must refuse."""
+
+    key: Id
+    refused: bool = True
+    since: Instant
+
+
+class KeyRefused(Event):
+    """A key is to be refused. Compacted, keyed by key."""
+
+    TYPE: ClassVar[str] = "key.refused.v1"
+    type: Literal["key.refused.v1"]
+    data: Refusal
+
+
+class Message(Closed):
+    """A mail that somebody is owed. `cause` makes it unique: one mail per cause, however often it is asked for."""
+
+    cause: Id
+    kind: Literal["privacy", "account"] = "privacy"
+    template: Literal["verify", "erasure_requested", "erasure_completed"]
+    account: Id | None = Field(default=None, description="Whose address; null: the case's sealed envelope.")
+    case: EventId | None = None
+    code: Sealed | None = Field(default=None, description="The code that the mail carries.")
+    facts: dict[
+        Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")],
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 .,:_+/-]{0,256}$")],
+    ] = Field(default={}, description="What the text needs: dates, numbers, ids. No free text.")
+
+
+class MessageRequested(Event):
+    """A mail is to be sent. Keyed by case or account."""
+
+    TYPE: ClassVar[str] = "message.requested.v1"
+    type: Literal["message.requested.v1"]
+    data: Message
+
+
+class Outcome(Closed):
+    """What became of a mail: `unknown` when the server's answer was lost after the text was sent."""
+
+    cause: Id
+    case: EventId | None = None
+    outcome: Literal["accepted", "refused", "unknown"]
+    at: Instant
+
+
+class MessageSettled(Event):
+    """What became of a mail. Keyed by case or cause."""
+
+    TYPE: ClassVar[str] = "message.settled.v1"
+    type: Literal["message.settled.v1"]
+    data: Outcome

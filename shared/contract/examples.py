@@ -13,6 +13,9 @@ _TIME = "2026-11-24T21:00:00.250Z"
 _PAYER = {"account": "acc-71", "workspace": "ws-204"}
 _SEALED = "sealed:v1:ingress-2026-11-24:" + "q" * 43 + ":" + "Zm9yIG9wZXJhdG9ycyBvbmx5LCBzZWFsZWQ"
 
+_CASE = "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b"
+_HASH = "9f86d081884c7d659a2feaa0c55ad015"
+
 _USAGE: dict[str, Any] = {
     **_PAYER,
     "key": "key-9",
@@ -124,6 +127,106 @@ _DATA: Mapping[type[Event], dict[str, Any]] = {
         "granted_pico": "1000000000000",
         "receivable_pico": "0",
     },
+    e.AccountOpened: {"account": "acc-71", "address": _SEALED, "name": _SEALED, "jurisdiction": "US"},
+    e.AccountClosed: {"account": "acc-71"},
+    e.WorkspaceCreated: {**_PAYER, "administrator": "mem-5"},
+    e.SettingsStated: {
+        **_PAYER,
+        "version": 3,
+        "log_retention_days": 90,
+        "activity_opt_out": False,
+        "actor": "mem-5",
+        "role": "administrator",
+    },
+    e.MemberAdded: {**_PAYER, "member": "mem-6", "role": "member"},
+    e.MemberRemoved: {**_PAYER, "member": "mem-6"},
+    e.KeyCreated: {**_PAYER, "key": "key-9", "member": "mem-5", "name": _SEALED},
+    e.KeyRevoked: {**_PAYER, "key": "key-9"},
+    e.AccessRecorded: {
+        **_PAYER,
+        "member": "mem-5",
+        "session": "s-3f9a0c1d2e4b",
+        "kind": "sign_in",
+        "outcome": "ok",
+        "ip": _SEALED,
+        "agent": "browser",
+    },
+    e.ActivityRecorded: {
+        **_PAYER,
+        "member": "mem-5",
+        "surface": "playground",
+        "action": "run",
+        "model": "claude-sonnet-4-5",
+    },
+    e.PrivacyRequested: {"kind": "erasure", "scope": "account", "account": "acc-71", "target": "acc-71"},
+    e.PrivacyConfirmed: {
+        "case": _CASE,
+        "account": "acc-71",
+        "code": "7KQ2M9XA",
+        "successors": {"ws-204": "mem-6"},
+    },
+    e.PrivacyWithdrawn: {"case": _CASE, "account": "acc-71"},
+    e.SubjectErased: {"hash": _HASH, "kind": "workspace", "case": _CASE, "at": _TIME},
+    e.PrivacyOrdered: {
+        "case": _CASE,
+        "epoch": 1,
+        "action": "erase",
+        "holders": ["billing"],
+        "scope": "account",
+        "sealed": "v1:case-1:Zm9yIGhvbGRlcnMgb25seQ",
+        "confirmed_at": _TIME,
+        "after": {"mesh.usage-rated": {"0": 18, "3": 211}},
+    },
+    e.PrivacyDone: {
+        "case": _CASE,
+        "epoch": 1,
+        "holder": "metering",
+        "action": "erase",
+        "treated": [
+            {
+                "table": "request_log",
+                "action": "delete_row",
+                "columns": ["account", "generation_id", "workspace"],
+                "rows": 1240,
+            },
+        ],
+        "offsets": {"mesh.usage-rated": {"0": 18, "3": 211}},
+        "map_version": "0123456789abcdef",
+        "code_version": "0.1.0",
+    },
+    e.PrivacyScanned: {
+        "case": _CASE,
+        "epoch": 1,
+        "action": "probe",
+        "stores": [
+            {"holder": "metering", "store": "request_log", "verdict": "clean"},
+            {
+                "holder": "billing",
+                "store": "charge_line",
+                "verdict": "retained",
+                "count": 1240,
+                "ground": "legal_obligation",
+                "not_after": "2034-01-01T00:00:00Z",
+            },
+        ],
+    },
+    e.SettingsChanged: {
+        **_PAYER,
+        "version": 3,
+        "log_retention_days": 90,
+        "activity_opt_out": False,
+        "changed_at": _TIME,
+    },
+    e.KeyRefused: {"key": "key-9", "refused": True, "since": _TIME},
+    e.MessageRequested: {
+        "cause": "requested-019ab7d4",
+        "template": "erasure_requested",
+        "account": "acc-71",
+        "case": _CASE,
+        "code": _SEALED,
+        "facts": {"due": "2026-12-24"},
+    },
+    e.MessageSettled: {"cause": "requested-019ab7d4", "case": _CASE, "outcome": "accepted", "at": _TIME},
 }
 
 # What the gateway emits names the emitting instance and counts; the mesh's own events have a cause instead.
@@ -131,8 +234,26 @@ _SOURCES: Mapping[type[Event], str] = {
     e.UsageRated: "metering",
     e.BalanceChanged: "billing",
     e.OperatorCommand: "operator",
+    e.SubjectErased: "retention",
+    e.PrivacyOrdered: "retention",
+    e.PrivacyDone: "metering",
+    e.PrivacyScanned: "audit",
+    e.SettingsChanged: "retention",
+    e.KeyRefused: "retention",
+    e.MessageRequested: "retention",
+    e.MessageSettled: "notifications",
 }
 _SUBJECTS: Mapping[type[Event], str] = {
+    e.AccountOpened: "acc-71",
+    e.PrivacyRequested: "acc-71",
+    e.PrivacyConfirmed: "acc-71",
+    e.PrivacyWithdrawn: "acc-71",
+    e.SubjectErased: _HASH,
+    e.PrivacyOrdered: _CASE,
+    e.PrivacyDone: _CASE,
+    e.PrivacyScanned: _CASE,
+    e.MessageRequested: _CASE,
+    e.MessageSettled: _CASE,
     e.PricePublished: "prices",
     e.PricesImported: "prices",
     e.UsageRated: "metering",

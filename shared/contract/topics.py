@@ -13,6 +13,9 @@ from .base import Event
 
 AfterErasure = Literal["drop", "book", "control"]
 
+HOLDERS: tuple[str, ...] = ("metering", "billing", "security", "retention", "notifications", "insights")
+"""The services that keep personal data: an erasure is done when each of them has proved it."""
+
 _DAY = timedelta(days=1)
 
 
@@ -150,7 +153,7 @@ COMMANDS = Topic(
     key="service",
     partitions=1,
     writers=("operator",),
-    readers=("metering", "billing"),
+    readers=HOLDERS,
     retention=_TRANSIT,
     ordered=True,
     fixed_partitions=True,
@@ -158,5 +161,180 @@ COMMANDS = Topic(
     key_of=lambda event: event.data.service,
 )
 
-TOPICS: tuple[Topic, ...] = (GENERATIONS, PAYMENTS, PRICES, USAGE_RATED, BALANCES, COMMANDS)
+ACCOUNTS = Topic(
+    name="gateway.accounts",
+    title="Who is who: accounts, workspaces, members, API keys, settings.",
+    events=(
+        e.AccountOpened,
+        e.AccountClosed,
+        e.WorkspaceCreated,
+        e.SettingsStated,
+        e.MemberAdded,
+        e.MemberRemoved,
+        e.KeyCreated,
+        e.KeyRevoked,
+    ),
+    key="account",
+    partitions=6,
+    writers=("gateway",),
+    readers=("retention", "notifications"),
+    retention=_TRANSIT,
+    ordered=True,
+    fixed_partitions=True,
+    after_erasure={"retention": "drop", "notifications": "drop"},
+    key_of=lambda event: event.data.account,
+)
+ACCESS = Topic(
+    name="gateway.access",
+    title="Connections and sign-ins: for security, and for nothing else.",
+    events=(e.AccessRecorded,),
+    key="the envelope's subject",
+    partitions=6,
+    writers=("gateway",),
+    readers=("security",),
+    retention=_TRANSIT,
+    after_erasure={"security": "drop"},
+    key_of=lambda event: event.subject,
+)
+ACTIVITY = Topic(
+    name="gateway.activity",
+    title="Use of the dashboard and the playground, unless opted out.",
+    events=(e.ActivityRecorded,),
+    key="workspace",
+    partitions=6,
+    writers=("gateway",),
+    readers=("insights",),
+    retention=_TRANSIT,
+    after_erasure={"insights": "drop"},
+    key_of=lambda event: event.data.workspace,
+)
+PRIVACY_REQUESTS = Topic(
+    name="gateway.privacy-requests",
+    title="What people ask for under the privacy policy, and confirm.",
+    events=(e.PrivacyRequested, e.PrivacyConfirmed, e.PrivacyWithdrawn),
+    key="account",
+    partitions=3,
+    writers=("gateway", "operator"),
+    readers=("retention",),
+    retention=_TRANSIT,
+    ordered=True,
+    fixed_partitions=True,
+    after_erasure={"retention": "control"},
+    key_of=lambda event: event.data.account,
+)
+TOMBSTONES = Topic(
+    name="mesh.tombstones",
+    title="Who is erased, as keyed hashes: read to the end before anything else.",
+    events=(e.SubjectErased,),
+    key="hash",
+    partitions=1,
+    writers=("retention",),
+    readers=(*HOLDERS, "audit"),
+    retention=_TRANSIT,
+    compacted=True,
+    fixed_partitions=True,
+    after_erasure=dict.fromkeys((*HOLDERS, "audit"), "control"),
+    key_of=lambda event: event.data.hash,
+)
+PRIVACY_COMMANDS = Topic(
+    name="mesh.privacy-commands",
+    title="What holders of personal data have to do for a case.",
+    events=(e.PrivacyOrdered,),
+    key="case",
+    partitions=1,
+    writers=("retention",),
+    readers=(*HOLDERS, "audit"),
+    retention=_TRANSIT,
+    fixed_partitions=True,
+    after_erasure=dict.fromkeys((*HOLDERS, "audit"), "control"),
+    key_of=lambda event: event.data.case,
+)
+PRIVACY_RECEIPTS = Topic(
+    name="mesh.privacy-receipts",
+    title="What holders did for a case, and what the auditor saw.",
+    events=(e.PrivacyDone, e.PrivacyScanned),
+    key="case",
+    partitions=1,
+    writers=(*HOLDERS, "audit"),
+    readers=("retention",),
+    retention=_TRANSIT,
+    fixed_partitions=True,
+    after_erasure={"retention": "control"},
+    key_of=lambda event: event.data.case,
+)
+SETTINGS = Topic(
+    name="mesh.workspace-settings",
+    title="The settings of each workspace, in force.",
+    events=(e.SettingsChanged,),
+    key="workspace",
+    partitions=1,
+    writers=("retention",),
+    readers=("metering", "insights"),
+    retention=_TRANSIT,
+    compacted=True,
+    ordered=True,
+    fixed_partitions=True,
+    after_erasure={"metering": "drop", "insights": "drop"},
+    key_of=lambda event: event.data.workspace,
+)
+KEY_REFUSALS = Topic(
+    name="mesh.key-refusals",
+    title="API keys that the gateway must refuse.",
+    events=(e.KeyRefused,),
+    key="key",
+    partitions=1,
+    writers=("retention",),
+    readers=("gateway",),
+    retention=_TRANSIT,
+    compacted=True,
+    ordered=True,
+    fixed_partitions=True,
+    key_of=lambda event: event.data.key,
+)
+MESSAGES = Topic(
+    name="mesh.messages",
+    title="Mails that somebody is owed.",
+    events=(e.MessageRequested,),
+    key="case, or account",
+    partitions=1,
+    writers=("retention",),
+    readers=("notifications",),
+    retention=_TRANSIT,
+    fixed_partitions=True,
+    after_erasure={"notifications": "control"},
+    key_of=lambda event: event.data.case or event.data.account,
+)
+MESSAGE_OUTCOMES = Topic(
+    name="mesh.message-outcomes",
+    title="What became of each mail.",
+    events=(e.MessageSettled,),
+    key="case, or cause",
+    partitions=1,
+    writers=("notifications",),
+    readers=("retention",),
+    retention=_TRANSIT,
+    fixed_partitions=True,
+    after_erasure={"retention": "control"},
+    key_of=lambda event: event.data.case or event.data.cause,
+)
+
+TOPICS: tuple[Topic, ...] = (
+    GENERATIONS,
+    PAYMENTS,
+    PRICES,
+    ACCOUNTS,
+    ACCESS,
+    ACTIVITY,
+    PRIVACY_REQUESTS,
+    USAGE_RATED,
+    BALANCES,
+    COMMANDS,
+    TOMBSTONES,
+    PRIVACY_COMMANDS,
+    PRIVACY_RECEIPTS,
+    SETTINGS,
+    KEY_REFUSALS,
+    MESSAGES,
+    MESSAGE_OUTCOMES,
+)
 BY_NAME: Mapping[str, Topic] = {topic.name: topic for topic in TOPICS}

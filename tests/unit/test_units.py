@@ -20,8 +20,9 @@ EVERY = [model for topic in TOPICS for model in topic.events]
 def test_every_event_has_units(model: type[Event]) -> None:
     event: Any = msgspec.convert(example(model), twin(model))
     found = units(event)
-    assert found and all(subject for subject, _ in found)
+    assert found
     if model is UsageRated:
-        assert found == [(unit.workspace, unit) for unit in event.data.units]
+        assert [unit.part for unit in found] == list(event.data.units)
+        assert found[0].subjects == (("workspace", event.data.units[0].workspace), ("account", event.data.units[0].account))
     else:
-        assert [part for _, part in found] == [event]
+        assert [unit.part for unit in found] == [event]
