@@ -7,9 +7,10 @@ words are those of fideslang 3.1; what may never be stored (card numbers, passwo
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
 from typing import Literal, get_args
@@ -155,6 +156,45 @@ def personal(
     return tuple(
         Column(table, column, category, use, clock_start, period, on_erasure, ground, note) for column in columns
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How the rows of a table lead to subjects.
+
+    `owners`: subject kind -> the column (or SQL expression over the row) that holds its id. A row of an erased owner is
+    treated as its columns' `on_erasure` says. `traces`: subject kind -> the column that names it in rows which belong to
+    somebody else: an erasure replaces the value by a pseudonym, and the row stays. `through`: this table has no id of its own; its rows are those
+    whose column `through[0]` is the `through[2]` of a row in table `through[1]` that has owners.
+    `expires`: SQL expression over the row, a timestamptz or date: the row's time is over when it is not after now; None
+    for what has no clock of its own, or is dropped by partition. `moves`: (from, to) counters: a deleted row moves
+    between these classes of the conservation sum.
+
+    A map lists its `Rows` in the order in which an erasure treats them: what others are made from first, what leads to
+    other rows (`through`) last.
+    """
+
+    table: str
+    owners: Mapping[str, str] = field(default_factory=dict)
+    traces: Mapping[str, str] = field(default_factory=dict)
+    through: tuple[str, str, str] | None = None
+    expires: str | None = None
+    moves: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """All that a service holds: its columns, and how their rows lead to subjects."""
+
+    holder: str
+    columns: DataMap
+    rows: tuple[Rows, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """Digest of the map: a receipt says by which one it was made."""
+        content = repr((self.columns, self.rows))
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def by_column(data_map: Iterable[Column]) -> dict[tuple[str, str], Column]:
