@@ -142,9 +142,9 @@ async def extents(db: Connection, tables: Sequence[str]) -> list[Extent]:
         """SELECT t.name, c.relname,
                   (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint AS blocks
            FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n)
-           CROSS JOIN LATERAL pg_partition_tree(t.name::regclass) AS p
-           JOIN pg_class c ON c.oid = p.relid
-           WHERE p.isleaf AND pg_relation_size(c.oid) > 0 ORDER BY t.n, c.relname""",
+           JOIN pg_class c ON c.oid = t.name::regclass AND c.relkind = 'r'
+                           OR c.oid IN (SELECT relid FROM pg_partition_tree(t.name::regclass) WHERE isleaf)
+           WHERE pg_relation_size(c.oid) > 0 ORDER BY t.n, c.relname""",
         list(tables),
     )
     return [Extent(*row) for row in rows]
