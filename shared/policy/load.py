@@ -72,7 +72,7 @@ def _numbers(top: _Table) -> dict[str, Any]:
     requests, uses = top.table("requests"), top.table("uses")
     values: dict[str, Any] = {
         "version": top.text("version"),
-        "effective_date": top.date("effective_date"),
+        "effective_date": top.day("effective_date"),
         "region": top.text("region"),
         "stores": _by_name(top.table("stores"), STORES, _Table.text),
         "promised": _promised(top.table("promised")),
@@ -137,10 +137,10 @@ class _Table:
     def texts(self, name: str) -> tuple[str, ...]:
         return tuple(self._list(name, str, "a list of texts"))
 
-    def date(self, name: str) -> date:
+    def day(self, name: str) -> date:
         return self.take(name, date, "a date, as in 2026-11-28")
 
-    def dates(self, name: str) -> tuple[date, ...]:
+    def days(self, name: str) -> tuple[date, ...]:
         return tuple(self._list(name, date, "a list of dates"))
 
     def table(self, name: str) -> _Table:
@@ -198,7 +198,7 @@ def _calendar(table: _Table) -> BusinessCalendar:
     if unknown := [day for day in weekend if day not in _WEEK]:
         raise PolicyError(f"policy: calendar.weekend: {', '.join(unknown)} is no day of the week, as in 'saturday'.")
     found = BusinessCalendar(
-        table.text("zone"), frozenset(map(_WEEK.index, weekend)), frozenset(table.dates("holidays"))
+        table.text("zone"), frozenset(map(_WEEK.index, weekend)), frozenset(table.days("holidays"))
     )
     table.done()
     return found

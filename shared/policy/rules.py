@@ -18,6 +18,9 @@ DEADLINES = ("acknowledgement", "answer", "copy", "ccpa", "erasure", "child_eras
 LEGAL_CLASSES = ("US", "EU", "OTHER")
 
 
+_SAID = "that the policy promises (promise"
+
+
 class PolicyError(ValueError):
     """The policy cannot be used; the text says why and what to do."""
 
@@ -59,21 +62,23 @@ class Uses:
         """Why `who` may not use personal data for `use`, a sentence; None when it may."""
         below = next((word for word in self.forbidden if use == word or use.startswith(f"{word}.")), None)
         if below is not None:
-            return f"{who} uses personal data for {use!r}, which the policy rules out ({below}, promises 24, 73): take it out"
+            return (
+                f"{who} uses personal data for {use!r}; the policy rules {below!r} out (promises 24, 73): take it out"
+            )
         if use not in self.allowed:
-            return f"{who} uses personal data for {use!r}, which is not in the closed list [uses] allowed (promise 73): take another"
+            return (
+                f"{who} uses personal data for {use!r}, which is not in [uses] allowed (promise 73): take one that is"
+            )
         return None
 
     def reader_trouble(self, reader: str, use: str) -> str | None:
         """Why the service `reader` may not read personal data for `use`, a sentence; None when it may."""
         if reader not in self.readers:
-            return (
-                f"{reader} is not among the policy's [readers]: it may read no personal data until it is declared there"
-            )
+            return f"{reader} is not among the policy's [readers], so it may read no personal data: declare it there"
         if (found := self.trouble(reader, use)) is not None:
             return found
         if use not in self.readers[reader]:
-            return f"{reader} uses personal data for {use!r}, for which the policy's [readers] do not declare it: declare it, or take another"
+            return f"{reader} uses personal data for {use!r}, for which [readers] do not declare it: declare it there"
         return None
 
 
@@ -146,9 +151,9 @@ def contradictions(policy: Policy) -> Iterator[str]:
 
 
 def _version(policy: Policy) -> Iterator[str]:
-    date_ = policy.effective_date.isoformat()
-    if re.fullmatch(rf"{re.escape(date_)}(\.[0-9]+)?", policy.version) is None:
-        yield f"version is {policy.version!r}, yet the policy is of {date_}: a version is the effective date (promise 66), as in {date_!r}"
+    day = policy.effective_date.isoformat()
+    if re.fullmatch(rf"{re.escape(day)}(\.[0-9]+)?", policy.version) is None:
+        yield f"version is {policy.version!r}, yet effective_date is {day} (promise 66): a version starts with its date"
 
 
 def _periods(policy: Policy) -> Iterator[str]:
@@ -165,11 +170,11 @@ def _periods(policy: Policy) -> Iterator[str]:
         ("sweep.bound_hours", policy.sweep_bound // timedelta(hours=1), text.sweep_hours, 5),
     ):
         if kept > limit:
-            yield f"{name} is {kept}, above the {limit} that the policy promises ({number}): lower it, or change [promised] with the policy's text"
+            yield f"{name} is {kept}, above the {limit} {_SAID} {number}): lower it (or, with the text, [promised])"
     if policy.request_log_default_days > policy.request_log_max_days:
         yield "request_log.default_days is above request_log.max_days: lower the default"
     if policy.window <= policy.topic_max:
-        yield "deduplication.window_days must outlive the topics that it protects (topics.max_days): raise it, or shorten the topics"
+        yield "deduplication.window_days must outlive the topics it protects: raise it, or lower topics.max_days"
     if policy.trim_hold >= policy.topic_max:
         yield "topics.trim_hold_hours is as long as the topics live, so nothing would be trimmed: lower it"
     if policy.tombstone_life <= max(policy.window, timedelta(days=policy.dead_letter_days)):
@@ -184,20 +189,20 @@ def _deadlines(policy: Policy) -> Iterator[str]:
         if deadline.starts not in STARTS:
             yield f"{where} starts at {deadline.starts!r}, which nobody sees: take one of {', '.join(STARTS)}"
         if deadline.minimum and deadline.length < deadline.promised:
-            yield f"{where} is {deadline.length}, below the {deadline.promised} that the policy promises ({deadline.promise}): raise it"
+            yield f"{where} is {deadline.length}, below the {deadline.promised} {_SAID} {deadline.promise}): raise it"
         if not deadline.minimum and deadline.length > deadline.promised:
-            yield f"{where} is {deadline.length}, above the {deadline.promised} that the policy promises ({deadline.promise}): lower it"
+            yield f"{where} is {deadline.length}, above the {deadline.promised} {_SAID} {deadline.promise}): lower it"
         if deadline.warn >= timedelta(days=deadline.length):
             yield f"{where}.warn_hours is as long as the deadline, so that it would always warn: lower it"
     for name in ("erasure", "child_erasure"):
         if policy.deadlines[name].length > policy.erasure_cap_days:
             yield f"deadlines.{name} is above erasure.cap_days: a case may not end later than what it erases"
     if policy.confirmation_days >= policy.deadlines["ccpa"].length:
-        yield "requests.confirmation_days reaches the answer's deadline (deadlines.ccpa): a confirmation could come too late, lower it"
+        yield "requests.confirmation_days reaches deadlines.ccpa: a confirmation could come after the answer is due, lower it"
     if len(policy.calendar.weekend) > 6:
         yield "calendar.weekend leaves no business day: take a day out"
     if not _known(policy.calendar.zone):
-        yield f"calendar.zone is {policy.calendar.zone!r}, which is no zone of the tz database: take one like 'America/Los_Angeles'"
+        yield f"calendar.zone is {policy.calendar.zone!r}, which no tz database knows: take one like 'America/Los_Angeles'"
 
 
 def _known(zone: str) -> bool:
@@ -220,7 +225,7 @@ def _has_zones() -> bool:
 def _places(policy: Policy) -> Iterator[str]:
     for store, region in policy.stores.items():
         if region != policy.region and not region.startswith(f"{policy.region}-"):
-            yield f"stores.{store} is in {region or 'no region'!r}, outside {policy.region!r} where the policy says that data stays (58): move the store"
+            yield f"stores.{store} is in {region!r}, and data stays in {policy.region!r} (promise 58): move the store"
     if policy.billing_years and min(policy.billing_years.values()) < 1:
         yield "billing.years: books are kept for at least a year; raise it"
 
