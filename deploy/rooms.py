@@ -17,3 +17,11 @@ def load(room: str) -> Service:
         raise KeyError(f"there is no room {room!r}; there are {', '.join(ROOMS)}")
     service: Service = importlib.import_module(f"services.{room}.app").service
     return service
+
+
+def refusals(room: str) -> tuple[str, ...]:
+    """Why the room may not start, a sentence each: its data map and the policy in force do not go together."""
+    from shared.privacy.data_map import contradictions, foreign_uses
+
+    data_map = importlib.import_module(f"services.{room}.data_map").DATA_MAP
+    return (*contradictions(data_map), *foreign_uses(room, data_map))
