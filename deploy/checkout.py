@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -18,23 +19,27 @@ def root() -> Path:
 def commit(tree: Path) -> str | None:
     """The commit of the git work tree at `tree`; None where there is none.
 
-    With changes that are not committed it ends in `+dirty.` and a digest of them: two dirty trees are the same code only
-    if they have the same changes. What .gitignore leaves out does not count.
+    With changes that are not committed it ends in `+dirty.` and a digest of them, staged or not: two dirty trees are the
+    same code only if they have the same changes. What .gitignore leaves out does not count.
     """
     head = _git(tree, "rev-parse", "--verify", "HEAD")
-    # A tree that lies inside somebody else's repository has no commit of its own.
+    # A folder inside somebody else's repository has no commit of its own.
     if head is None or (_git(tree, "rev-parse", "--show-prefix") or b"").strip():
         return None
-    changes = _git(tree, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-color")
-    listed = _git(tree, "ls-files", "--others", "--exclude-standard", "-z")
-    if changes is None or listed is None:
+    changed = _git(tree, "diff", "HEAD", "--name-only", "--no-renames", "-z")
+    new = _git(tree, "ls-files", "--others", "--exclude-standard", "-z")
+    if changed is None or new is None:
         return None
-    digest = hashlib.sha256(changes)
-    for name in sorted(filter(None, listed.split(b"\0"))):
-        path = tree / name.decode(errors="surrogateescape")
-        digest.update(b"\0" + name + b"\0" + (path.read_bytes() if path.is_file() else b""))
     sha = head.decode().strip()
-    return f"{sha}+dirty.{digest.hexdigest()[:12]}" if changes or listed else sha
+    names = sorted({name for name in (changed + new).split(b"\0") if name})
+    if not names:
+        return sha
+    digest = hashlib.sha256()
+    for name in names:
+        path = tree / os.fsdecode(name)
+        content = path.read_bytes() if path.is_file() else b"gone"
+        digest.update(b"%d:%s%d:%s" % (len(name), name, len(content), content))
+    return f"{sha}+dirty.{digest.hexdigest()[:12]}"
 
 
 def _git(tree: Path, *arguments: str) -> bytes | None:

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 FIRST_DUE = ("books", "erasure", "rights", "security", "notifications", "insights", "money", "operations")
 Outcome = Literal["passed", "failed", "skipped", "not_run"]
+OUTCOMES = get_args(Outcome)
 State = Literal["proved", "platform", "open", "not_run"]
 FORMAT = 1
 
@@ -186,6 +187,8 @@ def loaded(text: str) -> Proof | None:
         tests = {
             name: Shown(tuple(test["promises"]), test["outcome"], test["run_at"]) for name, test in raw["tests"].items()
         }
+        if raw["complete"] not in (True, False) or any(test.outcome not in OUTCOMES for test in tests.values()):
+            return None
         return Proof(raw["commit"], raw["run_at"], raw["complete"], tests)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -41,12 +41,13 @@ class Promises:
         """Sees the items before -k, -m and others take theirs out."""
         known = {promise.no for promise in register().promises}
         for item in items:
-            marks = list(item.iter_markers("promise"))
-            numbers = tuple(sorted({number for mark in marks for number in mark.args}))
-            if any(not mark.args for mark in marks) or not known.issuperset(numbers):
-                raise pytest.UsageError(f"{item.nodeid}: promise(n) takes numbers of the register (promises.toml)")
+            for mark in item.iter_markers("promise"):
+                if not mark.args or not all(type(number) is int and number in known for number in mark.args):
+                    raise pytest.UsageError(f"{item.nodeid}: promise(n) takes numbers of the register (promises.toml)")
+        for item in items:
+            numbers = sorted({number for mark in item.iter_markers("promise") for number in mark.args})
             if numbers:
-                self._marked[item.nodeid] = numbers
+                self._marked[item.nodeid] = tuple(numbers)
             if item.get_closest_marker("exhaustive"):
                 self._rough.add(item.nodeid)
         self._complete = self._is_complete(config, items)
