@@ -20,8 +20,13 @@ def load(room: str) -> Service:
 
 
 def refusals(room: str) -> tuple[str, ...]:
-    """Why the room may not start, a sentence each: its data map and the policy in force do not go together."""
+    """Why the room may not start, a sentence each: what it holds and the policy in force do not go together."""
     from shared.privacy.data_map import contradictions, foreign_uses
+    from shared.privacy.mesh_map import KEY_MAP, MESH_MAP
 
-    data_map = importlib.import_module(f"services.{room}.data_map").DATA_MAP
-    return (*contradictions(data_map), *foreign_uses(room, data_map))
+    own = importlib.import_module(f"services.{room}.data_map").DATA_MAP
+    every_rooms = (*MESH_MAP, *KEY_MAP)
+    return (
+        *contradictions(own), *contradictions(MESH_MAP), *contradictions(KEY_MAP),
+        *foreign_uses(room, own), *foreign_uses("mesh", every_rooms),
+    )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -71,15 +71,17 @@ class Uses:
             )
         return None
 
-    def reader_trouble(self, reader: str, use: str) -> str | None:
-        """Why the service `reader` may not read personal data for `use`, a sentence; None when it may."""
+    def reader_troubles(self, reader: str, uses: Iterable[str]) -> tuple[str, ...]:
+        """Why the service `reader` may not read personal data for `uses`, a sentence each; empty when it may."""
         if reader not in self.readers:
-            return f"{reader} is not among the policy's [readers], so it may read no personal data: declare it there"
-        if (found := self.trouble(reader, use)) is not None:
-            return found
-        if use not in self.readers[reader]:
-            return f"{reader} uses personal data for {use!r}, for which [readers] do not declare it: declare it there"
-        return None
+            return (f"{reader} is not among the policy's [readers], so it may read nothing: declare it there",)
+        return tuple(filter(None, (self._reader_trouble(reader, use) for use in sorted(set(uses)))))
+
+    def _reader_trouble(self, reader: str, use: str) -> str | None:
+        if use in self.readers[reader]:
+            return None
+        undeclared = f"{reader} uses personal data for {use!r}, for which [readers] do not declare it: declare it there"
+        return self.trouble(reader, use) or undeclared
 
 
 @dataclass(frozen=True, slots=True)

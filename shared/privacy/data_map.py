@@ -191,11 +191,8 @@ def contradictions(data_map: Iterable[Column], numbers: Policy | None = None) ->
 
 
 def foreign_uses(reader: str, data_map: Iterable[Column], numbers: Policy | None = None) -> tuple[str, ...]:
-    """Why the service `reader` may not hold this map, a sentence for each use that the policy does not give it."""
-    columns = [column for column in data_map if column.personal]
-    uses = (numbers or policy()).uses
-    found = (uses.reader_trouble(reader, use) for use in sorted({column.use for column in columns}))
-    return tuple(sentence for sentence in found if sentence is not None)
+    """Why the service `reader` may not hold this map, a sentence each: the policy does not know it, or not for this use."""
+    return (numbers or policy()).uses.reader_troubles(reader, {column.use for column in data_map if column.personal})
 
 
 def _column(column: Column, numbers: Policy) -> Iterator[str]:

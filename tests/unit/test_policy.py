@@ -216,7 +216,9 @@ def test_a_reader_uses_what_it_declared(reader: str, use: Any, says: str | None)
 
 
 def test_what_is_about_nobody_needs_no_use() -> None:
-    assert foreign_uses("stranger", [replace(COLUMN, category="none", use="none")]) == ()
+    nobody = [replace(COLUMN, category="none", use="none")]
+    assert foreign_uses("audit", nobody) == ()
+    assert len(foreign_uses("stranger", nobody)) == 1
 
 
 # --- another file ------------------------------------------------------------------------------------------------
