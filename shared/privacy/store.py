@@ -112,6 +112,11 @@ async def orders(db: Connection, keys: Sequence[tuple[str, int]]) -> list[Mappin
     )  # fmt: skip
 
 
+async def forget_orders(db: Connection, before: datetime) -> None:
+    """Ends what is known of orders whose erasure was confirmed before `before`."""
+    await db.execute("DELETE FROM mesh_erasure WHERE confirmed_at < $1 AND done_at IS NOT NULL", before)
+
+
 async def finish_orders(db: Connection, receipts: Sequence[tuple[str, int, Any]], now: datetime) -> None:
     """Keeps each receipt, (case, epoch, receipt), and forgets who it was about."""
     await db.executemany(
