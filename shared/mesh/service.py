@@ -28,12 +28,14 @@ class Received(NamedTuple):
 class Batch:
     """The decoded events of one effect transaction, in order per partition.
 
-    `replay`: these offsets were passed before (a rewound cursor), so counters stand still.
+    `replay`: these offsets were passed before (a rewound cursor), so counters stand still. `erased_subjects`: those of
+    its (kind, id) subjects that are erased, where this reader still has to book what is theirs.
     """
 
     topic: Topic
     events: list[Received]
     replay: bool = False
+    erased_subjects: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ CONFIG = BillingConfig.parse(files("services.billing").joinpath("billing.toml").
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 AMOUNTS = st.integers(1, 400 * PICO)
 DECODE = Codec(topics.PAYMENTS).decode
-SYSTEM = ("revenue", "payment_clearing", "fees", "breakage", "promotions", "suspense", "opening")
+SYSTEM = ("revenue", "payment_clearing", "fees", "breakage", "promotions", "suspense", "suspense_erased", "opening")
 
 
 def granted(name: str, amount: int, *, priority: int = 100, expires: int | None = None, made: int = 0) -> Grant:
@@ -60,12 +60,6 @@ def test_burn_order_is_priority_then_expiry_then_creation_then_purchased_then_de
     legs, after = ledger.burn(after, 20)
     assert legs == (Leg("granted", 5), Leg("purchased", 7), Leg("receivable", 8), Leg("revenue", -20))
     assert after == Balances(0, 8, ())
-
-
-def test_usage_of_somebody_who_is_gone_goes_to_suspense() -> None:
-    legs, after = ledger.charge(Balances(), 9, beyond="suspense")
-    assert legs == (Leg("suspense", 9), Leg("revenue", -9))
-    assert after == Balances()
 
 
 def test_nothing_used_books_nothing() -> None:
