@@ -168,13 +168,13 @@ async def open_books_by_id(
     return books
 
 
-# Columns in the order of `_standing`. Who waits here for an erasure to end sees the balance as it is then, and the name as
-# it was before: so it is the balance that says whether there is still a name.
+# Columns in the order of `_standing`. Where an erasure can be under way, by number: who waits for it to end sees the
+# balance as it is then, and the name as it was before. So it is the balance that says whether there is still a name.
 _LOCKED = """SELECT r.workspace, b.workspace_id, b.class, b.class_stated, b.version, b.purchased_pico::text,
                     b.receivable_pico::text, b.granted_pico::text, b.purchased_account, b.granted_account,
                     b.receivable_account
              FROM workspace_ref r JOIN balance b ON b.workspace_id = r.id
-             WHERE r.workspace = ANY($1) AND NOT b.erased ORDER BY b.workspace_id FOR UPDATE OF b"""
+             WHERE r.workspace = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b"""
 _LOCKED_NUMBERED = """SELECT CASE WHEN NOT b.erased THEN r.workspace END, b.workspace_id, b.class, b.class_stated, b.version,
                              b.purchased_pico::text, b.receivable_pico::text, b.granted_pico::text, b.purchased_account,
                              b.granted_account, b.receivable_account

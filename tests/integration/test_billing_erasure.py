@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -58,7 +59,8 @@ class Holder:
                 done = await self.erase(*subjects, tx=own)
             await self.mesh.idle()
             return done
-        await app.before_erase(frozenset(subjects), tx)
+        for _ in range(2):  # an erasure may have to begin again
+            await app.before_erase(frozenset(subjects), tx)
         gone = Counter[str]()
         columns = by_column(HOLDING.columns)
         for rows in HOLDING.rows:
@@ -382,26 +384,32 @@ async def test_a_dispute_won_after_all_is_paid_leaves_no_credit_to_the_erased(me
     await room.proved()
 
 
-async def test_a_charge_that_waited_for_an_erasure_does_not_bring_the_name_back(mesh: Mesh, seed: int) -> None:
-    """It looked the name up before the erasure's commit, and gets the lock after it."""
+async def test_what_waited_for_an_erasure_does_not_bring_the_name_back(mesh: Mesh, seed: int) -> None:
+    """Both looked the name up before the erasure's commit, and get the lock after it."""
     room, gone = await holder(mesh, seed), f"raced-{seed}"
     await room.send(room.money(events.PaymentSettled, gone, payment="p", credit_pico=str(20 * DOLLAR)))
     payment = room.money(events.PaymentSettled, gone, payment="p2", credit_pico=str(DOLLAR))
     said = len(await published(mesh, gone))
 
-    async def waits() -> bool:
+    async def wait() -> bool:
         async with mesh.world.admin() as admin:
-            return bool(
-                await admin.fetchval(
-                    """SELECT count(*) FROM pg_stat_activity
-                       WHERE wait_event_type = 'Lock' AND datname = 'steward_billing'"""
-                )
+            waiting: int = await admin.fetchval(
+                """SELECT count(*) FROM pg_stat_activity
+                   WHERE wait_event_type = 'Lock' AND datname = 'steward_billing'"""
             )
+            return waiting == 2
+
+    async def say_all_again() -> None:
+        async with room.transaction() as tx:
+            await tx.db.execute("UPDATE balance_round SET position = 0")
+            await app.republish_balances(tx.now, tx)
 
     async with room.transaction() as tx:
         await room.erase(("workspace", gone), tx=tx)
         await room.gateway.send(mesh.env, [payment])
-        await mesh.until(waits, 10, "the payment waits")
+        again = asyncio.create_task(say_all_again())
+        await mesh.until(wait, 10, "a payment and a job wait")
+    await again
     await mesh.idle()
     assert (await room.ledger())["suspense_erased"] == -DOLLAR
     assert await room.names() == []
