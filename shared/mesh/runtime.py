@@ -77,7 +77,7 @@ class Runtime:
         self._started = False
         self._closers: list[Callable[[], Awaitable[Any]]] = []
         # What plug-ins keep for the life of this process, by name.
-        self.plugged: dict[str, Any] = {}
+        self.plugged: dict[str, Any] = {"kafka": settings.kafka}
         self.exit_reason: str | None = None
         self._exit = asyncio.Event()
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{id(self) & 0xFFFF:x}"
@@ -116,7 +116,7 @@ class Runtime:
         tasks = service.tasks | {RELEASE_PARKED: release_parked_task(self)}
         self.worker = Worker(
             service.name, self._pool, self.clock, jobs, tasks,
-            guard=service.guard, wake_relay=self.relay.wake, fault=self._fault,
+            guard=service.guard, plugged=self.plugged, wake_relay=self.relay.wake, fault=self._fault,
         )  # fmt: skip
         declarations = [*service.consumers]
         if service.name in COMMANDS.readers:
@@ -208,6 +208,7 @@ class Runtime:
             session_timeout_ms=settings.session_timeout_ms,
             filter=self.service.filter,
             guard=self.service.guard,
+            plugged=self.plugged,
             limit=self._limit,
             wake_relay=self.relay.wake,
             wake_tasks=self.worker.wake,
@@ -411,7 +412,7 @@ class Runtime:
         async with self.pool.acquire() as db, db.transaction():
             now = self.clock.now()
             await store.log_read(db, name, actor, role, reason, now)
-            return await handler(query, Transaction(self.service.name, db, now))
+            return await handler(query, Transaction(self.service.name, db, now, plugged=self.plugged))
 
     async def idle(self) -> dict[str, Any]:
         """Whether nothing is on its way: lag 0 (asked of Kafka, not of a cache), outbox and tasks empty."""

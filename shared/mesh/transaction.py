@@ -38,11 +38,22 @@ class NotGiven(Exception):
 class Transaction:
     """One effect transaction. `db` is inside of it; what `publish` and `count` are told becomes true with its commit."""
 
-    def __init__(self, service: str, db: Connection, now: datetime, *, part: int = -1, replay: bool = False) -> None:
+    def __init__(
+        self,
+        service: str,
+        db: Connection,
+        now: datetime,
+        *,
+        part: int = -1,
+        replay: bool = False,
+        plugged: Mapping[str, Any] | None = None,
+    ) -> None:
         self.service = service
         self.db = db
         self.now = now
         self.replay = replay
+        # What is plugged into the running service, by name.
+        self.plugged: Mapping[str, Any] = plugged or {}
         self._part = part
         self._outbox: list[OutboxRow] = []
         self._counts: Counter[str] = Counter()
