@@ -277,6 +277,16 @@ def closure(case_id: str, closed_at: datetime, world: World) -> tuple[Case, list
     return step(Case(case_id, "account", closed_at, kind="closure"), Confirmed(right=True), world)
 
 
+def asked_earlier(case: Case, at: datetime) -> Case:
+    """Somebody had asked for the same before: the earliest wish's clocks are the case's."""
+    return replace(case, requested_at=min(case.requested_at, at))
+
+
+def closing(case: Case, closed_at: datetime) -> Case:
+    """A request that still waits, of an account that was closed: it ends with the account's time, confirmed or not."""
+    return replace(asked_earlier(case, closed_at), kind="closure")
+
+
 def step(case: Case, what: Happening, world: World) -> tuple[Case, list[Deed]]:
     """The case after `what`, and what is to be done about it, in that order."""
     deeds: list[Deed] = []

@@ -67,7 +67,7 @@ DATA_MAP: DataMap = (
         note="plain only until the request is confirmed, withdrawn or lapsed",
     ),
     *personal(
-        "privacy_case", "sealed",
+        "privacy_case", "sealed", "sealed_account",
         category="user.unique_id", use="essential.legal_obligation", clock_start="erasure_confirmed",
         period=timedelta(days=30), on_erasure="shred", ground="legal_obligation",
         note="who is erased, under the case's own key, which is destroyed with the certificate",

@@ -69,6 +69,7 @@ CREATE TABLE privacy_case (
     target            text,
     subject_pseudonym bytea NOT NULL CHECK (length(subject_pseudonym) = 16),
     sealed            text,                  -- who is erased, under the case's key
+    sealed_account    text,                  -- whom to tell when it is done, under the same key
     subjects          int   NOT NULL DEFAULT 0,
     attempts          int   NOT NULL CHECK (attempts BETWEEN 0 AND 5),
     requested_at      timestamptz NOT NULL,
@@ -148,11 +149,12 @@ CREATE INDEX case_mail_case ON case_mail (case_id);
 
 -- Written before anything is destroyed, and kept for as long as a copy could bring somebody back.
 CREATE TABLE tombstone (
-    hash       bytea PRIMARY KEY CHECK (length(hash) = 16),
+    hash       bytea NOT NULL CHECK (length(hash) = 16),
     kind       text  NOT NULL,
     case_id    text  NOT NULL,
     at         timestamptz NOT NULL,
-    expires_at timestamptz NOT NULL
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (hash, case_id)
 );
 CREATE INDEX tombstone_case ON tombstone (case_id);
 
