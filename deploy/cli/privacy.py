@@ -35,7 +35,7 @@ _timeout = click.option(
 )
 
 
-class _Shaped(click.ParamType):
+class _Shaped(click.ParamType):  # type: ignore[type-arg]
     """A text of a shape that the contract demands; what does not fit is never sent."""
 
     def __init__(self, name: str, pattern: str) -> None:

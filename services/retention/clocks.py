@@ -21,11 +21,11 @@ _COMPACTION = timedelta(days=8)
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """One bound. `open`: it still runs."""
+    """One bound. `runs`: it is not met yet."""
 
     name: str
     due_at: datetime
-    open: bool
+    runs: bool
     forecast_at: datetime | None = None
 
 
@@ -56,12 +56,12 @@ def clocks(case: Case, now: datetime, timing: Timing) -> tuple[Clock, ...]:
 
 def due_at(case: Case, now: datetime, timing: Timing) -> datetime | None:
     """The earliest open clock's end; None when nothing is owed any more."""
-    return min((clock.due_at for clock in clocks(case, now, timing) if clock.open), default=None)
+    return min((clock.due_at for clock in clocks(case, now, timing) if clock.runs), default=None)
 
 
 def at_risk(case: Case, now: datetime, timing: Timing) -> bool:
     """Whether an open clock will be missed, if what keeps the case waiting goes on for as long as it already has."""
     return any(
-        clock.open and clock.forecast_at is not None and clock.forecast_at >= clock.due_at
+        clock.runs and clock.forecast_at is not None and clock.forecast_at >= clock.due_at
         for clock in clocks(case, now, timing)
     )

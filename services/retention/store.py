@@ -297,7 +297,6 @@ class Row:
         self.case = _case(row, holders)
         # Whom a confirmation concerns, for the transaction that takes it.
         self.circle: Circle | None = None
-        self.listed: str | None = None
 
 
 def _case(row: asyncpg.Record, holders: Iterable[asyncpg.Record]) -> Case:

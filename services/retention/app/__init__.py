@@ -14,10 +14,12 @@ from services.retention.app import cases, directory, holds, shown
 from services.retention.app.gauges import observe
 from services.retention.app.room import Room
 from services.retention.case import Timing
+from services.retention.data_map import HOLDING
 from shared.contract import topics
 from shared.mesh import Batch, Received, Service, Transaction
 from shared.mesh.http import NotFound
 from shared.mesh.store import Connection
+from shared.privacy.holder import attach
 
 _REPUBLISHED = 1_000
 _LIST = 1_000
@@ -39,7 +41,6 @@ def make_service(
     service = Service(
         "retention",
         migrations=Path(__file__).parents[1] / "migrations",
-        uses_keys=True,
         on_start=room.open,
         on_observe=gauges,
     )
@@ -135,6 +136,7 @@ def make_service(
         rows = await store.holds(tx.db, all_of_them=query.get("all") == "yes", limit=limit)
         return [dict(row) for row in rows]
 
+    attach(service, HOLDING)
     return service
 
 

@@ -156,7 +156,7 @@ async def _confirm(room: Room, received: Received, tx: Transaction) -> None:
         return
     data = received.event.data
     said = room.code_hash(row.case.id, data.code)
-    right = any([hmac.compare_digest(said, one) for one in await store.codes(tx.db, row.case.id)])
+    right = any(hmac.compare_digest(said, one) for one in await store.codes(tx.db, row.case.id))
     if not right:
         tx.count("codes_wrong")
         await happen(room, tx, row, machine.Confirmed(False))
@@ -171,11 +171,10 @@ async def confirm(
     assert row.target is not None, "a case that waits knows for whom"
     known = await store.known_around(tx.db, row.case.scope, row.target)
     circle = subjects.circle(row.case.scope, row.target, known, successors)
-    listed = json.dumps(circle.subjects, separators=(",", ":"))
-    if len(listed) * 4 // 3 > _SEALED_MAX and record is not None:
+    if len(json.dumps(circle.subjects)) * 4 // 3 > _SEALED_MAX and record is not None:
         tx.refuse(record, "too_many_subjects", "an order cannot carry so many; erase workspaces one by one first")
         return
-    row.circle, row.listed = circle, listed
+    row.circle = circle
     hashes = [room.pseudonym(kind, name) for kind, name in circle.subjects]
     deferred = await store.being_placed(tx.db, hashes)
     await happen(room, tx, row, machine.Confirmed(True), deferred=deferred)
@@ -259,7 +258,9 @@ async def _close(room: Room, account: str, closed_at: datetime, tx: Transaction)
     else:
         case_id = await _open_case(tx, pseudonym)
     for row in (await store.lock_cases(tx.db, [case_id])).values():
-        if row.case.state == "requested":
+        if row.case.state == "requested" and row.target is None:
+            await happen(room, tx, row, machine.Withdrawn())  # who asked was erased meanwhile, and so is this account
+        elif row.case.state == "requested":
             row.case = machine.closing(row.case, closed_at)
             await confirm(room, tx, row, {})
     await store.note_closure(tx.db, account, case_id)
@@ -337,12 +338,11 @@ def _order(
 async def _entomb(room: Room, tx: Transaction, row: store.Row) -> None:
     """Written before anything is destroyed: who is erased, as keyed hashes; who it was, under the case's own key."""
     case, circle = row.case, row.circle
-    assert circle is not None and row.listed is not None and row.account is not None
+    assert circle is not None and row.account is not None
     assert case.confirmed_at is not None
     at = case.confirmed_at
-    await room.make_case_key(case.id, tx.now)
-    row.sealed = await room.seal_case(case.id, row.listed)
-    row.sealed_account = await room.seal_case(case.id, row.account)
+    row.sealed = await room.seal_subjects(case.id, circle.subjects, tx.now)
+    row.sealed_account = await room.seal_account(case.id, row.account)
     row.subjects = len(circle.subjects)
     graves = [(room.pseudonym(kind, name), kind) for kind, name in circle.subjects]
     await store.add_tombstones(tx.db, case.id, graves, at, at + RECORDS)
@@ -369,13 +369,13 @@ async def _tell(room: Room, tx: Transaction, row: store.Row) -> None:
     """The mail that says that it is done, and the end of what compacted topics still say."""
     case = row.case
     assert row.sealed is not None and row.sealed_account is not None and case.confirmed_at is not None
-    gone = [tuple(each) for each in json.loads(await room.open_case(case.id, row.sealed))]
+    gone = await room.open_subjects(case.id, row.sealed)
     for kind, name in gone:
         if kind == "workspace":
             publish_null(tx, topics.SETTINGS, name)
         elif kind == "key":
             publish_null(tx, topics.KEY_REFUSALS, name)
-    account = await room.open_case(case.id, row.sealed_account)
+    account = await room.open_account(case.id, row.sealed_account)
     facts = {
         "scope": case.scope,
         "requested": rfc3339(case.requested_at),

@@ -32,7 +32,7 @@ async def observe(db: Connection, now: datetime, timing: Timing) -> None:
             OPEN.labels(state).set(sum(row.case.state == state for row in rows))
     AT_RISK.set(sum(clocks.at_risk(row.case, now, timing) for row in rows))
     LATE.set(
-        sum(any(clock.open and clock.due_at <= now for clock in clocks.clocks(row.case, now, timing)) for row in rows)
+        sum(any(clock.runs and clock.due_at <= now for clock in clocks.clocks(row.case, now, timing)) for row in rows)
     )
     needing = sum(bool(row.case.needs_person(now, timing)) for row in rows)
     NEED_PERSON.set(needing + await store.silent_holds(db, now - timing.silence))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -40,8 +39,7 @@ async def place(room: Room, received: Received, tx: Transaction) -> None:
         tx.refuse(received.record, "invalid", f"a hold's {' and '.join(wrong)} make no sense")
         return
     assert until is not None
-    await room.make_case_key(event.id, tx.now)
-    sealed = await room.seal_case(event.id, json.dumps([[kind, command.target]], separators=(",", ":")))
+    sealed = await room.seal_subjects(event.id, ((kind, command.target),), tx.now)
     placed = await store.add_hold(
         tx.db, machine.Hold(event.id, holder, until), table=table, kind=kind,
         pseudonym=room.pseudonym(kind, command.target), sealed=sealed, ground=ground, actor=command.actor,

@@ -34,8 +34,8 @@ async def whole(db: Connection, row: store.Row, now: datetime, timing: Timing) -
             {
                 "name": one.name,
                 "due_at": one.due_at,
-                "open": one.open,
-                "forecast_at": one.forecast_at if one.open else None,
+                "open": one.runs,
+                "forecast_at": one.forecast_at if one.runs else None,
             }
             for one in clocks.clocks(case, now, timing)
         ],
