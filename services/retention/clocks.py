@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from services.retention.case import Case, Timing
-from shared.privacy.data_map import CLOSURE_CAP, ERASURE_CAP
+from shared.policy import policy
 
 ANSWER = timedelta(days=45)
 """From receipt, whatever the confirmation takes (CCPA)."""
@@ -29,9 +29,13 @@ class Clock:
     forecast_at: datetime | None = None
 
 
+def _closure_cap() -> timedelta:
+    return timedelta(days=policy().closure_cap_days)
+
+
 def closes_at(closed_at: datetime) -> datetime:
     """When a closed account's case opens by itself."""
-    return closed_at + CLOSURE_CAP - CLOSURE_LEAD
+    return closed_at + _closure_cap() - CLOSURE_LEAD
 
 
 def clocks(case: Case, now: datetime, timing: Timing) -> tuple[Clock, ...]:
@@ -45,12 +49,12 @@ def clocks(case: Case, now: datetime, timing: Timing) -> tuple[Clock, ...]:
     swept_at = max(certified_at, (case.completed_at or complete_at) + _COMPACTION)
     found = []
     if case.kind == "closure":
-        found.append(Clock("closure", case.requested_at + CLOSURE_CAP, case.open and not done, complete_at))
+        found.append(Clock("closure", case.requested_at + _closure_cap(), case.open and not done, complete_at))
     else:
         answered = case.answered_at is not None
         found.append(Clock("answer", case.requested_at + ANSWER, case.open and not answered, complete_at))
     if case.confirmed_at is not None:
-        found.append(Clock("erasure", case.confirmed_at + ERASURE_CAP, case.open, swept_at))
+        found.append(Clock("erasure", case.confirmed_at + timedelta(days=policy().erasure_cap_days), case.open, swept_at))
     return tuple(found)
 
 
