@@ -20,6 +20,7 @@ class Policy:
     future: timedelta
     request_log_default_days: int
     request_log_max_days: int
+    activity_days: int
     topic_max: timedelta
     rollup_months: int
     allow_plain_sealed: bool
@@ -45,6 +46,7 @@ def policy() -> Policy:
         future=timedelta(minutes=raw["deduplication"]["future_minutes"]),
         request_log_default_days=raw["request_log"]["default_days"],
         request_log_max_days=raw["request_log"]["max_days"],
+        activity_days=raw["activity"]["days"],
         topic_max=timedelta(days=raw["topics"]["max_days"]),
         rollup_months=raw["rollup"]["months"],
         allow_plain_sealed=raw["sealed"]["allow_plain"],
