@@ -71,7 +71,7 @@ def row(event: Any) -> Row:
     """The event as a row. It expires on the day of its last instant."""
     data = event.data
     return Row(
-        (event.time + LIFE).astimezone(UTC).date(), event.id, event.time, data.account, data.workspace, data.member,
+        (event.time.astimezone(UTC) + LIFE).date(), event.id, event.time, data.account, data.workspace, data.member,
         data.surface, data.action, data.model,
     )  # fmt: skip
 
