@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,6 +105,34 @@ async def test_nothing_is_kept_while_opted_out_not_even_from_events_in_flight(me
     # Nothing of it lies anywhere else.
     assert await mesh.value("insights", "SELECT count(*) FROM mesh_dead_letter") == 0
     assert await counter(mesh, "activity_purged") == 1
+
+
+@pytest.mark.promise(12)
+async def test_an_opt_out_waits_for_what_was_judged_before_it(mesh: Mesh, house: House) -> None:
+    """batch-in-flight: rows that an open transaction has written are not there yet when the opt-out deletes."""
+    written, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(point: str) -> None:
+        if point == "before_commit" and not written.is_set():
+            written.set()
+            await go_on.wait()
+
+    await mesh.start("insights", clock=house.clock, fault=hold)
+    await mesh.owned()
+    await house.gateway.send(mesh.env, [house.activity("ins-j")])
+    await asyncio.wait_for(written.wait(), 20)
+    await house.gateway.send(mesh.env, [house.setting("ins-j", 1, True)])
+
+    async def it_waits_or_is_in_force() -> bool:
+        waits = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+        known = "SELECT count(*) FROM workspace_setting WHERE workspace = 'ins-j'"
+        return bool(await mesh.value("insights", waits) or await mesh.value("insights", known))
+
+    await mesh.until(it_waits_or_is_in_force, 20, "the opt-out arrives")
+    go_on.set()
+    await mesh.idle()
+    assert await kept(mesh) == {} and await counter(mesh, "activity_purged") == 1
 
 
 @pytest.mark.promise(12)
