@@ -10,9 +10,11 @@ from typing import Any
 
 from services.insights import store
 from services.insights.activity import LIFE, judged, names_a_case, obeyed, row
+from services.insights.data_map import HOLDING
 from shared.contract import topics
 from shared.mesh import Batch, Partitioned, Service, Transaction
 from shared.mesh.http import NotAllowed
+from shared.privacy.holder import attach
 
 service = Service(
     "insights",
@@ -57,3 +59,6 @@ async def read_activity(query: Mapping[str, str], tx: Transaction) -> Any:
     limit = min(int(query.get("limit", "100")), 1_000)
     today = tx.now.astimezone(UTC).date()
     return await store.activity(tx.db, query.get("workspace", ""), today, tx.now - LIFE, limit)
+
+
+holder = attach(service, HOLDING)

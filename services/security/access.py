@@ -58,10 +58,10 @@ def keeps_address(at: datetime, now: datetime) -> bool:
 def row(event: Any) -> Row:
     """The connection as a row. Where an API key speaks, nothing else says who: the row is the workspace's."""
     data = event.data
-    person = (None, None) if data.key is not None else (data.identity, data.session)
+    identity, session = (None, None) if data.key is not None else (data.identity, data.session)
     return Row(
         last_day(event.time, ROW_LIFE), event.id, event.time, data.account, data.workspace, data.member, data.key,
-        *person, data.kind, data.outcome, data.agent,
+        identity, session, data.kind, data.outcome, data.agent,
     )  # fmt: skip
 
 
@@ -74,3 +74,8 @@ def address(text: str) -> str:
     if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
         return str(found.ipv4_mapped)
     return found.compressed.partition("%")[0]
+
+
+def place(event_id: str) -> str:
+    """Where a connection's sealed address stands: it opens nowhere else."""
+    return f"access_ip.address:{event_id}"

@@ -49,18 +49,19 @@ DATA_MAP: DataMap = (
     ),
 )  # fmt: skip
 
+_OWNERS = {"account": "account", "workspace": "workspace", "identity": "identity"}
+
 # What a person did is the person's own and goes with any of its subjects. What an API key did is the workspace's: there
-# an erased member, and its key, leave a pseudonym.
+# an erased member, and its key, leave a pseudonym, and only the address goes.
 ROWS: tuple[Rows, ...] = (
-    Rows("access_ip", through=("event_id", "access_row", "event_id")),
+    Rows(
+        "access_ip",
+        owners=_OWNERS | {"member": "member", "key": "key_id"},
+        through=("event_id", "access_row", "event_id"),
+    ),
     Rows(
         "access_row",
-        owners={
-            "account": "account",
-            "workspace": "workspace",
-            "identity": "identity",
-            "member": "CASE WHEN key_id IS NULL THEN member END",
-        },
+        owners=_OWNERS | {"member": "CASE WHEN key_id IS NULL THEN member END"},
         traces={"member": "member", "key": "key_id"},
     ),
 )

@@ -15,7 +15,7 @@ class Address(NamedTuple):
 
     expires_on: date
     event_id: str
-    address: bytes
+    address: str
     correlate: bytes
 
 
@@ -36,7 +36,7 @@ async def add_addresses(db: Connection, rows: Sequence[Address]) -> None:
     """Adds the addresses of connections whose rows are new."""
     await db.execute(
         """INSERT INTO access_ip (expires_on, event_id, address, correlate)
-           SELECT * FROM unnest($1::date[], $2::uuid[], $3::bytea[], $4::bytea[])
+           SELECT * FROM unnest($1::date[], $2::uuid[], $3::text[], $4::bytea[])
            ON CONFLICT DO NOTHING""",
         *zip(*sorted(rows, key=lambda row: row[:2]), strict=True),
     )

@@ -4,73 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
 
 from services.insights.activity import LIFE
-from shared.contract import events, topics
-from shared.mesh.clock import FileClock
+from shared.contract import topics
 from shared.mesh.http import NotAllowed
-from shared.mesh.runtime import Runtime
-from shared.mesh.transaction import rfc3339
-from tests.support.gateway import Gateway, Sent
+from tests.support.house import START, House
 from tests.support.rewind import rewind
 from tests.support.world import Mesh
 
-START = datetime(2026, 12, 1, 10, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
-
-
-class House:
-    """A gateway and a clock that a test moves."""
-
-    def __init__(self, seed: int, folder: Path) -> None:
-        self.gateway = Gateway(seed)
-        self._path = folder / "clock"
-        self.at(START)
-        self.clock = FileClock(self._path)
-
-    def at(self, instant: datetime) -> None:
-        """It is `instant`, and stays so."""
-        FileClock.write(self._path, instant, rate=0)
-
-    def activity(self, workspace: str, at: datetime = START, **changes: Any) -> Sent:
-        """Somebody asked a model in the playground."""
-        data = {
-            "account": f"acc-{workspace}", "workspace": workspace, "member": f"mem-{workspace}", "surface": "playground",
-            "action": "chat.sent", "model": "test-model",
-        } | changes  # fmt: skip
-        return self.gateway.event(
-            topics.ACTIVITY, events.ActivityRecorded, data, at_ms=int(at.timestamp() * 1000), key=workspace
-        )
-
-    def setting(self, workspace: str, version: int, opt_out: bool, at: datetime = START, **changes: Any) -> Sent:
-        """The workspace's settings in force, as the mesh states them."""
-        data = {
-            "workspace": workspace, "account": f"acc-{workspace}", "version": version, "log_retention_days": 30,
-            "activity_opt_out": opt_out, "changed_at": rfc3339(at),
-        } | changes  # fmt: skip
-        return self.gateway.event(topics.SETTINGS, events.SettingsChanged, data, key=workspace, subject=workspace)
 
 
 @pytest.fixture
 def house(seed: int, tmp_path: Path) -> House:
-    return House(seed, tmp_path)
-
-
-async def begin(mesh: Mesh, house: House) -> Runtime:
-    running = await mesh.start("insights", clock=house.clock)
-    await mesh.owned()
-    return running
-
-
-async def send(mesh: Mesh, house: House, *records: Sent) -> None:
-    await house.gateway.send(mesh.env, records)
-    await mesh.idle()
+    return House("insights", seed, tmp_path)
 
 
 async def kept(mesh: Mesh) -> dict[str, int]:
@@ -78,33 +30,29 @@ async def kept(mesh: Mesh) -> dict[str, int]:
     return {row["workspace"]: row["n"] for row in rows}
 
 
-async def counter(mesh: Mesh, name: str) -> int:
-    return int(await mesh.value("insights", "SELECT coalesce(sum(value), 0) FROM mesh_counter WHERE name = $1", name))
-
-
 @pytest.mark.promise(12)
 async def test_nothing_is_kept_while_opted_out_not_even_from_events_in_flight(mesh: Mesh, house: House) -> None:
-    await begin(mesh, house)
+    await house.begin(mesh)
     early, late = [house.activity("ins-a", START - n * SECOND) for n in (60, 50)]
-    await send(mesh, house, early, house.activity("ins-b"), house.activity("ins-c", opted_out=True))
+    await house.send(mesh, early, house.activity("ins-b"), house.activity("ins-c", opted_out=True))
     # The event's own word counts before any setting is known here.
     assert await kept(mesh) == {"ins-a": 1, "ins-b": 1}
     # The setting deletes what is there, of nobody else, and stops what was on its way when it came.
-    await send(mesh, house, house.setting("ins-a", 1, True))
+    await house.send(mesh, house.setting("ins-a", 1, True))
     assert await kept(mesh) == {"ins-b": 1}
-    await send(mesh, house, late, early, house.activity("ins-a", START + SECOND))
+    await house.send(mesh, late, early, house.activity("ins-a", START + SECOND))
     assert await kept(mesh) == {"ins-b": 1}
     # Opted in again: what is from before that stays away, whenever it comes.
     house.at(START + 60 * SECOND)
-    await send(mesh, house, house.setting("ins-a", 2, False, START + 30 * SECOND))
-    await send(
-        mesh, house, late, early, house.activity("ins-a", START + 29 * SECOND),
+    await house.send(mesh, house.setting("ins-a", 2, False, START + 30 * SECOND))
+    await house.send(
+        mesh, late, early, house.activity("ins-a", START + 29 * SECOND),
         house.activity("ins-a", START + 31 * SECOND), house.activity("ins-a", START + 32 * SECOND, opted_out=True),
     )  # fmt: skip
     assert await kept(mesh) == {"ins-b": 1, "ins-a": 1}
     # Nothing of it lies anywhere else.
     assert await mesh.value("insights", "SELECT count(*) FROM mesh_dead_letter") == 0
-    assert await counter(mesh, "activity_purged") == 1
+    assert await house.counter(mesh, "activity_purged") == 1
 
 
 @pytest.mark.promise(12)
@@ -117,8 +65,7 @@ async def test_an_opt_out_waits_for_what_was_judged_before_it(mesh: Mesh, house:
             written.set()
             await go_on.wait()
 
-    await mesh.start("insights", clock=house.clock, fault=hold)
-    await mesh.owned()
+    await house.begin(mesh, fault=hold)
     await house.gateway.send(mesh.env, [house.activity("ins-j")])
     await asyncio.wait_for(written.wait(), 20)
     await house.gateway.send(mesh.env, [house.setting("ins-j", 1, True)])
@@ -132,25 +79,25 @@ async def test_an_opt_out_waits_for_what_was_judged_before_it(mesh: Mesh, house:
     await mesh.until(it_waits_or_is_in_force, 20, "the opt-out arrives")
     go_on.set()
     await mesh.idle()
-    assert await kept(mesh) == {} and await counter(mesh, "activity_purged") == 1
+    assert await kept(mesh) == {} and await house.counter(mesh, "activity_purged") == 1
 
 
 @pytest.mark.promise(12)
 async def test_settings_are_read_before_the_first_activity(mesh: Mesh, house: House) -> None:
     await house.gateway.send(mesh.env, [house.activity("ins-d"), house.setting("ins-d", 3, True)])
-    running = await begin(mesh, house)
+    running = await house.begin(mesh)
     await mesh.idle()
     assert await kept(mesh) == {}
-    assert await counter(mesh, "activity_opted_out") == 1 and running.troubles() == []
+    assert await house.counter(mesh, "activity_opted_out") == 1 and running.troubles() == []
 
 
 async def test_a_lower_version_changes_nothing_and_an_erased_workspace_keeps_nothing(mesh: Mesh, house: House) -> None:
-    await begin(mesh, house)
-    await send(mesh, house, house.setting("ins-e", 5, True), house.setting("ins-f", 1, False), house.activity("ins-f"))
-    await send(mesh, house, house.setting("ins-e", 4, False), house.setting("ins-e", 5, False), house.activity("ins-e"))
+    await house.begin(mesh)
+    await house.send(mesh, house.setting("ins-e", 5, True), house.setting("ins-f", 1, False), house.activity("ins-f"))
+    await house.send(mesh, house.setting("ins-e", 4, False), house.setting("ins-e", 5, False), house.activity("ins-e"))
     assert await kept(mesh) == {"ins-f": 1}
-    await send(mesh, house, house.setting("ins-f", 2, False, erased=True))
-    await send(mesh, house, house.activity("ins-f"))
+    await house.send(mesh, house.setting("ins-f", 2, False, erased=True))
+    await house.send(mesh, house.activity("ins-f"))
     assert await kept(mesh) == {}
     found = await mesh.fetch(
         "insights", "SELECT workspace, version, activity_opt_out FROM workspace_setting WHERE workspace = ANY($1)",
@@ -160,40 +107,40 @@ async def test_a_lower_version_changes_nothing_and_an_erased_workspace_keeps_not
 
 
 async def test_an_opt_out_and_its_end_in_one_batch(mesh: Mesh, house: House) -> None:
-    await begin(mesh, house)
+    await house.begin(mesh)
     before, after = house.activity("ins-g", START - SECOND), house.activity("ins-g", START + 2 * SECOND)
     house.at(START + 60 * SECOND)
-    await send(mesh, house, before, after)
+    await house.send(mesh, before, after)
     batch = [
         house.setting("ins-g", 1, False), house.setting("ins-g", 2, True),
         house.setting("ins-g", 3, False, START + SECOND),
     ]  # fmt: skip
-    await send(mesh, house, *batch)
-    await send(mesh, house, before, after)
+    await house.send(mesh, *batch)
+    await house.send(mesh, before, after)
     assert await kept(mesh) == {"ins-g": 1}
 
 
 async def test_each_event_once_and_none_that_is_over_or_ahead(mesh: Mesh, house: House) -> None:
-    await begin(mesh, house)
+    await house.begin(mesh)
     once = [house.activity("ins-h", START - n * SECOND) for n in range(20)]
     over = house.activity("ins-h", START - LIFE)
     last = house.activity("ins-h", START - LIFE + SECOND)
     ahead = house.activity("ins-h", START + timedelta(minutes=5, seconds=1))
-    await send(mesh, house, *once, *once[:5], over, last, ahead)
+    await house.send(mesh, *once, *once[:5], over, last, ahead)
     assert await kept(mesh) == {"ins-h": 21}
-    await send(mesh, house, *once)
-    assert await kept(mesh) == {"ins-h": 21} and await counter(mesh, "activity_duplicates") == 25
-    assert await counter(mesh, "activity_expired") == 1 and await counter(mesh, "activity_future") == 1
+    await house.send(mesh, *once)
+    assert await kept(mesh) == {"ins-h": 21} and await house.counter(mesh, "activity_duplicates") == 25
+    assert await house.counter(mesh, "activity_expired") == 1 and await house.counter(mesh, "activity_future") == 1
     # Everything again from the log's start: the same rows, and no counter moves.
     await rewind(mesh, "insights", topics.ACTIVITY.name)
-    await send(mesh, house, house.activity("ins-h"))
-    assert await kept(mesh) == {"ins-h": 22} and await counter(mesh, "activity_duplicates") == 25
+    await house.send(mesh, house.activity("ins-h"))
+    assert await kept(mesh) == {"ins-h": 22} and await house.counter(mesh, "activity_duplicates") == 25
 
 
 @pytest.mark.promise(12)
 async def test_a_read_without_a_case_is_refused_and_noted(mesh: Mesh, house: House) -> None:
-    running = await begin(mesh, house)
-    await send(mesh, house, house.activity("ins-i"), house.activity("ins-i", START - LIFE + SECOND))
+    running = await house.begin(mesh)
+    await house.send(mesh, house.activity("ins-i"), house.activity("ins-i", START - LIFE + SECOND))
     for reason in ("", "curious", "sup-1", "SUP-1x", "because SUP-1"):
         with pytest.raises(NotAllowed):
             await running.answer("activity", {"workspace": "ins-i"}, "ann", "support", reason)
@@ -212,7 +159,7 @@ async def test_a_read_without_a_case_is_refused_and_noted(mesh: Mesh, house: Hou
 
 
 async def test_a_refused_read_says_what_is_missing(mesh: Mesh, house: House) -> None:
-    running = await begin(mesh, house)
+    running = await house.begin(mesh)
     running.port._port = 0
     await running.port.open()
     assert running.port._runner is not None

@@ -22,7 +22,7 @@ CREATE TABLE access_row (
 CREATE TABLE access_ip (
     expires_on date  NOT NULL,
     event_id   uuid  NOT NULL,
-    address    bytea NOT NULL,              -- sealed under the key of the connection's day
+    address    text  NOT NULL,              -- sealed under the key of the connection's day
     correlate  bytea NOT NULL CHECK (length(correlate) = 16),  -- same address, same day: same value
     PRIMARY KEY (expires_on, event_id)
 ) PARTITION BY RANGE (expires_on);
