@@ -58,14 +58,16 @@ async def test_nothing_is_kept_while_opted_out_not_even_from_events_in_flight(me
 @pytest.mark.promise(12)
 async def test_an_opt_out_waits_for_what_was_judged_before_it(mesh: Mesh, house: House) -> None:
     """batch-in-flight: rows that an open transaction has written are not there yet when the opt-out deletes."""
-    written, go_on = asyncio.Event(), asyncio.Event()
+    armed, written, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def hold(point: str) -> None:
-        if point == "before_commit" and not written.is_set():
+        if point == "before_commit" and armed.is_set() and not written.is_set():
             written.set()
             await go_on.wait()
 
     await house.begin(mesh, fault=hold)
+    await mesh.idle()  # settings of other tests are still in their topic
+    armed.set()
     await house.gateway.send(mesh.env, [house.activity("ins-j")])
     await asyncio.wait_for(written.wait(), 20)
     await house.gateway.send(mesh.env, [house.setting("ins-j", 1, True)])
@@ -76,8 +78,10 @@ async def test_an_opt_out_waits_for_what_was_judged_before_it(mesh: Mesh, house:
         known = "SELECT count(*) FROM workspace_setting WHERE workspace = 'ins-j'"
         return bool(await mesh.value("insights", waits) or await mesh.value("insights", known))
 
-    await mesh.until(it_waits_or_is_in_force, 20, "the opt-out arrives")
-    go_on.set()
+    try:
+        await mesh.until(it_waits_or_is_in_force, 20, "the opt-out arrives")
+    finally:
+        go_on.set()
     await mesh.idle()
     assert await kept(mesh) == {} and await house.counter(mesh, "activity_purged") == 1
 

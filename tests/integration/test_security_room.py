@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,9 @@ async def opened(mesh: Mesh, vault: Vault, day: date) -> list[str]:
 @pytest.mark.promise(15, 60)
 async def test_no_address_stands_anywhere_in_the_clear(mesh: Mesh, house: House) -> None:
     vault = await begin(mesh, house)
-    twice = [house.access(CANARY, account="acc-1", member="mem-1"), house.access(CANARY, account="acc-2")]
+    # Ids are in time order, so the later one is last.
+    early = START - SECOND
+    twice = [house.access(CANARY, early, account="acc-1", member="mem-1"), house.access(CANARY, early, account="acc-2")]
     other = house.access("2001:db8::1", account="acc-1")
     ahead = house.access(CANARY, START + timedelta(minutes=6), account="acc-1")
     await house.send(mesh, *twice, other, ahead)
@@ -185,7 +188,7 @@ async def test_a_field_that_tells_devices_apart_is_refused_and_not_kept(mesh: Me
 
 async def test_an_erased_member_leaves_the_workspaces_rows_and_no_trace(mesh: Mesh, house: House) -> None:
     vault = await begin(mesh, house)
-    ours = {"account": "acc-1", "workspace": "ws-1"}
+    ours: dict[str, Any] = {"account": "acc-1", "workspace": "ws-1"}
     theirs = ours | {"member": "mem-2", "session": "ses-2"}
     await house.send(
         mesh,
