@@ -54,7 +54,9 @@ def clocks(case: Case, now: datetime, timing: Timing) -> tuple[Clock, ...]:
         answered = case.answered_at is not None
         found.append(Clock("answer", case.requested_at + ANSWER, case.open and not answered, complete_at))
     if case.confirmed_at is not None:
-        found.append(Clock("erasure", case.confirmed_at + timedelta(days=policy().erasure_cap_days), case.open, swept_at))
+        found.append(
+            Clock("erasure", case.confirmed_at + timedelta(days=policy().erasure_cap_days), case.open, swept_at)
+        )
     return tuple(found)
 
 

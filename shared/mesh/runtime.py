@@ -32,7 +32,7 @@ from shared.mesh.relay import Relay
 from shared.mesh.service import Consumer, Partitioned, Service
 from shared.mesh.settings import ServiceSettings
 from shared.mesh.store import OutboxRow, Pool
-from shared.mesh.transaction import HEARTBEAT, Transaction, shard_of
+from shared.mesh.transaction import HEARTBEAT, Caller, Transaction, shard_of
 from shared.mesh.work import Worker
 
 log = logging.getLogger("steward.mesh")
@@ -405,14 +405,22 @@ class Runtime:
             metrics.TASKS_PENDING.labels(name).set(waiting["tasks"].get(name, 0))
 
     async def answer(self, name: str, query: Mapping[str, str], actor: str, role: str, reason: str) -> Any:
-        """Answers a read and notes who asked. Raises KeyError for a read that this service does not have."""
+        """Answers a read and notes who asked, also when the read then refuses (`NotAllowed`).
+
+        Raises KeyError for a read that this service does not have.
+        """
         if name == "idle":
             return await self.idle()
         handler = self.service.read_handlers.get(name) or _COMMON_READS[name]
-        async with self.pool.acquire() as db, db.transaction():
+        async with self.pool.acquire() as db:
             now = self.clock.now()
+            # Committed first: whoever is refused has asked, too.
             await store.log_read(db, name, actor, role, reason, now)
-            return await handler(query, Transaction(self.service.name, db, now, plugged=self.plugged))
+            async with db.transaction():
+                caller = Caller(actor, role, reason)
+                return await handler(
+                    query, Transaction(self.service.name, db, now, plugged=self.plugged, caller=caller)
+                )
 
     async def idle(self) -> dict[str, Any]:
         """Whether nothing is on its way: lag 0 (asked of Kafka, not of a cache), outbox and tasks empty."""
