@@ -79,7 +79,8 @@ async def test_no_address_stands_anywhere_in_the_clear(mesh: Mesh, house: House)
 
 async def _files_with(mesh: Mesh, canary: str) -> list[str]:
     """Files of the room's database, and of the log, in whose bytes the canary stands."""
-    await mesh.fetch("security", "CHECKPOINT")
+    async with mesh.world.admin() as admin:
+        await admin.execute("CHECKPOINT")
     oid = await mesh.value("security", "SELECT oid FROM pg_database WHERE datname = current_database()")
     server = mesh.world.stack.postgres
     assert server is not None
