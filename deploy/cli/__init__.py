@@ -32,6 +32,7 @@ COMMANDS: dict[str, Lazy] = {
         "deploy.cli.dead_letters:dead_letters", "See the records that could not be handled, and send them again."
     ),
     "cursors": Lazy("deploy.cli.cursors:cursors", "See and move where services read on in their topics."),
+    "keys": Lazy("deploy.cli.keys:keys", "See the keys of the vault, change the master key, print ingress keys."),
     "contract": Lazy("deploy.cli.contract:contract", "Write the contract: AsyncAPI document and JSON Schemas."),
     "promises": Lazy(
         "deploy.cli.promises:promises",

@@ -114,7 +114,7 @@ def room_environment(
     """What the process of room `name` is told: the caller's environment, Kafka, and its own databases.
 
     Left out are the administrator's URL and the other rooms' databases. Only audit reads with the auditor's
-    login, and it has no key to anything sealed.
+    login; of the keys it sees those of cases, and needs the master key to use them.
     """
     foreign = [f"STEWARD_{other.upper()}_" for other in rooms if other != name]
     foreign += ["STEWARD_POSTGRES_", "STEWARD_KEYS_" if name == "audit" else "STEWARD_AUDITOR_"]

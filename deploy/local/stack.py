@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -195,7 +196,7 @@ class Stack:
             updates |= found
         updates["STEWARD_ENV"] = self._environ.get("STEWARD_ENV") or known.get("STEWARD_ENV") or "local"
         updates |= self._ports(known) | self._extra
-        updates["STEWARD_MASTER_KEY_FILE"] = str(self._master_key())
+        updates["STEWARD_MASTER_KEY_FILE"] = self._master_key()
         merged = env.merge(self.env_file, updates)
         self.settings = merged | {"STEWARD_HOME": str(self.home)}
         self.say("making the topics")
@@ -274,16 +275,18 @@ class Stack:
         )
         return {POSTGRES_URL: admin, **urls}
 
-    def _master_key(self) -> Path:
-        """The file with the key that wraps all others; made once. Whoever loses it has shredded what is sealed."""
+    def _master_key(self) -> str | None:
+        """The file with the key that wraps all others; made once. Whoever loses it has shredded what is sealed.
+
+        None when the environment has the key itself. The env file has the file's name alone.
+        """
         given = self._environ.get("STEWARD_MASTER_KEY_FILE")
-        if given:
-            return Path(given)
+        if given or self._environ.get("STEWARD_MASTER_KEY"):
+            return given
         file = self.home / "master.key"
         if not file.exists():
-            file.touch(mode=0o600)
-            file.write_text(MasterKeys.new("local-1") + "\n", encoding="ascii")
-        return file
+            env.write_private(file, MasterKeys.new(f"local-{secrets.token_hex(3)}") + "\n")
+        return str(file)
 
     async def _make_topics(self) -> None:
         from aiokafka.errors import KafkaError

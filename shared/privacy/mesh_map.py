@@ -86,6 +86,14 @@ HOLDER_MAP: DataMap = (
     *plain("mesh_held_record", "id", "hold", "table_name", "placed_at", category="system.operations"),
 )  # fmt: skip
 
-KEY_MAP: DataMap = plain(
-    "vault_key", "purpose", "name", "wrapped", "wrapped_by", "public", "created_at", category="system.operations"
-)
+KEY_MAP: DataMap = (
+    *plain(
+        "vault_key", "purpose", "id", "wrapped", "wrapped_by", "public", "created_at", category="system.operations"
+    ),
+    *personal(
+        "vault_key", "name",
+        category="user.unique_id.pseudonymous", use="essential.service.security", clock_start="account_closed",
+        period="account_closure", on_erasure="delete_row", ground="contract",
+        note="of a subject's key: the subject's keyed hash; the row goes when the key is destroyed",
+    ),
+)  # fmt: skip
