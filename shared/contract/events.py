@@ -378,7 +378,9 @@ class Opened(Closed):
     account: Id
     address: Sealed = Field(description="Mail address of the holder.")
     name: Sealed | None = Field(default=None, description="The name on the profile, if one was given.")
-    identity: Id | None = Field(default=None, description="Keyed hash of the external sign-in identity, if there is one.")
+    identity: Id | None = Field(
+        default=None, description="Keyed hash of the external sign-in identity, if there is one."
+    )
     jurisdiction: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "US"
 
 
@@ -735,7 +737,7 @@ class Order(Closed):
     sealed: Annotated[str, Field(max_length=400_000, pattern=r"^[A-Za-z0-9_:.=-]+$")] | None = None
     confirmed_at: Instant | None = None
     after: Offsets = Field(default={}, description="Topic -> partition -> offset that a holder must have passed first.")
-    arguments: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")], Id] = {}
+    arguments: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")], Id] = Field(default={})
 
 
 class PrivacyOrdered(Event):
@@ -772,11 +774,13 @@ class Receipt(Closed):
     epoch: Annotated[int, Field(ge=1)]
     holder: Holder
     action: Literal["envelope", "erase", "hold", "release"]
-    treated: list[Treated] = []
+    treated: list[Treated] = Field(default=[])
     offsets: Offsets = Field(default={}, description="How far this holder had published when it was done.")
-    map_version: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(description="Digest of the holder's data map.")
+    map_version: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
+        description="Digest of the holder's data map."
+    )
     code_version: Id
-    arguments: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")], Id] = {}
+    arguments: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")], Id] = Field(default={})
 
 
 class PrivacyDone(Event):

@@ -82,7 +82,11 @@ def release_parked_task(runtime: Runtime) -> Any:
             )  # fmt: skip
             try:
                 async with tx.db.transaction():
-                    await consumer.handler(Batch(topic, [Received(codec.decode(record.value), record)]), tx)
+                    batch = Batch(topic, [Received(codec.decode(record.value), record)])
+                    if runtime.service.filter is not None:
+                        batch = await runtime.service.filter(batch, tx)
+                    if batch.events or batch.erased:
+                        await consumer.handler(batch, tx)
                     await store.unpark(tx.db, [row["id"]])
                 tx.count(f"parked:{topic.name}", -1)
             except Exception as error:

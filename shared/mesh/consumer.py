@@ -28,7 +28,7 @@ from shared.contract.codec import Codec
 from shared.mesh import metrics, store, tracing
 from shared.mesh.clock import Clock
 from shared.mesh.errors import where
-from shared.mesh.service import Batch, Consumer, Filter, Received, Record
+from shared.mesh.service import Batch, Consumer, Filter, Guard, Received, Record
 from shared.mesh.store import Connection, Cursor, DeadLetter, Pool
 from shared.mesh.transaction import Transaction
 
@@ -143,6 +143,7 @@ class TopicConsumer:
         owner: str,
         session_timeout_ms: int,
         filter: Filter | None = None,
+        guard: Guard | None = None,
         limit: Limit | None = None,
         wake_relay: Callable[[], None] = lambda: None,
         wake_tasks: Callable[[], None] = lambda: None,
@@ -159,7 +160,7 @@ class TopicConsumer:
         self.attach: Callable[[], AIOKafkaConsumer | None] = lambda: None
         self._service, self._pool, self._clock, self._owner = service, pool, clock, owner
         self._codec = Codec(self.topic)
-        self._filter = filter
+        self._filter, self._guard = filter, guard
         self._limit = limit or Limit()
         self._wake_relay, self._wake_tasks = wake_relay, wake_tasks
         self._fault = fault
@@ -175,6 +176,7 @@ class TopicConsumer:
         self._work: dict[asyncio.Task[None], set[TopicPartition]] = {}
         self._seeks: Counter[TopicPartition] = Counter()
         self._marks: dict[TopicPartition, int] = {}
+        self._sought: dict[TopicPartition, int] = {}  # where a gap of a compacted topic was looked at a second time
         self._hint: asyncio.Future[None] | None = None
         self._stopping = asyncio.Event()
         self._claims: set[asyncio.Task[None]] = set()
@@ -366,7 +368,13 @@ class TopicConsumer:
                 rs = [r for r in rs if r.offset >= expected]
                 if not rs:
                     continue
-            if rs[0].offset > expected:
+            if rs[0].offset > expected and self.topic.compacted:
+                # Compaction leaves gaps; but what was fetched before a seek has one, too, and is sought again, once.
+                if self._sought.get(tp) != expected:
+                    self._sought[tp] = expected
+                    self._seek_back({tp})
+                    continue
+            elif rs[0].offset > expected:
                 start = (await self._consumer().beginning_offsets([tp]))[tp]
                 if start <= expected:
                     # Kafka still has what is missing: the client was somewhere else. Nothing is skipped.
@@ -472,6 +480,8 @@ class TopicConsumer:
                     tx = Transaction(
                         self._service, db, self._clock.now(), part=min(tp.partition for tp in moves), replay=replay
                     )
+                    if self._guard is not None:
+                        await self._guard(tx)
                     redrives = await self._settle_redrives(tx, received, records)
                     tx.count(f"records:{topic}", len(records) - len(redrives))
                     waiting = await self._behind_parked(db, received) if self._parked else []
@@ -480,7 +490,7 @@ class TopicConsumer:
                     batch = Batch(self.topic, received, replay)
                     if self._filter is not None:
                         batch = await self._filter(batch, tx)
-                    if batch.events:
+                    if batch.events or batch.erased:
                         await self.declaration.handler(batch, tx)
                     t2 = clock()
                     refused += tx.refused
@@ -599,13 +609,15 @@ class TopicConsumer:
         refused: list[Refusal] = []
         kept: Groups = []
         for tp, rs in groups:
+            # On a compacted topic a record without a value says that its key is over; it is no event.
+            valued = [r for r in rs if r.value is not None] if self.topic.compacted else rs
             try:
-                received += map(_received, zip([decode(r.value) for r in rs], rs, strict=True))
+                received += map(_received, zip([decode(r.value) for r in valued], valued, strict=True))
                 kept.append((tp, rs))
                 continue
             except (Refused, NewerVersion):
                 pass  # one by one, then
-            for n, r in enumerate(rs):
+            for r in valued:
                 try:
                     received.append(Received(decode(r.value), r))
                 except Refused as error:
@@ -613,7 +625,7 @@ class TopicConsumer:
                 except NewerVersion as error:
                     log.critical("%s-%s stops: %s; deploy the newer reader first", tp.topic, tp.partition, error)
                     self._stop(tp, self.partitions[tp], "newer_version")
-                    rs = rs[:n]
+                    rs = [before for before in rs if before.offset < r.offset]
                     break
             if rs:
                 kept.append((tp, rs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from shared.mesh import store
@@ -16,12 +17,16 @@ class MigrationChanged(Exception):
     """A migration that was applied reads differently now; a mistake is mended by another migration."""
 
 
-async def migrate(owner_url: str, service: str, folder: Path | None, *, mesh: bool = True) -> list[str]:
+async def migrate(
+    owner_url: str, service: str, folder: Path | None, *, mesh: bool = True, plugged: Iterable[tuple[str, Path]] = ()
+) -> list[str]:
     """Brings the database to the newest schema and returns what was applied. Runs as the owner's role.
 
-    `mesh`: with the runtime's own tables.
+    `mesh`: with the runtime's own tables; `plugged`: (name, folder) of what is plugged into it.
     """
     files = [("mesh/" + f.name, f) for f in sorted(_OWN.glob("*.sql"))] if mesh else []
+    for name, schema in plugged:
+        files += [(f"{name}/{f.name}", f) for f in sorted(schema.glob("*.sql"))]
     if folder is not None:
         files += [(f"{service}/{f.name}", f) for f in sorted(folder.glob("*.sql"))]  # noqa: ASYNC240 -- small, and nothing is served yet
     db = await store.connect(owner_url, f"steward-{service}-migrate")

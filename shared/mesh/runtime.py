@@ -9,11 +9,12 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
@@ -21,7 +22,7 @@ from faststream.kafka.message import KafkaMessage
 
 from shared.contract.topics import COMMANDS, TOPICS
 from shared.mesh import metrics, store
-from shared.mesh.admin import ensure_topics
+from shared.mesh.admin import end_offsets, ensure_topics
 from shared.mesh.clock import Clock, clock_from
 from shared.mesh.commands import RELEASE_PARKED, command_consumer, release_parked_task
 from shared.mesh.consumer import TRANSIENT, Limit, TopicConsumer
@@ -40,6 +41,7 @@ _HINT_SECONDS = 3.0
 # What saying goodbye to Kafka may take beyond the drain.
 _LEAVE_SECONDS = 5.0
 _LINGER_BYTES = 64 * 1024
+_LOOK_SECONDS = 0.05
 _MESH_PARTITIONED = (Partitioned("mesh_dead_letter", ahead=9),)
 
 Fault = Callable[[str], Awaitable[None]]
@@ -69,7 +71,7 @@ class Runtime:
         self.consumers: list[TopicConsumer] = []
         self._fault, self._limit = fault, limit
         self._fencing, self._relay_locking, self._http = fencing, relay_locking, http
-        self._broker: KafkaBroker | None = None
+        self._brokers: list[KafkaBroker] = []
         self._pool: Pool | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._started = False
@@ -90,7 +92,8 @@ class Runtime:
 
     async def prepare(self) -> None:
         """Brings the service's database to the newest schema and supplies its partitions."""
-        await migrate(self.settings.owner_database_url, self.service.name, self.service.migrations)
+        service = self.service
+        await migrate(self.settings.owner_database_url, service.name, service.migrations, plugged=service.schemas)
         await self.make_partitions()
 
     async def start(self) -> None:
@@ -109,37 +112,69 @@ class Runtime:
         tasks = service.tasks | {RELEASE_PARKED: release_parked_task(self)}
         self.worker = Worker(
             service.name, self._pool, self.clock, jobs, tasks,
-            wake_relay=self.relay.wake, fault=self._fault,
+            guard=service.guard, wake_relay=self.relay.wake, fault=self._fault,
         )  # fmt: skip
-        self._broker = KafkaBroker(
-            **self._broker_security(),
-            client_id=f"steward-{service.name}",
-            allow_auto_create_topics=False,
-            logger=logging.getLogger("steward.faststream"),
-            graceful_timeout=settings.drain_seconds,
-            log_level=logging.DEBUG,
-            consumer_only=True,
-        )
         declarations = [*service.consumers]
         if service.name in COMMANDS.readers:
             declarations.append(command_consumer(self))
-        for declaration in declarations:
-            self._subscribe(declaration)
         self.port = Port(
             settings.host, settings.port, alive=self.troubles, ready=self.not_ready,
             observe=self.observe, answer=self.answer,
         )  # fmt: skip
         if self._http:
             await self.port.open()
-        await self._broker.start()
-        for consumer, subscriber in zip(self.consumers, self._broker.subscribers, strict=True):
-            self._own_fetches(consumer, subscriber)
+        await self._consume([d for d in declarations if d.first])
+        await self._catch_up()
+        if service.on_caught_up is not None:
+            await service.on_caught_up(self)
+        await self._consume([d for d in declarations if not d.first])
         for run in (self.relay.run, self.worker.run_jobs, self.worker.run_tasks, self._hints):
             self._tasks.append(asyncio.create_task(run(), name=run.__qualname__))
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
         self._started = True
         log.info("%s is started", service.name)
+
+    async def _consume(self, declarations: Sequence[Consumer]) -> None:
+        """Starts to read the declared topics."""
+        if not declarations:
+            return
+        settings = self.settings
+        broker = KafkaBroker(
+            **self._broker_security(),
+            client_id=f"steward-{self.service.name}",
+            allow_auto_create_topics=False,
+            logger=logging.getLogger("steward.faststream"),
+            graceful_timeout=settings.drain_seconds,
+            log_level=logging.DEBUG,
+            consumer_only=True,
+        )
+        consumers = [self._subscribe(broker, declaration) for declaration in declarations]
+        self.consumers += consumers
+        self._brokers.append(broker)
+        await broker.start()
+        for consumer, subscriber in zip(consumers, broker.subscribers, strict=True):
+            self._own_fetches(consumer, subscriber)
+
+    async def _catch_up(self) -> None:
+        """Waits until the topics that are read first have been read to where they end now, by whichever replica."""
+        groups = {c.topic.name: c.group for c in self.consumers}
+        if not groups:
+            return
+        ends = await end_offsets(self.settings.kafka, groups)
+        behind = {tp: end for tp, (begin, end) in ends.items() if end > begin}
+        while not self._exit.is_set():
+            async with self.pool.acquire() as db:
+                for topic, group in groups.items():
+                    for part, reached in (await store.next_offsets(db, group, topic)).items():
+                        if reached >= behind.get(TopicPartition(topic, part), reached + 1):
+                            del behind[TopicPartition(topic, part)]
+            if not behind:
+                return
+            # Another replica may be the one that reads: only the cursors tell.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._exit.wait()
 
     def _broker_security(self) -> dict[str, Any]:
         """The same settings as for every client, in the framework's words."""
@@ -158,8 +193,7 @@ class Runtime:
             security = BaseSecurity(ssl_context=context, use_ssl=context is not None)
         return {"bootstrap_servers": kafka.bootstrap_servers, "security": security}
 
-    def _subscribe(self, declaration: Consumer) -> None:
-        assert self._broker is not None
+    def _subscribe(self, broker: KafkaBroker, declaration: Consumer) -> TopicConsumer:
         settings = self.settings
         consumer = TopicConsumer(
             self.service.name,
@@ -169,6 +203,7 @@ class Runtime:
             owner=self._owner,
             session_timeout_ms=settings.session_timeout_ms,
             filter=self.service.filter,
+            guard=self.service.guard,
             limit=self._limit,
             wake_relay=self.relay.wake,
             wake_tasks=self.worker.wake,
@@ -176,9 +211,8 @@ class Runtime:
             give_up=self.give_up,
             fencing=self._fencing,
         )
-        self.consumers.append(consumer)
         listener = consumer.listener()
-        subscriber = self._broker.subscriber(
+        subscriber = broker.subscriber(
             declaration.topic.name,
             batch=True,
             group_id=consumer.group,
@@ -204,6 +238,8 @@ class Runtime:
         @subscriber
         async def handle(records: Any) -> None:
             await consumer.on_batch(records)
+
+        return consumer
 
     @staticmethod
     def _own_fetches(consumer: TopicConsumer, subscriber: Any) -> None:
@@ -248,8 +284,8 @@ class Runtime:
         with contextlib.suppress(TimeoutError, KafkaError):
             async with asyncio.timeout_at(deadline + _LEAVE_SECONDS):
                 await asyncio.gather(*(consumer.commit_hints() for consumer in self.consumers))
-                if self._broker is not None:
-                    await self._broker.stop()
+                for broker in self._brokers:
+                    await broker.stop()
         if self._started:
             self.worker.stop()
             self.relay.stop()

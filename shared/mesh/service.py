@@ -28,12 +28,16 @@ class Received(NamedTuple):
 class Batch:
     """The decoded events of one effect transaction, in order per partition.
 
-    `replay`: these offsets were passed before (a rewound cursor), so counters stand still.
+    `replay`: these offsets were passed before (a rewound cursor), so counters stand still. `erased`: what the filter took
+    out of `events`, because it is about somebody who is erased. `erased_subjects`: where the contract wants an erased
+    subject's events handled all the same (`book`), whose they are.
     """
 
     topic: Topic
     events: list[Received]
     replay: bool = False
+    erased: list[Received] = field(default_factory=list)
+    erased_subjects: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(slots=True)
@@ -51,6 +55,14 @@ class Task:
 @dataclass(frozen=True, slots=True)
 class Done:
     """A task's last chunk is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A task that has to wait for something outside of it: its next chunk is due in `seconds`, from `position`."""
+
+    position: Any
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +105,12 @@ class Filter(Protocol):
     async def __call__(self, batch: Batch, tx: Transaction) -> Batch: ...
 
 
+class Guard(Protocol):
+    """Called first in every transaction that makes rows out of what was read: of consumers, jobs and tasks."""
+
+    async def __call__(self, tx: Transaction) -> None: ...
+
+
 @dataclass(slots=True)
 class Consumer:
     """One topic of the contract, and who handles it."""
@@ -103,6 +121,7 @@ class Consumer:
     lingers: bool
     parallel: int = 1
     bulk_linger_ms: int = 0
+    first: bool = False
 
 
 @dataclass(slots=True)
@@ -116,8 +135,13 @@ class Service:
     replicas: int = 1
     uses_keys: bool = False
     filter: Filter | None = None
+    guard: Guard | None = None
+    # Schemas that come with what is plugged in: (name, folder), applied before the service's own.
+    schemas: tuple[tuple[str, Path], ...] = ()
     # Opens what the handlers need once, before anything is consumed (key ring, price book, ...).
     on_start: Callable[[Any], Awaitable[None]] | None = None
+    # When the topics that are read first have been read to their end, before any other record is handled.
+    on_caught_up: Callable[[Any], Awaitable[None]] | None = None
     # Extra gauges, refreshed every few seconds: reads the database, sets metrics.
     on_observe: Callable[[Connection, datetime], Awaitable[None]] | None = None
     # How much work waits in the service's own tables (beside outbox and tasks).
@@ -136,6 +160,7 @@ class Service:
         lingers: bool = False,
         parallel: int = 1,
         bulk_linger_ms: int = 0,
+        first: bool = False,
     ) -> Callable[[Handler], Handler]:
         """The decorated handler reads `topic`, up to `batch` records at a time.
 
@@ -144,13 +169,14 @@ class Service:
         `parallel`: full batches of different partitions that may be under way at once; order per partition holds.
         `bulk_linger_ms`: how long to wait for more after records so large that their writer must be working off a
         backlog, and nobody waits for the next one.
+        `first`: the topic is read to its end before the service handles a record of any other.
         Raises ValueError if the contract does not let this service read the topic.
         """
         if self.name not in topic.readers:
             raise ValueError(f"the contract does not let {self.name} read {topic.name}")
 
         def register(handler: Handler) -> Handler:
-            self.consumers.append(Consumer(topic, handler, batch, lingers, parallel, bulk_linger_ms))
+            self.consumers.append(Consumer(topic, handler, batch, lingers, parallel, bulk_linger_ms, first))
             return handler
 
         return register

@@ -14,7 +14,7 @@ from shared.mesh import metrics, store
 from shared.mesh.clock import Clock
 from shared.mesh.consumer import TRANSIENT
 from shared.mesh.errors import where
-from shared.mesh.service import Done, JobHandler, Task, TaskHandler
+from shared.mesh.service import Done, Guard, JobHandler, Later, Task, TaskHandler
 from shared.mesh.store import Pool
 from shared.mesh.transaction import Transaction, slot_of
 
@@ -32,11 +32,13 @@ class Worker:
         jobs: dict[str, tuple[timedelta, JobHandler]],
         tasks: dict[str, TaskHandler],
         *,
+        guard: Guard | None = None,
         wake_relay: Callable[[], None] = lambda: None,
         fault: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._service, self._pool, self._clock = service, pool, clock
         self._jobs, self._tasks = jobs, tasks
+        self._guard = guard
         self._wake_relay = wake_relay
         self._fault = fault
         self._wake = asyncio.Event()
@@ -88,6 +90,8 @@ class Worker:
             slot = slot_of(now, every)
             missed = max(0, int((slot - job["next_slot"]) / every))
             tx = Transaction(self._service, db, now)
+            if self._guard is not None:
+                await self._guard(tx)
             await handler(now, tx)
             await store.finish_job(db, name, slot + every, missed, now)
             publishes = await tx.flush()
@@ -127,9 +131,14 @@ class Worker:
             task = Task(row["id"], row["name"], row["cause"], row["payload"], row["position"], row["attempts"])
             tx = Transaction(self._service, db, now)
             try:
+                if self._guard is not None:
+                    await self._guard(tx)
                 position: Any = await self._tasks[task.name](task, tx)
                 if isinstance(position, Done):
                     await store.finish_task(db, task.id)
+                elif isinstance(position, Later):
+                    due = now + timedelta(seconds=position.seconds)
+                    await store.continue_task(db, task.id, position.position, due)
                 else:
                     await store.continue_task(db, task.id, position, now)
                 publishes = await tx.flush()
@@ -149,6 +158,8 @@ class Worker:
         tx.committed()
         if publishes:
             self._wake_relay()
+        if tx.enqueued:
+            self.wake()
         return True
 
 

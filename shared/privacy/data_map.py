@@ -164,9 +164,10 @@ class Rows:
 
     `owners`: subject kind -> the column (or SQL expression over the row) that holds its id. A row of an erased owner is
     treated as its columns' `on_erasure` says. `traces`: subject kind -> the column that names it in rows which belong to
-    somebody else: an erasure replaces the value by a pseudonym, and the row stays. `through`: this table has no id of its own; its rows are those
-    whose column `through[0]` is the `through[2]` of a row in table `through[1]` that has owners.
-    `expires`: SQL expression over the row, a timestamptz or date: the row's time is over when it is not after now; None
+    somebody else: an erasure replaces the value by a pseudonym, and the row stays.
+
+    `through`: this table has no id of its own; its rows are those whose column `through[0]` is the `through[2]` of a row
+    in table `through[1]` that has owners. `expires`: SQL expression over the row, a timestamptz or date: the row's time is over when it is not after now; None
     for what has no clock of its own, or is dropped by partition. `moves`: (from, to) counters: a deleted row moves
     between these classes of the conservation sum.
 

@@ -213,10 +213,11 @@ def _watch_generations(monkeypatch: pytest.MonkeyPatch) -> list[Handed]:
     handed: list[Handed] = []
     subscribe = Runtime._subscribe
 
-    def observed(self: Runtime, declaration: Any) -> None:
-        subscribe(self, declaration)
+    def observed(self: Runtime, broker: Any, declaration: Any) -> Any:
+        consumer = subscribe(self, broker, declaration)
         if declaration.topic is topics.GENERATIONS:
-            handed.append(Handed(self.consumers[-1]))
+            handed.append(Handed(consumer))
+        return consumer
 
     monkeypatch.setattr(Runtime, "_subscribe", observed)
     return handed

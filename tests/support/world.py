@@ -201,7 +201,7 @@ async def _kill(runtime: Runtime) -> None:
         runtime._pool.terminate()
     for close in runtime._closers:
         await close()
-    for subscriber in runtime._broker.subscribers if runtime._broker is not None else ():
+    for subscriber in [s for broker in runtime._brokers for s in broker.subscribers]:
         client = getattr(subscriber, "consumer", None)
         ours = list(getattr(subscriber, "tasks", ()))
         for consumer in runtime.consumers:

@@ -23,6 +23,9 @@ def test_every_event_has_units(model: type[Event]) -> None:
     assert found
     if model is UsageRated:
         assert [unit.part for unit in found] == list(event.data.units)
-        assert found[0].subjects == (("workspace", event.data.units[0].workspace), ("account", event.data.units[0].account))
+        assert found[0].subjects == (
+            ("workspace", event.data.units[0].workspace),
+            ("account", event.data.units[0].account),
+        )
     else:
         assert [unit.part for unit in found] == [event]
