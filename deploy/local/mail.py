@@ -1,7 +1,7 @@
 """The mail sink as a part of the stack: the mails of a local mesh lie in a folder, one file each.
 
-    sink = MailSink(home / "mail", log=home / "logs" / "mail.log")
-    await sink.start()      # then `sink.url` is what a client is told; `sink.mails()` are the files
+sink = MailSink(home / "mail", log=home / "logs" / "mail.log")
+await sink.start()      # then `sink.url` is what a client is told; `sink.mails()` are the files
 """
 
 from __future__ import annotations

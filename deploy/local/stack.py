@@ -39,7 +39,7 @@ KAFKA_SERVERS = "STEWARD_KAFKA_BOOTSTRAP_SERVERS"
 POSTGRES_URL = "STEWARD_POSTGRES_URL"
 SMTP_URL = "STEWARD_SMTP_URL"
 MAIL_FROM = "STEWARD_MAIL_FROM"
-_LOCAL_SENDER = "steward@localhost"
+LOCAL_SENDER = "steward@localhost"
 # Mails are sent by this room alone: without it nobody needs a mail server.
 _SENDS_MAIL = "notifications"
 _KAFKA_SECURITY = tuple(
@@ -290,7 +290,7 @@ class Stack:
             return {}
         if self.mail is not None:
             await self.mail.start()
-        sender = self._environ.get(MAIL_FROM) or known.get(MAIL_FROM) or _LOCAL_SENDER
+        sender = self._environ.get(MAIL_FROM) or known.get(MAIL_FROM) or LOCAL_SENDER
         return {SMTP_URL: self._environ[SMTP_URL] if self.mail is None else self.mail.url, MAIL_FROM: sender}
 
     async def _make_topics(self) -> None:

@@ -100,7 +100,8 @@ GIVE_UP = timedelta(days=3)
 
 def retry_at(attempts: int, now: datetime) -> datetime:
     """When a mail is tried again after its `attempts`-th failure: 15 s, doubling, never later than in an hour."""
-    return now + min(_FIRST_RETRY * 2 ** min(max(attempts - 1, 0), 16), _LONGEST_RETRY)
+    doublings = min(max(attempts - 1, 0), 16)
+    return now + min(_FIRST_RETRY * (1 << doublings), _LONGEST_RETRY)
 
 
 # --- the mail -----------------------------------------------------------------------------------------------------
@@ -288,7 +289,9 @@ def _erasure_completed(facts: Facts, code: str | None) -> str:
             "You need neither us nor a network to check it. It is a text file, which you can read in any editor; "
             "`steward verify FILE` tells whether we signed it and whether anybody has changed it since."
         ),
-        _fold("This is our last mail to you. This address is not kept either: we destroy it now that this mail is sent.")
+        _fold(
+            "This is our last mail to you. This address is not kept either: we destroy it now that this mail is sent."
+        )
         if facts.get("scope", "account") == "account"
         else "",
         _reference(facts),

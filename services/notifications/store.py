@@ -168,9 +168,7 @@ async def settle(db: Connection, cause: str, outcome: str, reason: str, attempts
     )  # fmt: skip
 
 
-async def send_again(
-    db: Connection, cause: str, actor: str, ticket: str, now: datetime, give_up_at: datetime
-) -> bool:
+async def send_again(db: Connection, cause: str, actor: str, ticket: str, now: datetime, give_up_at: datetime) -> bool:
     """A person has decided: a mail of unknown outcome, or a refused one, waits again. False for any other."""
     return bool(
         await db.fetchval(
@@ -180,22 +178,6 @@ async def send_again(
             cause, actor, ticket, now, give_up_at,
         )
     )  # fmt: skip
-
-
-async def due(db: Connection, now: datetime, limit: int) -> list[str]:
-    """Causes of mails that can be tried, or that somebody left in the middle."""
-    rows = await db.fetch(
-        """SELECT cause FROM mail WHERE state IN ('waiting', 'sending') AND next_attempt_at <= $1
-           ORDER BY next_attempt_at LIMIT $2""",
-        now, limit,
-    )  # fmt: skip
-    return [row["cause"] for row in rows]
-
-
-async def open_count(db: Connection) -> int:
-    """Mails that are not settled."""
-    count: int = await db.fetchval("SELECT count(*) FROM mail WHERE state IN ('waiting', 'sending')")
-    return count
 
 
 async def state_counts(db: Connection) -> dict[str, int]:

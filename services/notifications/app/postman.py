@@ -82,6 +82,11 @@ class Postman:
             self._leaving = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._smtp.close)
         return answer
 
+    async def knock(self) -> str:
+        """Connects, with TLS and login; "" or the reason why not. Sends nothing."""
+        away = await self._connect()
+        return "" if away is None else away.reason
+
     async def close(self) -> None:
         """Ends the connection."""
         if self._leaving is not None:

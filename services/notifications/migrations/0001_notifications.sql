@@ -28,7 +28,6 @@ CREATE TABLE mail (
     CHECK ((state IN ('accepted', 'refused', 'unknown')) = (settled_at IS NOT NULL))
 );
 CREATE INDEX mail_account ON mail (account) WHERE account IS NOT NULL;
-CREATE INDEX mail_open ON mail (next_attempt_at) WHERE state IN ('waiting', 'sending');
 
 CREATE TABLE envelope (
     case_id    text PRIMARY KEY,
