@@ -66,6 +66,7 @@ _SETTINGS: Mapping[str, str] = {
     # too.
     "log.retention.check.interval.ms": "5000",
     "log.segment.delete.delay.ms": "1000",
+    "log.cleaner.backoff.ms": "1000",
     "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),
     # A killed broker may come back only when its old session has ended: not the usual 9 s.
     "broker.session.timeout.ms": "4000",

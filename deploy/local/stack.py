@@ -29,6 +29,7 @@ from deploy.local.ports import free_port, is_free
 from deploy.local.postgres import PostgresServer
 from deploy.local.room import DRAIN_SECONDS, SERVE, Room, room_environment
 from deploy.rooms import ROOMS
+from shared.privacy.vault import MasterKeys
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -209,6 +210,7 @@ class Stack:
             updates |= found
         updates["STEWARD_ENV"] = self._environ.get("STEWARD_ENV") or known.get("STEWARD_ENV") or "local"
         updates |= self._ports(known) | self._extra
+        updates["STEWARD_MASTER_KEY_FILE"] = str(self._master_key())
         merged = env.merge(self.env_file, updates)
         self.settings = merged | {"STEWARD_HOME": str(self.home)}
         self.say("making the topics")
@@ -266,7 +268,11 @@ class Stack:
             return {KAFKA_SERVERS: self._environ[KAFKA_SERVERS], **given}
         await self.kafka.start()
         unused: dict[str, str | None] = dict.fromkeys(_KAFKA_SECURITY)
-        local = {"STEWARD_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT", "STEWARD_KAFKA_REPLICATION": "1"}
+        local = {
+            "STEWARD_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
+            "STEWARD_KAFKA_REPLICATION": "1",
+            "STEWARD_KAFKA_HURRIED": "1",
+        }
         return {**unused, **local, KAFKA_SERVERS: self.kafka.bootstrap_servers}
 
     async def _start_postgres(self, known: Mapping[str, str]) -> dict[str, str | None]:
@@ -292,6 +298,17 @@ class Stack:
             await self.mail.start()
         sender = self._environ.get(MAIL_FROM) or known.get(MAIL_FROM) or LOCAL_SENDER
         return {SMTP_URL: self._environ[SMTP_URL] if self.mail is None else self.mail.url, MAIL_FROM: sender}
+
+    def _master_key(self) -> Path:
+        """The file with the key that wraps all others; made once. Whoever loses it has shredded what is sealed."""
+        given = self._environ.get("STEWARD_MASTER_KEY_FILE")
+        if given:
+            return Path(given)
+        file = self.home / "master.key"
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(MasterKeys.new("local-1") + "\n", encoding="ascii")
+        return file
 
     async def _make_topics(self) -> None:
         from aiokafka.errors import KafkaError

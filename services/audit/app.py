@@ -27,6 +27,7 @@ from services.audit.chain import Malformed
 from services.audit.conservation import Books, InFlight, Payments, Usage, Verdict
 from services.audit.recompute import PICO, ByokTerms, byok_fees
 from services.audit.replay import Chain, Findings, Part, Replay
+from services.audit.residue import app as residue
 from shared.contract.topics import GENERATIONS, PAYMENTS
 from shared.mesh import Service, Transaction, metrics
 from shared.mesh.http import NotFound
@@ -475,6 +476,7 @@ def make_service(env: Mapping[str, str] = os.environ) -> Service:
     async def past_verdicts(query: Mapping[str, str], tx: Transaction) -> Any:
         return await store.history(tx.db, min(int(query.get("limit", "100")), 1000))
 
+    residue.attach(service, env)
     return service
 
 

@@ -14,6 +14,7 @@ from prometheus_client import Gauge
 
 from services.billing import charges, ledger, payments, store
 from services.billing.books import State
+from services.billing.data_map import HOLDING
 from services.billing.ledger import BillingConfig
 from shared.contract import events, topics
 from shared.contract.codec import encode_json
@@ -23,6 +24,7 @@ from shared.mesh.http import NotFound
 from shared.mesh.store import Connection, OutboxRow
 from shared.mesh.transaction import rfc3339, shard_of
 from shared.policy import policy
+from shared.privacy.holder import attach
 
 WAITING = Gauge(
     "steward_billing_waiting_payments",
@@ -333,3 +335,6 @@ def publish_balances(tx: Transaction, states: Iterable[State]) -> None:
         key = workspace.encode()
         raw = encode_json(_BalanceChanged("1.0", cause, tx.service, kind, workspace, time, has))
         tx.publish_raw(OutboxRow(shard_of(key, None), topic, None, key, raw))
+
+
+holder = attach(service, HOLDING)

@@ -3,7 +3,7 @@ workspace is apart, and can be erased."""
 
 from __future__ import annotations
 
-from shared.privacy.data_map import DataMap, personal, plain
+from shared.privacy.data_map import DataMap, Holding, Rows, personal, plain
 
 
 def _books(table: str, *columns: str, note: str = "") -> DataMap:
@@ -160,4 +160,15 @@ DATA_MAP: DataMap = (
         note="free text, sealed; beside the ledger, so that it can go and the books stay",
     ),
     *plain("balance_round", "one", "position", "started_at"),
+)
+
+HOLDING = Holding(
+    "billing",
+    DATA_MAP,
+    (
+        Rows("note", {"workspace": "workspace"}, through=("workspace_id", "workspace_ref", "id")),
+        Rows("byok_month", {"account": "account"}),
+        # What leads to the numbers of the books goes last.
+        Rows("workspace_ref", {"workspace": "workspace", "account": "account"}),
+    ),
 )

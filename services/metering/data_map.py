@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.privacy import DataMap, personal, plain
+from shared.privacy import DataMap, Holding, Rows, personal, plain
 
 DATA_MAP: DataMap = (
     *personal(
@@ -98,3 +98,18 @@ DATA_MAP: DataMap = (
         on_erasure="delete_row", ground="contract",
     ),
 )  # fmt: skip
+
+_OWNERS = {"account": "account", "workspace": "workspace"}
+_WAITING = {kind: f"usage->>'{kind}'" for kind in ("account", "workspace")}
+
+HOLDING = Holding(
+    "metering",
+    DATA_MAP,
+    (
+        # Sums on their way (`pending`) are added up before an erasure begins.
+        Rows("quarantine", _WAITING, moves=("quarantined", "erased")),
+        Rows("request_log", _OWNERS, {"key": "key_id"}),
+        Rows("rollup_hourly", {"workspace": "workspace"}, {"key": "key_id"}),
+        Rows("rollup_daily", {"workspace": "workspace"}),
+    ),
+)

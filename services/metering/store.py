@@ -424,6 +424,13 @@ async def roll_up(db: Connection, batches: int) -> None:
     )
 
 
+async def roll_up_all(db: Connection, batches: int) -> None:
+    """Adds to the rollups whatever waits now; what another transaction is adding is waited for."""
+    last = await db.fetchval("SELECT coalesce(max(id), 0) FROM pending")
+    while await db.fetchval("SELECT EXISTS (SELECT FROM pending WHERE id <= $1)", last):
+        await roll_up(db, batches)
+
+
 async def pending_count(db: Connection) -> int:
     """Batches whose sums wait."""
     return int(await db.fetchval("SELECT count(*) FROM pending"))

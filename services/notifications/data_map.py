@@ -51,7 +51,7 @@ DATA_MAP: DataMap = (
         "mail", "code_sealed",
         category="user.authorization.credentials", use="essential.service.authentication", clock_start="request",
         period=MAIL_LIFE, on_erasure="clear", ground="contract",
-        note="good once and for minutes; under the account's subject key, gone when the mail is accepted or refused",
+        note="good once and for a short time; under the ingress key of its day, gone when the mail is accepted or refused",
     ),
     *personal(
         "mail", "facts",

@@ -22,7 +22,7 @@ class Mail:
     account: str | None
     case_id: str | None
     by_envelope: bool
-    code_sealed: bytes | None
+    code_sealed: str | None
     facts: Mapping[str, str] | None
     state: str
     attempts: int
@@ -34,7 +34,7 @@ class Mail:
 # --- addresses ---------------------------------------------------------------------------------------------------
 
 
-async def add_address(db: Connection, account: str, sealed: bytes, now: datetime) -> bool:
+async def add_address(db: Connection, account: str, sealed: str, now: datetime) -> bool:
     """Keeps the address of a new account; what is known stays. True if it is new."""
     return bool(
         await db.fetchval(
@@ -51,13 +51,13 @@ async def known_accounts(db: Connection, accounts: Sequence[str]) -> set[str]:
     return {row["account"] for row in rows}
 
 
-async def address(db: Connection, account: str) -> bytes | None:
+async def address(db: Connection, account: str) -> str | None:
     """The sealed address of an account."""
-    sealed: bytes | None = await db.fetchval("SELECT sealed FROM address WHERE account = $1", account)
+    sealed: str | None = await db.fetchval("SELECT sealed FROM address WHERE account = $1", account)
     return sealed
 
 
-async def first_address(db: Connection, accounts: Sequence[str]) -> tuple[str, bytes] | None:
+async def first_address(db: Connection, accounts: Sequence[str]) -> tuple[str, str] | None:
     """The first account in the list whose address is here, and that address, sealed."""
     row = await db.fetchrow(
         "SELECT account, sealed FROM address WHERE account = ANY($1) ORDER BY array_position($1, account) LIMIT 1",
@@ -69,7 +69,7 @@ async def first_address(db: Connection, accounts: Sequence[str]) -> tuple[str, b
 # --- envelopes ---------------------------------------------------------------------------------------------------
 
 
-async def add_envelope(db: Connection, case_id: str, sealed: bytes, now: datetime, not_after: datetime) -> None:
+async def add_envelope(db: Connection, case_id: str, sealed: str, now: datetime, not_after: datetime) -> None:
     """Keeps an address for the last mail of a case; the first one stays."""
     await db.execute(
         """INSERT INTO envelope (case_id, sealed, created_at, not_after) VALUES ($1, $2, $3, $4)
@@ -78,14 +78,9 @@ async def add_envelope(db: Connection, case_id: str, sealed: bytes, now: datetim
     )  # fmt: skip
 
 
-async def has_envelope(db: Connection, case_id: str) -> bool:
-    """Whether the case has one, over or not."""
-    return bool(await db.fetchval("SELECT true FROM envelope WHERE case_id = $1", case_id))
-
-
-async def envelope(db: Connection, case_id: str, now: datetime) -> bytes | None:
+async def envelope(db: Connection, case_id: str, now: datetime) -> str | None:
     """What a case's envelope holds; None when there is none, or its time is over."""
-    sealed: bytes | None = await db.fetchval(
+    sealed: str | None = await db.fetchval(
         "SELECT sealed FROM envelope WHERE case_id = $1 AND not_after > $2", case_id, now
     )
     return sealed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..policy import policy
 from . import events as e
@@ -17,6 +17,29 @@ HOLDERS: tuple[str, ...] = ("metering", "billing", "security", "retention", "not
 """The services that keep personal data: an erasure is done when each of them has proved it."""
 
 _DAY = timedelta(days=1)
+
+
+class Pace(NamedTuple):
+    """How fast a compacted topic forgets: an active segment's life, the compaction lag, the life of a record without a
+    value (which must exceed the longest absence of a reader)."""
+
+    segment: timedelta
+    compaction: timedelta
+    forgetting: timedelta
+
+    @property
+    def whole(self) -> timedelta:
+        """The longest that a key can stay readable after its record without a value."""
+        return self.segment + self.compaction + self.forgetting
+
+
+_CALM = Pace(timedelta(hours=6), _DAY, 7 * _DAY)
+_HURRIED = Pace(timedelta(seconds=10), timedelta(seconds=5), timedelta(seconds=5))
+
+
+def pace(*, hurried: bool) -> Pace:
+    """How fast compacted topics forget."""
+    return _HURRIED if hurried else _CALM
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +71,19 @@ class Topic:
         if self.personal and not self.compacted and self.retention + self.segment > policy().topic_max:
             raise ValueError(f"{self.name}: a topic that holds personal data may not outlive the policy's bound")
 
-    def config(self) -> dict[str, str]:
-        """The topic's Kafka settings."""
+    def config(self, *, hurried: bool = False) -> dict[str, str]:
+        """The topic's Kafka settings. `hurried`: a compacted topic forgets within seconds, not days (a developer's
+        machine, a test): then an erasure can be certified while somebody watches."""
+        speed = _HURRIED if hurried and self.compacted else _CALM
         settings = {
             "message.timestamp.type": "LogAppendTime",
-            "segment.ms": str(int(self.segment.total_seconds() * 1000)),
+            "segment.ms": str(int((self.segment if speed is _CALM else speed.segment).total_seconds() * 1000)),
         }
         if self.compacted:
             return settings | {
                 "cleanup.policy": "compact",
-                "max.compaction.lag.ms": str(int(_DAY.total_seconds() * 1000)),
-                "delete.retention.ms": str(int(7 * _DAY.total_seconds() * 1000)),
+                "max.compaction.lag.ms": str(int(speed.compaction.total_seconds() * 1000)),
+                "delete.retention.ms": str(int(speed.forgetting.total_seconds() * 1000)),
             }
         return settings | {
             "cleanup.policy": "delete",
@@ -229,11 +254,11 @@ TOMBSTONES = Topic(
     key="hash",
     partitions=1,
     writers=("retention",),
-    readers=(*HOLDERS, "audit"),
+    readers=HOLDERS,
     retention=_TRANSIT,
     compacted=True,
     fixed_partitions=True,
-    after_erasure=dict.fromkeys((*HOLDERS, "audit"), "control"),
+    after_erasure=dict.fromkeys(HOLDERS, "control"),
     key_of=lambda event: event.data.hash,
 )
 PRIVACY_COMMANDS = Topic(

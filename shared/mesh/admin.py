@@ -35,7 +35,7 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPIC
                 topic.name,
                 topic.partitions,
                 settings.replication,
-                topic_configs=topic.config() | {"max.message.bytes": str(MAX_RECORD_BYTES)},
+                topic_configs=topic.config(hurried=settings.hurried) | {"max.message.bytes": str(MAX_RECORD_BYTES)},
             )
             for topic in wanted
             if topic.name not in existing

@@ -480,7 +480,7 @@ class TopicConsumer:
                     tx = Transaction(
                         self._service, db, self._clock.now(), part=min(tp.partition for tp in moves), replay=replay
                     )
-                    if self._guard is not None:
+                    if self._guard is not None and self.declaration.guarded:
                         await self._guard(tx)
                     redrives = await self._settle_redrives(tx, received, records)
                     tx.count(f"records:{topic}", len(records) - len(redrives))

@@ -20,7 +20,7 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from faststream.kafka.message import KafkaMessage
 
-from shared.contract.topics import COMMANDS, TOPICS
+from shared.contract.topics import COMMANDS, TOPICS, pace
 from shared.mesh import metrics, store
 from shared.mesh.admin import end_offsets, ensure_topics
 from shared.mesh.clock import Clock, clock_from
@@ -31,8 +31,8 @@ from shared.mesh.migrate import migrate
 from shared.mesh.relay import Relay
 from shared.mesh.service import Consumer, Partitioned, Service
 from shared.mesh.settings import ServiceSettings
-from shared.mesh.store import Pool
-from shared.mesh.transaction import Transaction
+from shared.mesh.store import OutboxRow, Pool
+from shared.mesh.transaction import HEARTBEAT, Transaction, shard_of
 from shared.mesh.work import Worker
 
 log = logging.getLogger("steward.mesh")
@@ -76,6 +76,8 @@ class Runtime:
         self._tasks: list[asyncio.Task[Any]] = []
         self._started = False
         self._closers: list[Callable[[], Awaitable[Any]]] = []
+        # What plug-ins keep for the life of this process, by name.
+        self.plugged: dict[str, Any] = {}
         self.exit_reason: str | None = None
         self._exit = asyncio.Event()
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{id(self) & 0xFFFF:x}"
@@ -109,6 +111,8 @@ class Runtime:
             fault=self._fault, locking=self._relay_locking,
         )  # fmt: skip
         jobs = service.jobs | {"mesh-partitions": (timedelta(hours=1), self._partitions_job)}
+        if any(topic.compacted and service.name in topic.writers for topic in TOPICS):
+            jobs["mesh-heartbeat"] = (pace(hurried=settings.kafka.hurried).segment / 2, self._heartbeat_job)
         tasks = service.tasks | {RELEASE_PARKED: release_parked_task(self)}
         self.worker = Worker(
             service.name, self._pool, self.clock, jobs, tasks,
@@ -344,6 +348,13 @@ class Runtime:
 
     async def _partitions_job(self, now: datetime, tx: Transaction) -> None:
         await self.make_partitions()
+
+    async def _heartbeat_job(self, now: datetime, tx: Transaction) -> None:
+        """A record without key's value now and then, so that segments of quiet compacted topics roll and are compacted."""
+        for topic in TOPICS:
+            if topic.compacted and self.service.name in topic.writers:
+                for part in range(topic.partitions):
+                    tx.publish_raw(OutboxRow(shard_of(HEARTBEAT, part), topic.name, part, HEARTBEAT, None))
 
     async def _hints(self) -> None:
         while not self._exit.is_set():

@@ -122,6 +122,7 @@ class Consumer:
     parallel: int = 1
     bulk_linger_ms: int = 0
     first: bool = False
+    guarded: bool = True
 
 
 @dataclass(slots=True)
@@ -162,6 +163,7 @@ class Service:
         parallel: int = 1,
         bulk_linger_ms: int = 0,
         first: bool = False,
+        guarded: bool = True,
     ) -> Callable[[Handler], Handler]:
         """The decorated handler reads `topic`, up to `batch` records at a time.
 
@@ -171,13 +173,14 @@ class Service:
         `bulk_linger_ms`: how long to wait for more after records so large that their writer must be working off a
         backlog, and nobody waits for the next one.
         `first`: the topic is read to its end before the service handles a record of any other.
+        `guarded`: its transactions begin with the service's guard.
         Raises ValueError if the contract does not let this service read the topic.
         """
         if self.name not in topic.readers:
             raise ValueError(f"the contract does not let {self.name} read {topic.name}")
 
         def register(handler: Handler) -> Handler:
-            self.consumers.append(Consumer(topic, handler, batch, lingers, parallel, bulk_linger_ms, first))
+            self.consumers.append(Consumer(topic, handler, batch, lingers, parallel, bulk_linger_ms, first, guarded))
             return handler
 
         return register

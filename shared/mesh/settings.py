@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 class Misconfigured(Exception):
     """A setting is missing or wrong; the text says which and what to do."""
+
+
+def _hurried(env: Mapping[str, str]) -> bool:
+    hurried = env.get("STEWARD_KAFKA_HURRIED") == "1"
+    if hurried and env.get("STEWARD_ENV") == "production":
+        raise Misconfigured("STEWARD_KAFKA_HURRIED=1 is refused when STEWARD_ENV=production: a reader that is away for some "
+                            "seconds would miss what compacted topics forget")  # fmt: skip
+    return hurried
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +32,8 @@ class KafkaSettings:
     sasl_password: str | None = None
     ssl_cafile: str | None = None
     replication: int = 1
+    # Compacted topics forget within seconds: a developer's machine, a test.
+    hurried: bool = False
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> KafkaSettings:
@@ -39,6 +49,7 @@ class KafkaSettings:
             sasl_password=env.get("STEWARD_KAFKA_SASL_PASSWORD"),
             ssl_cafile=env.get("STEWARD_KAFKA_SSL_CAFILE"),
             replication=int(env.get("STEWARD_KAFKA_REPLICATION", "1")),
+            hurried=_hurried(env),
         )
 
     def client(self) -> dict[str, Any]:
@@ -72,6 +83,8 @@ class ServiceSettings:
     port: int
     host: str = "127.0.0.1"
     clock: str | None = None
+    master_key_file: str | None = None
+    master_key: str | None = field(default=None, repr=False)
     session_timeout_ms: int = 15_000
     batch_records: int = 5_000
     linger_ms: int = 25
@@ -103,11 +116,14 @@ class ServiceSettings:
             kafka=KafkaSettings.from_env(env),
             database_url=need(f"STEWARD_{upper}_DATABASE_URL"),
             owner_database_url=need(f"STEWARD_{upper}_OWNER_DATABASE_URL"),
-            keys_database_url=env.get("STEWARD_KEYS_DATABASE_URL"),
-            keys_owner_database_url=env.get("STEWARD_KEYS_OWNER_DATABASE_URL"),
+            # The auditor reads, as everywhere, with a login that can do no more.
+            keys_database_url=env.get(f"STEWARD_{'AUDITOR_' if name == 'audit' else ''}KEYS_DATABASE_URL"),
+            keys_owner_database_url=None if name == "audit" else env.get("STEWARD_KEYS_OWNER_DATABASE_URL"),
             port=int(number(f"STEWARD_{upper}_PORT", "0")),
             host=env.get("STEWARD_HTTP_HOST", "127.0.0.1"),
             clock=env.get("STEWARD_CLOCK"),
+            master_key_file=env.get("STEWARD_MASTER_KEY_FILE"),
+            master_key=env.get("STEWARD_MASTER_KEY"),
             session_timeout_ms=int(number("STEWARD_SESSION_TIMEOUT_MS", "15000")),
             batch_records=int(number("STEWARD_BATCH_RECORDS", "5000")),
             linger_ms=int(number("STEWARD_LINGER_MS", "25")),

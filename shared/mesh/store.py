@@ -302,6 +302,16 @@ async def drop_outbox(db: Connection, ids: Sequence[int]) -> None:
     await db.execute("DELETE FROM mesh_outbox WHERE id = ANY($1)", list(ids))
 
 
+async def last_outbox(db: Connection) -> int:
+    """The number of the newest row that waits to be published; 0 when none does."""
+    return int(await db.fetchval("SELECT coalesce(max(id), 0) FROM mesh_outbox"))
+
+
+async def outbox_before(db: Connection, topic: str, last: int) -> bool:
+    """Whether a row for `topic`, of number `last` or lower, still waits to be published."""
+    return bool(await db.fetchval("SELECT EXISTS (SELECT FROM mesh_outbox WHERE topic = $1 AND id <= $2)", topic, last))
+
+
 async def announce_outbox(db: Connection) -> None:
     """Tells the service's other processes that rows are there."""
     await db.execute("NOTIFY steward_outbox")

@@ -15,6 +15,8 @@ from shared.mesh import store
 from shared.mesh.store import Connection, OutboxRow
 
 SHARDS = 4
+HEARTBEAT = b"heartbeat"
+"""Key of the records without a value that keep compacted topics compacted; no id looks like it to a reader."""
 
 
 def rfc3339(instant: datetime) -> str:

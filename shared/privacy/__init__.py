@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from shared.privacy.data_map import Column, DataMap, by_column, contradictions, personal, plain
+from shared.privacy.data_map import Column, DataMap, Holding, Rows, by_column, contradictions, personal, plain
 
-__all__ = ["Column", "DataMap", "by_column", "contradictions", "personal", "plain"]
+__all__ = ["Column", "DataMap", "Holding", "Rows", "by_column", "contradictions", "personal", "plain"]

@@ -78,6 +78,8 @@ NamedPeriod = Literal[
     "account_closure",  # the cap between closing an account and its end
     "billing_record",  # the account's life, then the years that its legal class demands
     "deduplication_window",  # W
+    "legal_hold",  # until a named person releases it
+    "tombstone",  # as long as a copy could bring the subject back
     "request_log",  # the workspace's own setting, 0 days to the policy's maximum
     "usage_rollup",
 ]
@@ -167,9 +169,9 @@ class Rows:
     somebody else: an erasure replaces the value by a pseudonym, and the row stays.
 
     `through`: this table has no id of its own; its rows are those whose column `through[0]` is the `through[2]` of a row
-    in table `through[1]` that has owners. `expires`: SQL expression over the row, a timestamptz or date: the row's time is over when it is not after now; None
-    for what has no clock of its own, or is dropped by partition. `moves`: (from, to) counters: a deleted row moves
-    between these classes of the conservation sum.
+    in table `through[1]` that has owners. `expires`: SQL expression over the row, a timestamptz or date: the row's time is
+    over when it is not after now; None for what has no clock of its own, or is dropped by partition. `moves`: (from, to)
+    counters: a deleted row moves between these classes of the conservation sum.
 
     A map lists its `Rows` in the order in which an erasure treats them: what others are made from first, what leads to
     other rows (`through`) last.

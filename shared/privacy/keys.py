@@ -1,24 +1,81 @@
-"""Day keys: made two days ahead, kept in a database of their own, destroyed with the day that they protect."""
+"""The key database: its rows, and the keys of days, which end with the day that they protect."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from shared.mesh.store import Pool
+from shared.mesh.store import Connection
+
+if TYPE_CHECKING:
+    from shared.privacy.vault import Vault
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+async def read(db: Connection, purpose: str, names: Sequence[str]) -> list[Any]:
+    """The keys of these names, as they are stored."""
+    return list(
+        await db.fetch(
+            "SELECT name, wrapped, wrapped_by, public FROM vault_key WHERE purpose = $1 AND name = ANY($2)",
+            purpose, names,
+        )
+    )  # fmt: skip
+
+
+async def add(db: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Adds keys; one that is there already stays."""
+    await db.executemany(
+        """INSERT INTO vault_key (purpose, name, wrapped, wrapped_by, public, created_at)
+           VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING""",
+        rows,
+    )
+
+
+async def delete(db: Connection, purpose: str, names: Sequence[str]) -> int:
+    """Deletes keys; returns how many there were."""
+    rows = await db.fetch("DELETE FROM vault_key WHERE purpose = $1 AND name = ANY($2) RETURNING name", purpose, names)
+    return len(rows)
+
+
+async def delete_before(db: Connection, purpose: str, day: str) -> int:
+    """Deletes the keys of days before `day` (ISO)."""
+    rows = await db.fetch("DELETE FROM vault_key WHERE purpose = $1 AND name < $2 RETURNING name", purpose, day)
+    return len(rows)
+
+
+async def wrapped_by_others(db: Connection, master: str, limit: int) -> list[Any]:
+    """Keys that another master key wraps, locked."""
+    return list(
+        await db.fetch(
+            """SELECT purpose, name, wrapped, wrapped_by FROM vault_key WHERE wrapped_by <> $1
+               ORDER BY purpose, name LIMIT $2 FOR UPDATE SKIP LOCKED""",
+            master, limit,
+        )
+    )  # fmt: skip
+
+
+async def rewrap(db: Connection, rows: Sequence[tuple[str, str, bytes, str]]) -> None:
+    """Stores keys as they are wrapped now."""
+    await db.executemany("UPDATE vault_key SET wrapped = $3, wrapped_by = $4 WHERE purpose = $1 AND name = $2", rows)
+
+
+async def wrapped(db: Connection) -> Mapping[str, int]:
+    """How many keys each master key wraps."""
+    rows = await db.fetch("SELECT wrapped_by, count(*) AS n FROM vault_key GROUP BY wrapped_by")
+    return {row["wrapped_by"]: row["n"] for row in rows}
 
 
 class DayKeys:
     """The keys of one purpose, by day (UTC). Reading is from memory; `ensure` goes to the key database.
 
-    A day without a key is either too far away or over: `key` answers None, and what would need it is refused.
+    A day without a key is either too far away or over: it is not in `by_ordinal`, and what would need it is refused.
     """
 
-    def __init__(self, pool: Pool, purpose: str, make: Callable[[int], bytes]) -> None:
-        self._pool, self._purpose, self._make = pool, purpose, make
+    def __init__(self, vault: Vault, purpose: str) -> None:
+        self._vault, self._purpose = vault, purpose
         self._keys: dict[int, bytes] = {}
 
     @property
@@ -28,14 +85,5 @@ class DayKeys:
 
     async def ensure(self, days: Iterable[date], now: datetime) -> None:
         """Makes the keys that are not there yet and loads all of `days`; whoever comes first makes a day's key."""
-        wanted = sorted(set(days))
-        async with self._pool.acquire() as db:
-            await db.executemany(
-                """INSERT INTO day_key (purpose, day, key, created_at) VALUES ($1, $2, $3, $4)
-                   ON CONFLICT (purpose, day) DO NOTHING""",
-                [(self._purpose, day, self._make(32), now) for day in wanted if day.toordinal() not in self._keys],
-            )
-            rows = await db.fetch(
-                "SELECT day, key FROM day_key WHERE purpose = $1 AND day = ANY($2)", self._purpose, wanted
-            )
-        self._keys = {row["day"].toordinal(): row["key"] for row in rows}
+        found = await self._vault.keys(self._purpose, sorted({day.isoformat() for day in days}), at=now)
+        self._keys = {date.fromisoformat(name).toordinal(): key for name, key in found.items()}

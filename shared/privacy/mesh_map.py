@@ -52,11 +52,40 @@ MESH_MAP: DataMap = (
         note="which member of staff read what, and why",
     ),
     *plain("mesh_read", "id", "name", "at", category="system.operations"),
-    *personal(
-        "mesh_subjects", "hash", "id",
-        category="user.unique_id", use="essential.legal_obligation", clock_start="account_closed",
-        period="account_closure", on_erasure="delete_row", ground="legal_obligation",
-    ),
 )  # fmt: skip
 
-KEY_MAP: DataMap = plain("day_key", "purpose", "day", "id", "key", "created_at", category="system.operations")
+# What a holder keeps beside its own tables.
+HOLDER_MAP: DataMap = (
+    *personal(
+        "mesh_tombstone", "hash", "kind", "case_id", "at",
+        category="user.unique_id.pseudonymous", use="essential.legal_obligation", clock_start="erasure_confirmed",
+        period="tombstone", on_erasure="retain", ground="legal_obligation",
+        note="a keyed hash: it has to outlive every copy that could bring the subject back",
+    ),
+    *plain("mesh_tombstone", "applied", category="system.operations"),
+    *personal(
+        "mesh_erasure", "sealed",
+        category="user.unique_id", use="essential.legal_obligation", clock_start="erasure_confirmed",
+        period="account_closure", on_erasure="shred", ground="legal_obligation",
+        note="under the case's key, which ends with the certificate; NULL once the rows are treated",
+    ),
+    *plain(
+        "mesh_erasure", "case_id", "epoch", "scope", "after", "confirmed_at", "ordered_at", "receipt", "done_at",
+        category="system.operations",
+    ),
+    *personal(
+        "mesh_held_record", "subject_hash", "sealed",
+        category="user.unique_id", use="essential.legal_obligation", clock_start="arrival", period="legal_hold",
+        on_erasure="retain", ground="legal_obligation",
+        note="what a legal hold keeps: a copy under the hold's own key, destroyed with its release",
+    ),
+    *plain(
+        "mesh_data_map", "table_name", "column_name", "category", "use", "on_erasure", "ground", "period_days",
+        "map_version", category="system.operations",
+    ),
+    *plain("mesh_held_record", "id", "hold", "table_name", "placed_at", category="system.operations"),
+)  # fmt: skip
+
+KEY_MAP: DataMap = plain(
+    "vault_key", "purpose", "name", "wrapped", "wrapped_by", "public", "created_at", category="system.operations"
+)

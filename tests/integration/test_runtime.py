@@ -240,7 +240,8 @@ async def test_liveness_is_a_loop_that_turns(mesh: Mesh, sample: Sample) -> None
     assert any("not claimed" in t for t in running.troubles())
     consumer.progress.paused_since.clear()
     # A loop that no longer turns, as after a fetch that was cancelled.
-    for task in next(s for b in running._brokers for s in b.subscribers if s.consumer is client).tasks:
+    subscribers: list[Any] = [s for b in running._brokers for s in b.subscribers]
+    for task in next(s for s in subscribers if s.consumer is client).tasks:
         task.cancel()
     consumer.progress.ticked_at -= 31
     assert any("has not turned" in t for t in running.troubles())

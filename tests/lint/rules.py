@@ -38,6 +38,7 @@ def _room_file(path: PurePosixPath, name: str) -> bool:
 _SQL_HOMES = {
     "shared/mesh/store.py",
     "shared/privacy/keys.py",
+    "shared/privacy/store.py",
     "deploy/local/databases.py",
     "deploy/local/doctor.py",
 }

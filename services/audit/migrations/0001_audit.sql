@@ -8,3 +8,16 @@ CREATE TABLE verdict (
     duration_ms int     NOT NULL,
     body        jsonb   NOT NULL            -- the verdict as `steward check --json` prints it
 );
+
+-- Orders to look for what is left of a case's subjects, and what was seen.
+CREATE TABLE scan (
+    attempt    uuid        PRIMARY KEY,     -- the id of the order
+    case_id    uuid        NOT NULL,
+    epoch      int         NOT NULL,
+    action     text        NOT NULL CHECK (action IN ('probe', 'sweep')),
+    sealed     text,                        -- the subjects, under the case's key; NULL when they have been looked for
+    ordered_at timestamptz NOT NULL,
+    stores     jsonb,
+    done_at    timestamptz
+);
+CREATE INDEX scan_waiting ON scan (ordered_at) WHERE done_at IS NULL;

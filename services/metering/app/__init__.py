@@ -13,19 +13,22 @@ from services.metering.app.explained import explained
 from services.metering.app.gauges import observe
 from services.metering.app.meter import FOR_ORIGINALS, FOR_PRICES, ROLLUP_DAYS, Metering
 from services.metering.app.room import Room
+from services.metering.data_map import HOLDING
 from services.metering.identity import day_bound
 from services.metering.usage import hour_bound, ordinal_bound
 from shared.contract import topics
 from shared.mesh import Batch, Done, Partitioned, Received, Service, Task, Transaction
 from shared.policy import policy
+from shared.privacy.holder import attach
 
 _CHUNK = 1_000
 _ROLLUP_BATCHES = 200
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def make_service(*, dedupe: bool = True) -> Service:
-    """The room's declaration. `dedupe` off is for tests that show what de-duplication prevents."""
+def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
+    """The room's declaration. `dedupe` and `suppress` off are for tests that show what de-duplication and tombstones
+    prevent."""
     room = Room(dedupe)
     service = Service(
         "metering",
@@ -45,7 +48,7 @@ def make_service(*, dedupe: bool = True) -> Service:
 
     @service.consumes(topics.GENERATIONS, parallel=2, lingers=True)
     async def meter(batch: Batch, tx: Transaction) -> None:
-        await Metering(room, tx).take(batch.events)
+        await Metering(room, tx).take(batch.events, batch.erased)
 
     # One at a time: what is judged has to be in force, or held, before the next one is.
     @service.consumes(topics.PRICES, batch=1)
@@ -143,6 +146,12 @@ def make_service(*, dedupe: bool = True) -> Service:
     async def interesting(query: Mapping[str, str], tx: Transaction) -> Any:
         return await store.some_logged(tx.db, tx.now, int(query.get("limit", 20)))
 
+    async def before_erasure(subjects: Mapping[str, Any], tx: Transaction) -> None:
+        # Sums on their way name workspaces in arrays: added up, they are rows like all others.
+        await store.roll_up_all(tx.db, _ROLLUP_BATCHES)
+
+    holder = attach(service, HOLDING, before=before_erasure, reports=topics.USAGE_RATED, suppress=suppress)
+    room.tombstones = holder.tombstones
     return service
 
 

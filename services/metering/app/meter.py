@@ -92,18 +92,30 @@ class Metering:
         # What is older than the rollups reach (released after a long time) is charged, and in no sum.
         return Effects(topics.USAGE_RATED.partitions, self._now_us // HOUR_US - 24 * ROLLUP_DAYS)
 
-    async def take(self, received: Sequence[Received]) -> None:
-        """Events from the topic: each is rated, a duplicate, or quarantined."""
+    async def take(self, events_to_rate: Sequence[Received], erased: Sequence[Received] = ()) -> None:
+        """Events from the topic: each is rated, a duplicate, quarantined, or `erased`: of somebody who is erased, so that
+        nothing of it stays but the hash that tells its repeats."""
         room, tx = self._room, self._tx
         await room.refresh(tx.db)
+        received = [*events_to_rate, *erased] if erased else events_to_rate
         room.loaded = len(received) > _LOADED
         fresh, stale, duplicates = self._identify(received)
+        gone = {id(r.event) for r in erased}
+        n_erased = 0
+        if gone:
+            n_erased = sum(1 for r, _ in stale if id(r.event) in gone)
+            stale = [(r, why) for r, why in stale if id(r.event) not in gone]
         digests: dict[bytes, int] = {}
         if fresh and room.dedupe:
             digests = await store.claim_seen(tx.db, {key: arrival[3] for key, arrival in fresh.items()})
         conflicts = sum(1 for key, digest in digests.items() if fresh.pop(key)[3] != digest) + duplicates[1]
         n_duplicates = len(digests) + duplicates[0] + await self._keep_stale(stale)
         first = [arrival[0] for arrival in fresh.values()]
+        if gone:
+            forgotten = [key for key, arrival in fresh.items() if id(arrival[0]) in gone]
+            for key in forgotten:
+                del fresh[key]
+            tx.count("erased", n_erased + len(forgotten))
         corrections = {key: arrival for key, arrival in fresh.items() if arrival[0].type == _CORRECTED}
         for key in corrections:
             del fresh[key]
@@ -329,8 +341,11 @@ class Metering:
         await room.refresh(tx.db)
         released = []
         corrections = []
+        erased = await self._erased(rows)
         for row in rows:
-            usage = msgspec.convert(row["usage"], _USAGE[row["event_type"]])
+            usage: Any = msgspec.convert(row["usage"], _USAGE[row["event_type"]])
+            if not erased.isdisjoint((("account", usage.account), ("workspace", usage.workspace))):
+                continue  # whose row it is, is erased: the erasure takes it
             key = self._line_key(row["line_key"])
             if row["event_type"] == _CORRECTED:
                 corrections.append((row, usage, key))
@@ -354,6 +369,14 @@ class Metering:
         if released:
             await store.release(tx.db, released)
             tx.count("quarantined", -len(released))
+
+    async def _erased(self, rows: Sequence[Any]) -> set[tuple[str, str]]:
+        """Which owners of quarantined rows are erased."""
+        tombstones = self._room.tombstones
+        if tombstones is None:
+            return set()
+        owners = {(kind, row["usage"][kind]) for row in rows for kind in ("account", "workspace")}
+        return await tombstones.erased(owners, self._tx)
 
     def _line_key(self, key: bytes) -> bytes:
         """A line's key in the window that billing de-duplicates in: what waited for long comes as of today."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,11 +16,11 @@ from services.metering.seed import GenaiPrices
 from services.metering.usage import (
     Known,
 )
-from shared.mesh.migrate import migrate
-from shared.mesh.store import Connection, open_pool
+from shared.mesh.store import Connection
 from shared.policy import policy
-from shared.privacy.keys import MIGRATIONS as KEY_MIGRATIONS
 from shared.privacy.keys import DayKeys
+from shared.privacy.tombstones import Tombstones
+from shared.privacy.vault import open_vault
 
 
 class Room:
@@ -33,6 +32,7 @@ class Room:
         self.revision = -1
         self.pinned: set[str] = set()
         self.dedupe = dedupe
+        self.tombstones: Tombstones | None = None
         self.loaded = False
         self._market: Market | None = None
         self._market_revision = -1
@@ -41,14 +41,9 @@ class Room:
 
     async def open(self, runtime: Any) -> None:
         """Opens the key database and loads keys and prices."""
-        settings = runtime.settings
-        if not settings.keys_database_url or not settings.keys_owner_database_url:
-            raise ValueError("metering needs STEWARD_KEYS_DATABASE_URL and STEWARD_KEYS_OWNER_DATABASE_URL")
-        await migrate(settings.keys_owner_database_url, "keys", KEY_MIGRATIONS, mesh=False)
-        self._key_pool = await open_pool(settings.keys_database_url, size=2, application="steward-metering-keys")
-        runtime.on_close(self._key_pool.close)
-        self.keys = DayKeys(self._key_pool, "seen", secrets.token_bytes)
-        self.stale_keys = DayKeys(self._key_pool, "stale", secrets.token_bytes)
+        vault = await open_vault(runtime)
+        self.keys = DayKeys(vault, "seen")
+        self.stale_keys = DayKeys(vault, "stale")
         await self.make_keys(runtime.clock.now())
         async with runtime.pool.acquire() as db:
             await self.refresh(db)

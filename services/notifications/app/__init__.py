@@ -32,7 +32,7 @@ async def observe(db: Connection, now: datetime) -> None:
 
 
 def make_service(office: Office | None = None) -> Service:
-    """The room's declaration."""
+    """The room's declaration. As a holder it is `attach(service, HOLDING, before=office.keep_envelopes)`."""
     office = office or Office()
     service = Service(
         "notifications",

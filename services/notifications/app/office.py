@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ from services.notifications.data_map import ENVELOPE_LIFE
 from services.notifications.mail import GIVE_UP, TEMPLATES, Outbound, allowed, compose, mailbox, retry_at
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
+from shared.contract.units import Subject
 from shared.mesh import Batch, Done, Later, Received, Task, Transaction
 from shared.mesh.settings import Misconfigured
 from shared.mesh.store import Pool
@@ -60,7 +61,10 @@ class Office:
 
     async def learn(self, batch: Batch, tx: Transaction) -> None:
         """The addresses of new accounts, each under a key of its own. What else happens to accounts is not for us."""
-        opened = {r.event.data.account: r for r in reversed(batch.events) if r.event.type == events.AccountOpened.TYPE}
+        opened: dict[str, Received] = {}
+        for received in batch.events:
+            if received.event.type == events.AccountOpened.TYPE:
+                opened.setdefault(received.event.data.account, received)
         known = await store.known_accounts(tx.db, list(opened))
         for account, received in opened.items():
             if account in known:
@@ -71,30 +75,34 @@ class Office:
                 why = "cannot be opened" if text is None else "is no mail address"
                 tx.refuse(received.record, "address", f"the sealed address {why}")
                 continue
-            sealed = await self.seals.for_subject(account, recipient, tx)
-            if sealed is not None and await store.add_address(tx.db, account, sealed, tx.now):
+            sealed = await self.seals.seal_address(account, recipient, tx.now)
+            if await store.add_address(tx.db, account, sealed, tx.now):
                 tx.count("addresses")
 
-    async def keep_envelope(self, case_id: str, subjects: Sequence[tuple[str, str]], tx: Transaction) -> None:
+    async def keep_envelopes(self, cases: Mapping[str, Collection[Subject]], tx: Transaction) -> None:
+        """For the transaction that begins an erasure, before any row goes: `keep_envelope` for each case."""
+        for case_id, subjects in cases.items():
+            await self.keep_envelope(case_id, subjects, tx)
+
+    async def keep_envelope(self, case_id: str, subjects: Collection[Subject], tx: Transaction) -> None:
         """Keeps the address of an account that is about to be erased, under the case's key, for the case's last mail.
 
-        To be called in the transaction that deletes the address, before that. Again and again is once.
+        Again and again is once. A case without an account, or one that is over, has no envelope.
         """
-        accounts = [id for kind, id in subjects if kind == "account"]
-        if not accounts or await store.has_envelope(tx.db, case_id):
+        accounts = sorted(value for kind, value in subjects if kind == "account")
+        if not accounts or (found := await store.first_address(tx.db, accounts)) is None:
             return
-        if (found := await store.first_address(tx.db, accounts)) is None:
-            return
-        recipient = await self.seals.of_subject(*found)
-        if recipient is not None:
-            sealed = await self.seals.for_case(case_id, recipient)
+        recipient = await self.seals.open_address(*found)
+        if recipient is not None and (sealed := await self.seals.seal_envelope(case_id, recipient)) is not None:
             await store.add_envelope(tx.db, case_id, sealed, tx.now, tx.now + ENVELOPE_LIFE)
 
     # --- orders --------------------------------------------------------------------------------------------------
 
     async def take(self, batch: Batch, tx: Transaction) -> None:
         """Each mail once per cause."""
-        asked = {received.event.data.cause: received for received in reversed(batch.events)}
+        asked: dict[str, Received] = {}
+        for received in batch.events:
+            asked.setdefault(received.event.data.cause, received)
         known = await store.known_causes(tx.db, list(asked))
         tx.count("mails_repeated", len(batch.events) - len(asked) + len(known))
         for cause, received in asked.items():
@@ -113,18 +121,11 @@ class Office:
         if order.account is None and order.case is None:
             tx.refuse(received.record, "recipient", "neither an account nor a case: nobody to write to")
             return
-        code_sealed = None
-        if template.needs_code:
-            code = await self.seals.arrived(order.code)
-            if code is None:
-                tx.refuse(received.record, "code", "the sealed code cannot be opened")
-                return
-            # None: the account is erased. The mail will find no address either, and say so.
-            code_sealed = await self.seals.for_subject(order.account, code, tx)
         mail = store.Mail(
             cause=order.cause, kind=order.kind, template=order.template, account=order.account, case_id=order.case,
-            by_envelope=order.account is None, code_sealed=code_sealed, facts=allowed(order.template, order.facts),
-            state="waiting", attempts=0, requested_at=tx.now, next_attempt_at=tx.now, give_up_at=tx.now + GIVE_UP,
+            by_envelope=order.account is None, code_sealed=order.code if template.needs_code else None,
+            facts=allowed(order.template, order.facts), state="waiting", attempts=0,
+            requested_at=tx.now, next_attempt_at=tx.now, give_up_at=tx.now + GIVE_UP,
         )  # fmt: skip
         if await store.add_mail(tx.db, mail):
             tx.count("mails_asked")
@@ -160,20 +161,19 @@ class Office:
     async def _write(self, mail: store.Mail, tx: Transaction) -> Outbound | Answer:
         """The mail as it is to go out, or why it cannot."""
         if mail.by_envelope:
-            sealed = await store.envelope(tx.db, mail.case_id or "", tx.now)
-            recipient = None if sealed is None else await self.seals.of_case(mail.case_id or "", sealed)
+            case_id = mail.case_id or ""
+            sealed = await store.envelope(tx.db, case_id, tx.now)
+            recipient = None if sealed is None else await self.seals.open_envelope(case_id, sealed)
         elif mail.account is None:
             return Answer("refused", "erased")
         else:
             sealed = await store.address(tx.db, mail.account)
             if sealed is None:
                 return Answer("later", "no_address")  # its event may still be on its way
-            recipient = await self.seals.of_subject(mail.account, sealed)
+            recipient = await self.seals.open_address(mail.account, sealed)
         if recipient is None:
             return Answer("refused", "no_address")
-        code = None
-        if mail.code_sealed is not None and mail.account is not None:
-            code = await self.seals.of_subject(mail.account, mail.code_sealed)
+        code = None if mail.code_sealed is None else await self.seals.arrived(mail.code_sealed)
         if code is None and TEMPLATES[mail.template].needs_code:
             return Answer("refused", "no_code")
         return compose(

@@ -2,7 +2,7 @@
 
 CREATE TABLE address (
     account    text PRIMARY KEY,
-    sealed     bytea NOT NULL,               -- under the account's subject key
+    sealed     text NOT NULL,                -- under the account's subject key
     learned_at timestamptz NOT NULL
 );
 
@@ -13,7 +13,7 @@ CREATE TABLE mail (
     account         text,                    -- whose address; an erasure clears it
     case_id         text,
     by_envelope     boolean NOT NULL,        -- the address is in the case's envelope
-    code_sealed     bytea,                   -- under the account's subject key; gone when the mail is settled
+    code_sealed     text,                    -- as it came, under the ingress key of its day; gone when the mail is settled
     facts           jsonb,
     state           text NOT NULL DEFAULT 'waiting'
                     CHECK (state IN ('waiting', 'sending', 'accepted', 'refused', 'unknown')),
@@ -31,7 +31,7 @@ CREATE INDEX mail_account ON mail (account) WHERE account IS NOT NULL;
 
 CREATE TABLE envelope (
     case_id    text PRIMARY KEY,
-    sealed     bytea NOT NULL,               -- the address, under the case's key
+    sealed     text NOT NULL,                -- the address, under the case's key
     created_at timestamptz NOT NULL,
     not_after  timestamptz NOT NULL
 );

@@ -108,8 +108,3 @@ CREATE TABLE mesh_read (
     reason text NOT NULL,
     at     timestamptz NOT NULL
 );
-
-CREATE TABLE mesh_subjects (
-    hash bytea PRIMARY KEY,               -- keyed hash: lets a tombstone that is applied later find its subject
-    id   text  NOT NULL
-);

@@ -1,0 +1,123 @@
+"""The wiring of scans: databases and keys as the auditor has them, and the verdicts as events."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from services.audit.residue import store
+from services.audit.residue.scan import scan
+from services.audit.store import Source
+from shared.contract import events, topics
+from shared.contract.ids import derived_id
+from shared.mesh import Batch, Done, Service, Task, Transaction
+from shared.mesh.settings import KafkaSettings
+from shared.privacy.vault import Shredded, Vault, open_vault
+
+_UNREACHABLE = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, KafkaError)
+# Cases that one pass over the databases looks for together.
+_TOGETHER = 500
+
+
+class Residue:
+    """What a process of audit needs to scan."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self._vault: Vault
+        self._kafka: KafkaSettings
+        self._sources: dict[str, Source] = {}
+
+    async def open(self, runtime: Any) -> None:
+        """Finds every database that the auditor may read: whatever the settings name, so a new holder's as well."""
+        self._kafka = runtime.settings.kafka
+        self._vault = await open_vault(runtime)
+        prefix, suffix = "STEWARD_AUDITOR_", "_DATABASE_URL"
+        for name, url in sorted(self._env.items()):
+            holder = name.removeprefix(prefix).removesuffix(suffix).lower()
+            if name.startswith(prefix) and name.endswith(suffix) and holder != "keys":
+                self._sources[holder] = Source(url)
+                runtime.on_close(self._sources[holder].close)
+
+    async def note(self, batch: Batch, tx: Transaction) -> None:
+        """Takes orders to scan."""
+        for event, _ in batch.events:
+            order = event.data
+            if tx.service in order.holders and order.action in ("probe", "sweep") and order.sealed is not None:
+                await store.add_scan(tx.db, order.case, order.epoch, order.action, event.id, order.sealed, tx.now)
+                await tx.enqueue("scan", "pass", {})
+
+    async def run(self, task: Task, tx: Transaction) -> Any:
+        """Scans for all cases that wait, of one kind."""
+        rows = await store.waiting_scans(tx.db, _TOGETHER)
+        if not rows:
+            return Done()
+        rows = [row for row in rows if row["action"] == rows[0]["action"]]
+        subjects: dict[str, list[tuple[str, str]]] = {}
+        for row in rows:
+            try:
+                subjects[row["attempt"]] = await self._vault.open_subjects(row["case_id"], row["sealed"])
+            except Shredded:
+                # The certificate was given and its key destroyed: nobody can look for it any more.
+                await store.finish_scan(tx.db, row["attempt"], [], tx.now)
+        deep = rows[0]["action"] == "sweep"
+        found = await scan(
+            {holder: source.snapshot for holder, source in self._sources.items()}, self._kafka, subjects, tx.now,
+            deep=deep, unreachable=_UNREACHABLE, logs=self._logs if deep else None,
+        )  # fmt: skip
+        for row in rows:
+            if row["attempt"] not in subjects:
+                continue
+            stores = [
+                {k: (v.isoformat() if k == "not_after" else v) for k, v in each.items()}
+                for each in found[row["attempt"]]
+            ]
+            await store.finish_scan(tx.db, row["attempt"], stores, tx.now)
+            tx.publish(
+                topics.PRIVACY_RECEIPTS,
+                events.PrivacyScanned,
+                id=derived_id(int(tx.now.timestamp() * 1000), "scan", row["attempt"]),
+                subject=row["case_id"],
+                key=row["case_id"],
+                data={
+                    "case": row["case_id"], "epoch": row["epoch"], "action": row["action"], "stores": stores,
+                },
+            )  # fmt: skip
+        return None
+
+    async def _logs(self) -> Iterable[tuple[str, bytes]]:
+        """The log files, where this installation says that it keeps them."""
+        folder = self._env.get("STEWARD_LOGS")
+        if not folder:
+            return []
+        return await asyncio.to_thread(lambda: [(f.stem, f.read_bytes()) for f in sorted(Path(folder).glob("*.log"))])
+
+
+def attach(service: Service, env: Mapping[str, str] = os.environ) -> Residue:
+    """Makes audit the one who looks for what is left."""
+    residue = Residue(env)
+    service.consumes(topics.PRIVACY_COMMANDS)(residue.note)
+    service.task("scan")(residue.run)
+    started = service.on_start
+
+    async def start(runtime: Any) -> None:
+        if started is not None:
+            await started(runtime)
+        await residue.open(runtime)
+
+    service.on_start = start
+
+    @service.job("scan", every=timedelta(seconds=1))
+    async def look(now: Any, tx: Transaction) -> None:
+        # The handler's own request can meet a pass that is ending.
+        if await store.any_waiting(tx.db):
+            await tx.enqueue("scan", "pass", {})
+
+    return residue

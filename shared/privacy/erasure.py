@@ -1,0 +1,168 @@
+"""One pass over a holder's tables, in chunks, for many cases at once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+
+from shared.contract.topics import GENERATIONS
+from shared.contract.units import Subject
+from shared.mesh.transaction import Transaction
+from shared.privacy import store
+from shared.privacy.data_map import Rows
+
+# case -> table -> "rows" or "traces" -> how many
+Counts: TypeAlias = dict[str, dict[str, dict[str, int]]]
+# (case, epoch) -> (order, its subjects)
+Orders: TypeAlias = Mapping[tuple[str, int], tuple[Any, frozenset[Subject]]]
+
+_LETTERS = 1_000
+
+
+def by_kind(subjects: Iterable[Subject]) -> dict[str, list[str]]:
+    """Ids by kind."""
+    found: dict[str, list[str]] = {}
+    for kind, value in subjects:
+        found.setdefault(kind, []).append(value)
+    return found
+
+
+def _add(counts: Counts, case: str, table: str, what: str, n: int) -> None:
+    of_table = counts.setdefault(case, {}).setdefault(table, {})
+    of_table[what] = of_table.get(what, 0) + n
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """What an erasure does to a table. `values`: what stands in its columns afterwards, where the row stays."""
+
+    rows: Rows
+    action: str
+    values: Mapping[str, str | None]
+
+
+@dataclass(slots=True)
+class Pass:
+    """Where a pass got to. `rest`: [table, physical table, its pages] still to be gone over; `block`: where in the first
+    of them; `outbox`: the newest row that waited to be published when it began. Holds no id of a subject: it is stored.
+    """
+
+    orders: list[tuple[str, int]]
+    rest: list[list[Any]]
+    block: int
+    counts: Counts
+    outbox: int
+
+    def dump(self) -> dict[str, Any]:
+        """As a task's position."""
+        return {
+            "orders": self.orders, "rest": self.rest, "block": self.block, "counts": self.counts, "outbox": self.outbox
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, position: Mapping[str, Any]) -> Pass:
+        """From a task's position."""
+        orders = [(case, epoch) for case, epoch in position["orders"]]
+        return cls(orders, position["rest"], position["block"], position["counts"], position["outbox"])
+
+    async def advance(self, tx: Transaction, tables: Mapping[str, Treatment], orders: Orders) -> None:
+        """Goes over the next pages, as many as one transaction should."""
+        owners = {subject: case for (case, _), (_, subjects) in orders.items() for subject in subjects}
+        members = {
+            subject: case
+            for (case, _), (row, subjects) in orders.items()
+            if row["scope"] == "member"
+            for subject in subjects
+        }
+        budget = store.BLOCKS
+        while self.rest and budget > 0:
+            table, relation, blocks = self.rest[0]
+            after = self.block + budget
+            last = after >= blocks
+            # The last piece has no end: pages that were added meanwhile are gone over, too.
+            whole = self.block == 0 and last
+            piece = store.Slice(relation, self.block, None if whole else (_MANY if last else after))
+            await self._treat(tx, tables[table], piece, owners, members)
+            budget -= max(1, min(blocks - self.block, budget))
+            if last:
+                self.rest.pop(0)
+                self.block = 0
+            else:
+                self.block = after
+
+    async def _treat(
+        self,
+        tx: Transaction,
+        treatment: Treatment,
+        piece: store.Slice,
+        owners: Mapping[Subject, str],
+        members: Mapping[Subject, str],
+    ) -> None:
+        rows = treatment.rows
+        gone: Mapping[Subject, int] = {}
+        if treatment.action == "delete_row":
+            gone = await store.delete_rows(tx.db, rows, piece, by_kind(owners))
+        elif treatment.values:
+            gone = await store.change_rows(tx.db, rows, piece, by_kind(owners), treatment.values)
+        for subject, n in gone.items():
+            _add(self.counts, owners[subject], rows.table, "rows", n)
+        if rows.moves is not None and (n := sum(gone.values())):
+            source, target = rows.moves
+            tx.count(source, -n)
+            tx.count(target, n)
+        for kind, column in rows.traces.items():
+            traced = {value: case for (of, value), case in members.items() if of == kind}
+            if not traced:
+                continue
+            # Two erased keys stay two: sums by key must not run into each other.
+            names = {value: f"erased-{secrets.token_hex(6)}" for value in traced}
+            for value, n in (await store.blank_traces(tx.db, column, piece, names)).items():
+                _add(self.counts, traced[value], rows.table, "traces", n)
+
+
+_MANY = 2**31
+
+
+class Letters:
+    """Dead letters and parked records: whose they are stands in their payload."""
+
+    @staticmethod
+    async def erase(tx: Transaction, orders: Orders) -> Counts:
+        """Deletes those that name one of the subjects, and moves them between the classes of the conservation sum."""
+        marks = {
+            msgspec.json.encode(value): case for (case, _), (_, subjects) in orders.items() for _, value in subjects
+        }
+        counts: Counts = {}
+        after = 0
+        while letters := await store.waiting_payloads(tx.db, after, _LETTERS):
+            after = letters[-1]["id"]
+            named = _naming(letters, marks)
+            for letter in await store.delete_letters(tx.db, named):
+                _add(counts, named[letter["id"]], "mesh_dead_letter", "rows", 1)
+                if letter["counted"] and letter["state"] != "replayed":
+                    tx.count(f"dead_lettered:{letter['topic']}", -1)
+                    tx.count("erased" if letter["topic"] == GENERATIONS.name else f"erased:{letter['topic']}")
+        after = 0
+        while parked := await store.parked_payloads(tx.db, after, _LETTERS):
+            after = parked[-1]["id"]
+            named = _naming(parked, marks)
+            for record in await store.delete_parked(tx.db, named):
+                _add(counts, named[record["id"]], "mesh_parked", "rows", 1)
+                tx.count(f"parked:{record['topic']}", -1)
+        return counts
+
+
+def _naming(records: Sequence[Mapping[str, Any]], marks: Mapping[bytes, str]) -> dict[int, str]:
+    """(id -> case) of the records in whose payload an id of a subject stands."""
+    named = {}
+    for record in records:
+        payload = bytes(record["payload"] or b"")
+        for mark, case in marks.items():
+            if mark in payload:
+                named[record["id"]] = case
+                break
+    return named

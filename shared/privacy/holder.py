@@ -1,0 +1,376 @@
+"""A holder of personal data: what its data map says is done by these few tasks, the same in every service.
+
+`attach(service, HOLDING)` plugs it in: tombstones before everything else, the commands of cases, erasure in chunks,
+receipts. A service writes code only where a declaration cannot say it (the hooks).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from shared.contract import events, topics
+from shared.contract.ids import derived_id
+from shared.contract.units import ERASED, Subject
+from shared.mesh import Batch, Done, Later, Service, Task, Transaction
+from shared.mesh import store as mesh_store
+from shared.mesh.admin import end_offsets
+from shared.mesh.transaction import rfc3339
+from shared.privacy import store
+from shared.privacy.data_map import Column, Holding, Rows, longest
+from shared.privacy.erasure import Counts, Letters, Pass, Treatment, by_kind
+from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP
+from shared.privacy.tombstones import Tombstones
+from shared.privacy.vault import Shredded, Vault, open_vault
+
+log = logging.getLogger("steward.privacy")
+
+SCHEMA = Path(__file__).parent / "schema"
+ERASE = "mesh-erase"
+CODE_VERSION = version("steward")
+
+# Cases that one pass over the tables erases together.
+_TOGETHER = 500
+_LOOK_AGAIN = 0.25
+_HELD_ROWS = 10_000
+_CHANGES = ("clear", "pseudonymise")
+
+Subjects: TypeAlias = frozenset[Subject]
+# Called in the transaction that begins an erasure, before any row goes: (case -> subjects, transaction).
+Before: TypeAlias = Callable[[Mapping[str, Subjects], Transaction], Awaitable[None]]
+# What the law keeps of these subjects, and until when: tables of a receipt.
+Keeps: TypeAlias = Callable[[Subjects, Transaction], Awaitable[list[dict[str, Any]]]]
+
+
+class Holder:
+    """One service as a holder. Its parts: the map, the tombstones, the vault (once the service has started)."""
+
+    def __init__(
+        self,
+        service: Service,
+        holding: Holding,
+        *,
+        before: Before | None = None,
+        keeps: Keeps | None = None,
+        reports: topics.Topic | None = None,
+        suppress: bool = True,
+    ) -> None:
+        self.holding = holding
+        self.vault: Vault
+        self.tombstones = Tombstones(service.name, enabled=suppress)
+        self._service = service
+        self._before, self._keeps, self._reports = before, keeps, reports
+        self._tables = {rows.table: treatment_of(holding.columns, rows) for rows in holding.rows}
+        self._runtime: Any = None
+
+    async def open(self, runtime: Any) -> None:
+        """Opens the vault: hashes and case keys come from there."""
+        self._runtime = runtime
+        self.vault = await open_vault(runtime)
+        self.tombstones.hasher = self.vault.hasher
+        async with runtime.pool.acquire() as db, db.transaction():
+            declared = (*self.holding.columns, *MESH_MAP, *HOLDER_MAP)
+            await store.declare(db, [_declared(column) for column in declared], self.holding.version)
+
+    # --- commands ------------------------------------------------------------------------------------------------
+
+    async def obey(self, batch: Batch, tx: Transaction) -> None:
+        """Takes orders: what is short is done at once, an erasure is noted and becomes a task."""
+        stones: dict[bytes, tuple[bytes, str, str, datetime]] = {}
+        for received in batch.events:
+            order = received.event.data
+            if self._service.name not in order.holders:
+                continue
+            if order.action == "erase":
+                stones |= await self._note(order, tx)
+            elif order.action == "hold":
+                await self._hold(order, tx)
+            elif order.action == "release":
+                await self._release(order, tx)
+        if stones and self.tombstones._enabled:
+            await store.add_tombstones(tx.db, list(stones.values()))
+        if stones:
+            await tx.enqueue(ERASE, "pass", {})
+
+    async def _note(self, order: Any, tx: Transaction) -> dict[bytes, tuple[bytes, str, str, datetime]]:
+        known = await store.add_order(
+            tx.db, order.case, order.epoch, order.scope, order.sealed, order.after, order.confirmed_at, tx.now
+        )
+        if known is not None:
+            if known["receipt"] is not None:
+                self._publish(tx, order.case, order.epoch, known["receipt"])
+            return {}
+        try:
+            subjects = await self.vault.open_subjects(order.case, order.sealed)
+        except Shredded:
+            # The case is over: its certificate was given, and this is an old copy of the command.
+            log.warning("an order of a case without a key: nothing is left to do")
+            await store.finish_orders(tx.db, [(order.case, order.epoch, {"treated": [], "shredded": True})], tx.now)
+            return {}
+        hashes = self.vault.hasher.hashes(subjects)
+        return {
+            digest: (digest, kind, order.case, order.confirmed_at)
+            for (kind, _), digest in zip(subjects, hashes, strict=True)
+        }
+
+    async def _hold(self, order: Any, tx: Transaction) -> None:
+        """Copies a subject's rows of one table, sealed under the hold's key, so that they outlive expiry and erasure."""
+        subjects = await self.vault.open_subjects(order.case, order.sealed)
+        hold, table = order.arguments["hold"], order.arguments["table"]
+        treatment = self._tables.get(table)
+        count = 0
+        if treatment is not None:
+            texts = await store.rows_as_json(tx.db, treatment.rows, by_kind(subjects), _HELD_ROWS)
+            (digest,) = self.vault.hasher.hashes(subjects[:1])
+            sealed = await self.vault.seal_held(hold, table, texts, tx.now)
+            await store.hold(tx.db, hold, table, digest, sealed, tx.now)
+            count = len(sealed)
+        treated = [self._treated(table, "held", self._personal(table), count)]
+        self._publish(tx, order.case, order.epoch, {"treated": treated}, "hold", dict(order.arguments))
+
+    async def _release(self, order: Any, tx: Transaction) -> None:
+        """Ends a hold: its copies go, which is what the erasure had left."""
+        hold = order.arguments["hold"]
+        gone = await store.release(tx.db, hold)
+        await self.vault.destroy_held(hold)
+        treated = [self._treated(table, "delete_row", self._personal(table), n) for table, n in gone.items()]
+        self._publish(tx, order.case, order.epoch, {"treated": treated}, "release", dict(order.arguments))
+
+    # --- the erasure ---------------------------------------------------------------------------------------------
+
+    async def look(self, now: datetime, tx: Transaction) -> None:
+        """Sees that an order which nobody works at is worked at: the handler's own request can meet a pass that ends."""
+        if await store.any_waiting(tx.db):
+            await tx.enqueue(ERASE, "pass", {})
+
+    async def erase(self, task: Task, tx: Transaction) -> Any:
+        """One chunk of a pass over the tables, for all orders that were waiting when it began."""
+        if task.position is None:
+            return await self._begin(tx)
+        current = Pass.load(task.position)
+        orders = await self._orders(await store.orders(tx.db, current.orders))
+        if current.rest:
+            await current.advance(tx, self._tables, orders)
+            return current.dump()
+        offsets: dict[str, dict[str, int]] = {}
+        if self._reports is not None:
+            if await mesh_store.outbox_before(tx.db, self._reports.name, current.outbox):
+                return Later(current.dump(), _LOOK_AGAIN)
+            ends = await end_offsets(self._runtime.settings.kafka, [self._reports.name])
+            offsets = {self._reports.name: {str(tp.partition): end for tp, (_, end) in ends.items()}}
+        await self._finish(tx, orders, current.counts, offsets)
+        return None if await store.any_waiting(tx.db) else Done()
+
+    async def _begin(self, tx: Transaction) -> Any:
+        waiting = await store.waiting_orders(tx.db, _TOGETHER)
+        ready = [row for row in waiting if await self._passed(tx, row["after"])]
+        if not ready:
+            return Later(None, _LOOK_AGAIN) if waiting else Done()
+        orders = await self._orders(ready)
+        if self._before is not None:
+            await self._before({case: subjects for (case, _), (_, subjects) in orders.items()}, tx)
+        letters = await Letters.erase(tx, orders)
+        extents = await store.extents(tx.db, [rows.table for rows in self.holding.rows])
+        # What leads to other rows goes last, and in one piece with nothing behind it.
+        rest = [[e.table, e.relation, e.blocks] for e in extents]
+        outbox = await mesh_store.last_outbox(tx.db) if self._reports is not None else 0
+        return Pass([(r["case_id"], r["epoch"]) for r in ready], rest, 0, letters, outbox).dump()
+
+    async def _passed(self, tx: Transaction, after: Mapping[str, Mapping[str, int]]) -> bool:
+        """Whether this service has handled everything below the offsets that an order waits for."""
+        for topic, offsets in after.items():
+            reached = await mesh_store.next_offsets(tx.db, f"steward.{self._service.name}.{topic}", topic)
+            if any(reached.get(int(part), 0) < offset for part, offset in offsets.items()):
+                return False
+        return True
+
+    async def _orders(self, rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], tuple[Any, Subjects]]:
+        """The orders with their subjects, opened for this moment."""
+        opened = {}
+        for row in rows:
+            subjects = await self.vault.open_subjects(row["case_id"], row["sealed"])
+            opened[row["case_id"], row["epoch"]] = (row, frozenset(subjects))
+        return opened
+
+    async def _finish(
+        self,
+        tx: Transaction,
+        orders: Mapping[tuple[str, int], tuple[Any, Subjects]],
+        counts: Counts,
+        offsets: Mapping[str, Mapping[str, int]],
+    ) -> None:
+        receipts = []
+        hashes: list[bytes] = []
+        for (case, epoch), (row, subjects) in orders.items():
+            treated = await self._account(tx, row, subjects, counts.get(case, {}))
+            receipt = {"treated": treated, "offsets": offsets}
+            receipts.append((case, epoch, receipt))
+            hashes += self.vault.hasher.hashes(list(subjects))
+            self._publish(tx, case, epoch, receipt)
+        await store.finish_orders(tx.db, receipts, tx.now)
+        await store.set_applied(tx.db, hashes)
+        tx.count("erasures", len(receipts))
+
+    async def _account(
+        self, tx: Transaction, order: Mapping[str, Any], subjects: Subjects, counts: Mapping[str, Mapping[str, int]]
+    ) -> list[dict[str, Any]]:
+        """What became of every table that can hold something of a subject."""
+        treated = []
+        for rows in self.holding.rows:
+            done = counts.get(rows.table, {})
+            action = self._tables[rows.table].action
+            if rows.owners and action not in ("retain", "expire"):
+                treated.append(self._treated(rows.table, action, self._personal(rows.table), done.get("rows", 0)))
+            if rows.traces and done.get("traces"):
+                treated.append(self._treated(rows.table, "pseudonymise", sorted(rows.traces.values()), done["traces"]))
+        for table in ("mesh_dead_letter", "mesh_parked"):
+            treated.append(self._treated(table, "delete_row", ["payload"], counts.get(table, {}).get("rows", 0)))
+        for table, columns, end in self._left_to_their_clocks(order["confirmed_at"]):
+            treated.append(self._treated(table, "expire", columns, 0) | {"not_after": rfc3339(end)})
+        if self._keeps is not None:
+            treated += await self._keeps(subjects, tx)
+        return treated
+
+    def _left_to_their_clocks(self, confirmed_at: datetime) -> list[tuple[str, list[str], datetime]]:
+        """(table, columns, the latest end) of what an erasure leaves to expire, because it leads to nobody by itself."""
+        ends: dict[str, tuple[list[str], timedelta]] = {}
+        for column in self.holding.columns:
+            period = longest(column.period)
+            if column.personal and column.on_erasure == "expire" and period is not None:
+                names, before = ends.get(column.table, ([], timedelta(0)))
+                ends[column.table] = ([*names, column.column], max(before, period))
+        return [(table, sorted(names), confirmed_at + period) for table, (names, period) in sorted(ends.items())]
+
+    def _personal(self, table: str) -> list[str]:
+        return sorted(c.column for c in self.holding.columns if c.table == table and c.personal)
+
+    @staticmethod
+    def _treated(table: str, action: str, columns: Sequence[str], rows: int) -> dict[str, Any]:
+        return {"table": table, "action": action, "columns": list(columns), "rows": rows}
+
+    def _publish(
+        self,
+        tx: Transaction,
+        case: str,
+        epoch: int,
+        receipt: Mapping[str, Any],
+        action: str = "erase",
+        arguments: Mapping[str, str] | None = None,
+    ) -> None:
+        """Publishes a receipt: the same one, however often it is asked for."""
+        name = (arguments or {}).get("hold", "")
+        tx.publish(
+            topics.PRIVACY_RECEIPTS,
+            events.PrivacyDone,
+            id=derived_id(int(tx.now.timestamp() * 1000), "receipt", case, str(epoch), tx.service, action, name),
+            subject=case,
+            key=case,
+            data={
+                "case": case, "epoch": epoch, "holder": tx.service, "action": action,
+                "treated": receipt["treated"], "offsets": receipt.get("offsets", {}),
+                "map_version": self.holding.version, "code_version": CODE_VERSION, "arguments": dict(arguments or {}),
+            },
+        )  # fmt: skip
+
+    # --- after a restore -----------------------------------------------------------------------------------------
+
+    async def reapply(self, runtime: Any) -> None:
+        """Treats rows of subjects that this database did not know to be erased: it is an older copy, or was away.
+
+        Before the service handles a record: every id that stands in the database is held against the tombstones.
+        """
+        async with runtime.pool.acquire() as db, db.transaction():
+            tx = Transaction(self._service.name, db, runtime.clock.now())
+            await store.one_at_a_time(db)
+            open_hashes = await store.unapplied(db)
+            if not open_hashes:
+                return
+            found: set[Subject] = set()
+            for rows in self.holding.rows:
+                for kind in rows.owners:
+                    found |= await self.tombstones.erased(
+                        [(kind, id) for id in await store.owners_of(db, rows, kind)], tx
+                    )
+                for kind, column in rows.traces.items():
+                    ids = await store.traced(db, rows.table, column)
+                    found |= await self.tombstones.erased([(kind, id) for id in ids], tx)
+            if found:
+                case = {"case_id": "", "epoch": 0, "scope": "member"}
+                orders = {("", 0): (case, frozenset(found))}
+                if self._before is not None:
+                    await self._before({"": frozenset(found)}, tx)
+                await Letters.erase(tx, orders)
+                extents = await store.extents(db, [rows.table for rows in self.holding.rows])
+                current = Pass([("", 0)], [[e.table, e.relation, e.blocks] for e in extents], 0, {}, 0)
+                while current.rest:
+                    await current.advance(tx, self._tables, orders)
+                tx.count("reapplied", sum(n for t in current.counts.get("", {}).values() for n in t.values()))
+                log.warning("%d erased subjects were found in this database and are erased again", len(found))
+            await store.set_applied(db, open_hashes)
+            await tx.flush()
+
+
+def _declared(column: Column) -> tuple[str, str, str, str, str, str, int | None]:
+    period = longest(column.period)
+    days = None if period is None else -(-period // timedelta(days=1))
+    return (column.table, column.column, column.category, column.use, column.on_erasure, column.ground, days)
+
+
+def treatment_of(columns: Iterable[Column], rows: Rows) -> Treatment:
+    """What an erasure does to a table, from what its columns declare."""
+    own = [column for column in columns if column.table == rows.table and column.personal]
+    actions = {column.on_erasure for column in own}
+    values = {c.column: None if c.on_erasure == "clear" else ERASED for c in own if c.on_erasure in _CHANGES}
+    for action in ("delete_row", "clear", "pseudonymise", "shred", "retain"):
+        if action in actions:
+            return Treatment(rows, action, values)
+    return Treatment(rows, "expire", values)
+
+
+def attach(
+    service: Service,
+    holding: Holding,
+    *,
+    before: Before | None = None,
+    keeps: Keeps | None = None,
+    reports: topics.Topic | None = None,
+    suppress: bool = True,
+) -> Holder:
+    """Makes `service` a holder of what `holding` says. Call it once, when everything else is declared.
+
+    `before` runs in the transaction that begins an erasure; `keeps` says what the law keeps, for the receipt;
+    `reports`: a topic whose end offsets the receipt tells, when all that was published before the erasure has been sent.
+    `suppress` off is for tests that show what tombstones prevent.
+    """
+    holder = Holder(service, holding, before=before, keeps=keeps, reports=reports, suppress=suppress)
+    service.schemas += (("privacy", SCHEMA),)
+    service.uses_keys = True
+    service.guard, service.filter = holder.tombstones.guard, holder.tombstones.filter
+    started, caught_up, idle = service.on_start, service.on_caught_up, service.on_idle
+
+    async def start(runtime: Any) -> None:
+        await holder.open(runtime)
+        if started is not None:
+            await started(runtime)
+
+    async def catch_up(runtime: Any) -> None:
+        await holder.reapply(runtime)
+        if caught_up is not None:
+            await caught_up(runtime)
+
+    async def waiting(db: Any) -> int:
+        return int(await store.any_waiting(db)) + (0 if idle is None else await idle(db))
+
+    service.on_start, service.on_caught_up, service.on_idle = start, catch_up, waiting
+    service.consumes(topics.TOMBSTONES, first=True, guarded=False)(holder.tombstones.learn)
+    service.consumes(topics.PRIVACY_COMMANDS, guarded=False)(holder.obey)
+    service.task(ERASE)(holder.erase)
+    service.job(ERASE, every=timedelta(seconds=1))(holder.look)
+    return holder
+
+
+__all__ = ["SCHEMA", "Holder", "attach", "treatment_of"]

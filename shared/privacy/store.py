@@ -1,0 +1,330 @@
+"""The SQL of a holder: tombstones, orders, and what the data map says about tables. Names come from the maps alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from shared.mesh.store import Connection
+from shared.privacy.data_map import Rows
+
+# Effect transactions hold it shared, and whoever adds tombstones holds it alone: so no transaction that looked before a
+# tombstone was there commits after the erasure went over its rows.
+_LOCK = (1867, 4)
+
+BLOCKS = 512
+"""Pages of a table that one chunk of an erasure goes over: 4 MB, some thousands of rows."""
+
+
+async def share(db: Connection) -> None:
+    """Keeps tombstones from being added until this transaction ends."""
+    await db.execute("SELECT pg_advisory_xact_lock_shared($1, $2)", *_LOCK)
+
+
+async def add_tombstones(db: Connection, stones: Collection[tuple[bytes, str, str, datetime]]) -> int:
+    """Adds (hash, kind, case, at), after every open transaction has ended; returns how many are new."""
+    await db.execute("SELECT pg_advisory_xact_lock($1, $2)", *_LOCK)
+    hashes, kinds, cases, ats = (list(column) for column in zip(*stones, strict=True))
+    rows = await db.fetch(
+        """INSERT INTO mesh_tombstone (hash, kind, case_id, at)
+           SELECT * FROM unnest($1::bytea[], $2::text[], $3::uuid[], $4::timestamptz[]) ORDER BY 1
+           ON CONFLICT (hash) DO NOTHING RETURNING hash""",
+        hashes, kinds, cases, ats,
+    )  # fmt: skip
+    return len(rows)
+
+
+async def erased(db: Connection, hashes: Sequence[bytes]) -> set[bytes]:
+    """Which of these subjects are erased."""
+    return {r["hash"] for r in await db.fetch("SELECT hash FROM mesh_tombstone WHERE hash = ANY($1)", hashes)}
+
+
+async def unapplied(db: Connection) -> set[bytes]:
+    """Tombstones whose rows in this database have not been treated yet."""
+    return {r["hash"] for r in await db.fetch("SELECT hash FROM mesh_tombstone WHERE NOT applied")}
+
+
+async def set_applied(db: Connection, hashes: Collection[bytes]) -> None:
+    """These subjects' rows have been treated."""
+    await db.execute("UPDATE mesh_tombstone SET applied = true WHERE hash = ANY($1) AND NOT applied", list(hashes))
+
+
+async def forget_tombstones(db: Connection, before: datetime, limit: int) -> int:
+    """Ends tombstones of erasures that were confirmed before `before`: no copy can bring their subjects back any more."""
+    rows = await db.fetch(
+        """DELETE FROM mesh_tombstone WHERE hash IN (SELECT hash FROM mesh_tombstone WHERE at < $1 LIMIT $2)
+           RETURNING hash""",
+        before, limit,
+    )  # fmt: skip
+    return len(rows)
+
+
+async def declare(db: Connection, columns: Sequence[tuple[Any, ...]], map_version: str) -> None:
+    """Writes down what the code declares of every column; replicas do it one after the other."""
+    await db.execute("SELECT pg_advisory_xact_lock(1867, 6)")
+    if await db.fetchval("SELECT EXISTS (SELECT FROM mesh_data_map WHERE map_version = $1)", map_version):
+        return
+    await db.execute("DELETE FROM mesh_data_map")
+    await db.executemany(
+        """INSERT INTO mesh_data_map (table_name, column_name, category, use, on_erasure, ground, period_days, map_version)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8)""",
+        [(*column, map_version) for column in columns],
+    )
+
+
+# --- orders ------------------------------------------------------------------------------------------------------
+
+
+async def add_order(
+    db: Connection, case: str, epoch: int, scope: str, sealed: str, after: Any, confirmed_at: datetime, now: datetime
+) -> Mapping[str, Any] | None:
+    """Notes an order to erase. Returns its row if it was known already (with the receipt, if that was given)."""
+    if await db.fetchval(
+        """INSERT INTO mesh_erasure (case_id, epoch, scope, sealed, after, confirmed_at, ordered_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING true""",
+        case, epoch, scope, sealed, after, confirmed_at, now,
+    ):  # fmt: skip
+        return None
+    return await db.fetchrow("SELECT * FROM mesh_erasure WHERE case_id = $1 AND epoch = $2", case, epoch)
+
+
+async def waiting_orders(db: Connection, limit: int) -> list[Mapping[str, Any]]:
+    """Orders that are not carried out yet, oldest first."""
+    return list(
+        await db.fetch(
+            """SELECT case_id::text AS case_id, epoch, scope, sealed, after, confirmed_at FROM mesh_erasure
+               WHERE done_at IS NULL ORDER BY ordered_at, case_id, epoch LIMIT $1""",
+            limit,
+        )
+    )
+
+
+async def orders(db: Connection, keys: Sequence[tuple[str, int]]) -> list[Mapping[str, Any]]:
+    """The named orders that are still to be carried out."""
+    return list(
+        await db.fetch(
+            """SELECT case_id::text AS case_id, epoch, scope, sealed, after, confirmed_at
+               FROM mesh_erasure JOIN unnest($1::uuid[], $2::int[]) AS k (c, e) ON case_id = c AND epoch = e
+               WHERE done_at IS NULL ORDER BY ordered_at, case_id, epoch""",
+            [case for case, _ in keys], [epoch for _, epoch in keys],
+        )
+    )  # fmt: skip
+
+
+async def finish_orders(db: Connection, receipts: Sequence[tuple[str, int, Any]], now: datetime) -> None:
+    """Keeps each receipt, (case, epoch, receipt), and forgets who it was about."""
+    await db.executemany(
+        """UPDATE mesh_erasure SET receipt = $3, done_at = $4, sealed = NULL WHERE case_id = $1 AND epoch = $2""",
+        [(case, epoch, receipt, now) for case, epoch, receipt in receipts],
+    )
+
+
+async def any_waiting(db: Connection) -> bool:
+    """Whether an order is to be carried out."""
+    return bool(await db.fetchval("SELECT EXISTS (SELECT FROM mesh_erasure WHERE done_at IS NULL)"))
+
+
+# --- what the maps say about tables ------------------------------------------------------------------------------
+
+
+class Extent(NamedTuple):
+    """One physical table (a partition, or a table without any) and its size in pages."""
+
+    table: str
+    relation: str
+    blocks: int
+
+
+async def extents(db: Connection, tables: Sequence[str]) -> list[Extent]:
+    """The physical tables behind `tables` that hold anything, in the order of `tables`."""
+    rows = await db.fetch(
+        """SELECT t.name, c.relname,
+                  (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint AS blocks
+           FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n)
+           CROSS JOIN LATERAL pg_partition_tree(t.name::regclass) AS p
+           JOIN pg_class c ON c.oid = p.relid
+           WHERE p.isleaf AND pg_relation_size(c.oid) > 0 ORDER BY t.n, c.relname""",
+        list(tables),
+    )
+    return [Extent(*row) for row in rows]
+
+
+class Slice(NamedTuple):
+    """Pages of one physical table: from `first` to `after`, excluded; all of it when `after` is None."""
+
+    relation: str
+    first: int
+    after: int | None
+
+    @property
+    def condition(self) -> str:
+        """The slice as a condition on the row `t`."""
+        if self.after is None:
+            return "true"
+        return f"t.ctid >= '({self.first},0)'::tid AND t.ctid < '({self.after},0)'::tid"
+
+
+def _owners(rows: Rows, subjects: Mapping[str, Sequence[str]]) -> tuple[list[str], str, list[list[str]]]:
+    """(kinds, the condition that a row has one of these owners, its arguments)."""
+    kinds = [kind for kind in rows.owners if subjects.get(kind)]
+    terms = [f"{rows.owners[kind]} = ANY(${n})" for n, kind in enumerate(kinds, 1)]
+    return kinds, " OR ".join(terms), [list(subjects[kind]) for kind in kinds]
+
+
+async def delete_rows(
+    db: Connection, rows: Rows, piece: Slice, subjects: Mapping[str, Sequence[str]]
+) -> dict[tuple[str, str], int]:
+    """Deletes the rows of these owners from a slice; returns how many went, by one of their owners."""
+    kinds, condition, arguments = _owners(rows, subjects)
+    if not kinds:
+        return {}
+    found = ", ".join(f"({rows.owners[kind]})::text AS {kind}" for kind in kinds)
+    if rows.through is not None:
+        column, other, key = rows.through
+        source = (
+            f"{piece.relation} t USING {other} o WHERE t.{column} = o.{key} AND ({condition}) AND {piece.condition}"
+        )
+    else:
+        source = f"{piece.relation} t WHERE ({condition}) AND {piece.condition}"
+    names = ", ".join(kinds)
+    statement = (
+        f"WITH gone AS (DELETE FROM {source} RETURNING {found}) "  # noqa: S608 -- names of the maps alone
+        f"SELECT {names}, count(*) AS n FROM gone GROUP BY {names}"
+    )
+    return _by_owner(await db.fetch(statement, *arguments), kinds, subjects)
+
+
+async def change_rows(
+    db: Connection, rows: Rows, piece: Slice, subjects: Mapping[str, Sequence[str]], values: Mapping[str, str | None]
+) -> dict[tuple[str, str], int]:
+    """Puts `values` into the rows of these owners; returns how many were changed, by one of their owners."""
+    kinds, condition, arguments = _owners(rows, subjects)
+    if not kinds:
+        return {}
+    found = ", ".join(f"({rows.owners[kind]})::text AS {kind}" for kind in kinds)
+    sets = ", ".join(f"{column} = ${n}" for n, column in enumerate(values, len(arguments) + 1))
+    statement = (
+        f"WITH gone AS (UPDATE {piece.relation} t SET {sets} WHERE ({condition}) AND {piece.condition} "  # noqa: S608
+        f"RETURNING {found}) SELECT {', '.join(kinds)}, count(*) AS n FROM gone GROUP BY {', '.join(kinds)}"
+    )
+    return _by_owner(await db.fetch(statement, *arguments, *values.values()), kinds, subjects)
+
+
+def _by_owner(
+    found: Sequence[Any], kinds: Sequence[str], subjects: Mapping[str, Sequence[str]]
+) -> dict[tuple[str, str], int]:
+    wanted = {kind: set(subjects[kind]) for kind in kinds}
+    counts: dict[tuple[str, str], int] = {}
+    for row in found:
+        owner = next((kind, row[kind]) for kind in kinds if row[kind] in wanted[kind])
+        counts[owner] = counts.get(owner, 0) + row["n"]
+    return counts
+
+
+async def blank_traces(db: Connection, column: str, piece: Slice, pseudonyms: Mapping[str, str]) -> dict[str, int]:
+    """Replaces ids in a column by pseudonyms; returns how many rows named each pseudonym's id."""
+    found = await db.fetch(
+        f"""WITH changed AS (
+                UPDATE {piece.relation} t SET {column} = m.pseudonym FROM unnest($1::text[], $2::text[]) AS m (id, pseudonym)
+                WHERE t.{column} = m.id AND {piece.condition} RETURNING m.id)
+            SELECT id, count(*) AS n FROM changed GROUP BY id""",  # noqa: S608 -- names of the maps alone
+        list(pseudonyms), list(pseudonyms.values()),
+    )  # fmt: skip
+    return {row["id"]: row["n"] for row in found}
+
+
+async def owners_of(db: Connection, rows: Rows, kind: str) -> list[str]:
+    """Every id of a kind that owns rows of a table."""
+    source = rows.table if rows.through is None else rows.through[1]
+    statement = f"SELECT DISTINCT ({rows.owners[kind]})::text FROM {source} t WHERE ({rows.owners[kind]}) IS NOT NULL"  # noqa: S608
+    return [row[0] for row in await db.fetch(statement)]
+
+
+async def traced(db: Connection, table: str, column: str) -> list[str]:
+    """Every id that a column of a table names."""
+    statement = f"SELECT DISTINCT {column}::text FROM {table} WHERE {column} IS NOT NULL"  # noqa: S608 -- names of the maps
+    return [row[0] for row in await db.fetch(statement)]
+
+
+async def one_at_a_time(db: Connection) -> None:
+    """One replica looks at what a restore brought back; the others wait for it."""
+    await db.execute("SELECT pg_advisory_xact_lock(1867, 5)")
+
+
+async def waiting_payloads(db: Connection, after: int, limit: int) -> list[Mapping[str, Any]]:
+    """Dead letters from id `after` on, with what they hold."""
+    return list(
+        await db.fetch(
+            "SELECT id, topic, payload, counted, state FROM mesh_dead_letter WHERE id > $1 ORDER BY id LIMIT $2",
+            after, limit,
+        )
+    )  # fmt: skip
+
+
+async def parked_payloads(db: Connection, after: int, limit: int) -> list[Mapping[str, Any]]:
+    """Parked records from id `after` on, with what they hold."""
+    return list(
+        await db.fetch("SELECT id, topic, payload FROM mesh_parked WHERE id > $1 ORDER BY id LIMIT $2", after, limit)
+    )
+
+
+async def delete_letters(db: Connection, ids: Collection[int]) -> list[Mapping[str, Any]]:
+    """Deletes dead letters; returns what they counted as."""
+    return list(
+        await db.fetch("DELETE FROM mesh_dead_letter WHERE id = ANY($1) RETURNING id, topic, counted, state", list(ids))
+    )
+
+
+async def delete_parked(db: Connection, ids: Collection[int]) -> list[Mapping[str, Any]]:
+    """Deletes parked records."""
+    return list(await db.fetch("DELETE FROM mesh_parked WHERE id = ANY($1) RETURNING id, topic", list(ids)))
+
+
+# --- holds -------------------------------------------------------------------------------------------------------
+
+
+async def rows_as_json(db: Connection, rows: Rows, subjects: Mapping[str, Sequence[str]], limit: int) -> list[str]:
+    """The rows of these owners, each as JSON."""
+    kinds, condition, arguments = _owners(rows, subjects)
+    if not kinds:
+        return []
+    source = rows.table if rows.through is None else f"{rows.table} t2"
+    if rows.through is not None:
+        column, other, key = rows.through
+        statement = (
+            f"SELECT to_jsonb(t2)::text FROM {source} JOIN {other} t ON t2.{column} = t.{key} "  # noqa: S608
+            f"WHERE {condition} LIMIT {limit:d}"
+        )
+    else:
+        statement = f"SELECT to_jsonb(t)::text FROM {source} t WHERE {condition} LIMIT {limit:d}"  # noqa: S608
+    return [row[0] for row in await db.fetch(statement, *arguments)]
+
+
+async def hold(
+    db: Connection, hold: str, table: str, subject_hash: bytes, sealed: Sequence[str], now: datetime
+) -> None:
+    """Keeps sealed copies of rows."""
+    await db.executemany(
+        """INSERT INTO mesh_held_record (hold, table_name, subject_hash, sealed, placed_at)
+           VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING""",
+        [(hold, table, subject_hash, text, now) for text in sealed],
+    )
+
+
+async def held(db: Connection, hold: str) -> dict[str, int]:
+    """How many records a hold keeps, by table."""
+    found = await db.fetch(
+        "SELECT table_name, count(*) AS n FROM mesh_held_record WHERE hold = $1 GROUP BY table_name", hold
+    )
+    return {row["table_name"]: row["n"] for row in found}
+
+
+async def release(db: Connection, hold: str) -> dict[str, int]:
+    """Ends a hold's copies; returns how many went, by table."""
+    found = await db.fetch(
+        """WITH gone AS (DELETE FROM mesh_held_record WHERE hold = $1 RETURNING table_name)
+           SELECT table_name, count(*) AS n FROM gone GROUP BY table_name""",
+        hold,
+    )
+    return {row["table_name"]: row["n"] for row in found}
