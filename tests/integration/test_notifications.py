@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,9 @@ from services.notifications.app import make_service
 from services.notifications.app.office import Office
 from services.notifications.data_map import ENVELOPE_LIFE, ROWS
 from shared.contract import events, topics
-from shared.mesh import Transaction
+from shared.contract.sealing import seal
 from shared.mesh.runtime import Runtime
+from shared.privacy.vault import Vault, open_vault
 from tests.support.gateway import Gateway, Sent
 from tests.support.post import Post, Trouble, post
 from tests.support.world import Faults, Mesh
@@ -49,35 +51,64 @@ class Desk:
     mesh: Mesh
     gateway: Gateway
     post: Post
+    vault: Vault
+    ingress: tuple[str, bytes]
     clock: Moved = field(default_factory=Moved)
-    office: Office = field(default_factory=Office)
 
     async def start(self, fault: str | None = None, **settings: Any) -> tuple[Runtime, Faults]:
         faults = Faults(fault or "nowhere")
-        self.office = Office(fault=faults)
         runtime = await self.mesh.start(
-            "notifications", service=make_service(self.office), settings={"smtp_url": self.post.url, **settings},
-            clock=self.clock, fault=faults,
+            "notifications", service=make_service(Office(fault=faults)),
+            settings={"smtp_url": self.post.url, **settings}, clock=self.clock, fault=faults,
         )  # fmt: skip
         await self.mesh.owned()
         return runtime, faults
+
+    async def know(self, *accounts: str, fault: str | None = None, **settings: Any) -> tuple[Runtime, Faults]:
+        """The room is up and has learned the addresses of these accounts."""
+        started = await self.start(fault, **settings)
+        await self.send(*(self.opened(account) for account in accounts or ("acc-1",)))
+        await self.mesh.idle()
+        return started
+
+    async def erase(self, account: str = "acc-1") -> None:
+        """Retention's order to erase an account, and what the engine makes of it."""
+        subjects = [("account", account), ("identity", "idp-1"), ("workspace", "ws-1")]
+        now = self.clock.now()
+        data = {
+            "case": CASE, "epoch": 1, "action": "erase", "holders": ["notifications"], "scope": "account",
+            "sealed": await self.vault.seal_subjects(CASE, subjects, now), "confirmed_at": now,
+        }  # fmt: skip
+        order = self.gateway.event(topics.PRIVACY_COMMANDS, events.PrivacyOrdered, data, key=CASE, subject=CASE)
+
+        async def gone() -> bool:
+            return await self.count("erasures") > 0
+
+        await self.send(order, order)
+        await self.mesh.until(gone, 30, "erased")
+        assert await self.mesh.value("notifications", "SELECT count(*) FROM address WHERE account = $1", account) == 0
 
     async def send(self, *records: Sent) -> None:
         await self.gateway.send(self.mesh.env, records)
 
     def opened(self, account: str = "acc-1", address: str | None = ADDRESS) -> Sent:
-        data = {"account": account, "address": sealed(address)}
+        data = {"account": account, "address": self.sealed(address)}
         return self.gateway.event(topics.ACCOUNTS, events.AccountOpened, data, key=account, subject=account)
 
     def asked(
         self, cause: str = "cause-1", template: str = "verify", account: str | None = "acc-1", case: str | None = CASE,
         facts: dict[str, str] | None = None,
     ) -> Sent:  # fmt: skip
-        code = None if template == "erasure_completed" else sealed(CODE)
+        code = None if template == "erasure_completed" else self.sealed(CODE)
         data = {
             "cause": cause, "template": template, "account": account, "case": case, "code": code, "facts": facts or {},
         }  # fmt: skip
         return self.gateway.event(topics.MESSAGES, events.MessageRequested, data, key=case or account, subject=cause)
+
+    def sealed(self, text: str | None) -> str:
+        """As a platform seals it to the day's key; None = damaged on the way."""
+        value = seal(text or "x", *self.ingress)
+        return value if text is not None else value[:-40] + "A" * 40
 
     async def row(self, cause: str = "cause-1") -> Any:
         rows = await self.mesh.fetch("notifications", "SELECT * FROM mail WHERE cause = $1", cause)
@@ -109,10 +140,18 @@ class Desk:
 
 @pytest.fixture
 async def desk(mesh: Mesh, tmp_path: Path) -> AsyncIterator[Desk]:
+    today = datetime.now(UTC).date()
+    closing: list[Any] = []
+    platform = SimpleNamespace(
+        settings=mesh.settings("notifications"), clock=Moved(), plugged={}, on_close=closing.append
+    )
+    vault = await open_vault(platform)
+    await vault.make_ingress([today, today + timedelta(days=1)], datetime.now(UTC))
     async with post(tmp_path) as server:
-        made = Desk(mesh, Gateway(7), server)
-        yield made
+        yield Desk(mesh, Gateway(7), server, vault, await vault.ingress(today))
         await mesh.close()
+    for close in closing:
+        await close()
 
 
 # --- once per cause ----------------------------------------------------------------------------------------------
@@ -121,8 +160,8 @@ async def desk(mesh: Mesh, tmp_path: Path) -> AsyncIterator[Desk]:
 @pytest.mark.promise(22)
 async def test_each_mail_is_sent_once_per_cause_whatever_is_repeated(desk: Desk) -> None:
     causes = [f"cause-{n}" for n in range(5)]
-    await desk.send(desk.opened(), desk.opened(), *(desk.asked(cause) for cause in causes * 3))
-    runtime, _ = await desk.start(batch_records=4)
+    runtime, _ = await desk.know("acc-1", "acc-1", batch_records=4)
+    await desk.send(*(desk.asked(cause) for cause in causes * 3))
     await desk.mesh.idle()
     await desk.mesh.stop(runtime)
     await desk.mesh.fetch("notifications", "UPDATE mesh_cursor SET next_offset = 0, epoch = epoch + 1")
@@ -139,8 +178,8 @@ async def test_each_mail_is_sent_once_per_cause_whatever_is_repeated(desk: Desk)
 
 async def test_a_burst_of_mails_shares_a_connection(desk: Desk) -> None:
     desk.post.troubles += ["refuse recipient"]
-    await desk.send(desk.opened(), *(desk.asked(f"cause-{n}") for n in range(6)))
-    await desk.start()
+    await desk.know()
+    await desk.send(*(desk.asked(f"cause-{n}") for n in range(6)))
     await desk.mesh.idle()
     assert (len(desk.post.mails()), desk.post.conversations) == (5, 1)
 
@@ -192,8 +231,8 @@ async def test_killed_at(desk: Desk, point: str) -> None:
 
 async def test_a_process_that_dies_while_the_server_thinks_leaves_an_unknown_outcome(desk: Desk) -> None:
     desk.post.troubles += ["stall"]
-    await desk.send(desk.opened(), desk.asked())
-    victim, _ = await desk.start()
+    victim, _ = await desk.know()
+    await desk.send(desk.asked())
     async with asyncio.timeout(30):
         await desk.post.stalled.wait()
     await desk.mesh.abandon(victim)
@@ -203,8 +242,8 @@ async def test_a_process_that_dies_while_the_server_thinks_leaves_an_unknown_out
 
 
 async def test_an_answer_that_was_heard_outlives_the_transaction_that_lost_it(desk: Desk) -> None:
-    runtime, fault = await desk.start("answered")
-    await desk.send(desk.opened(), desk.asked())
+    runtime, fault = await desk.know(fault="answered")
+    await desk.send(desk.asked())
     async with asyncio.timeout(30):
         await fault.hit.wait()
     # The database ends the transaction; the process lives, and knows what the server said.
@@ -226,8 +265,8 @@ async def test_an_answer_that_was_heard_outlives_the_transaction_that_lost_it(de
 @pytest.mark.parametrize(("trouble", "kept"), [("hang up", 1), ("lose and hang up", 0)])
 async def test_an_unknown_outcome_is_never_sent_again_but_by_a_person(desk: Desk, trouble: Trouble, kept: int) -> None:
     desk.post.troubles += [trouble]
-    await desk.send(desk.opened(), desk.asked(), desk.asked("cause-2"))
-    first, _ = await desk.start()
+    first, _ = await desk.know()
+    await desk.send(desk.asked(), desk.asked("cause-2"))
     await desk.mesh.idle()
     assert (await desk.row())["state"] == "unknown" and (await desk.row())["reason"] == "no_reply"
     desk.clock.by = timedelta(days=5)
@@ -256,8 +295,8 @@ async def test_an_unknown_outcome_is_never_sent_again_but_by_a_person(desk: Desk
 
 async def test_what_failed_before_the_text_or_was_deferred_is_tried_again_later(desk: Desk) -> None:
     desk.post.troubles += ["defer recipient", "defer text", "refuse sender"]
-    await desk.send(desk.opened(), desk.asked())
-    await desk.start()
+    await desk.know()
+    await desk.send(desk.asked())
     for attempts, reason in ((1, "451"), (2, "451"), (3, "550")):
         row = await desk.in_state("waiting", attempts=attempts)
         assert row["reason"] == reason
@@ -269,8 +308,8 @@ async def test_what_failed_before_the_text_or_was_deferred_is_tried_again_later(
 
 
 async def test_a_connection_that_breaks_before_the_text_is_made_again_at_once(desk: Desk) -> None:
-    await desk.send(desk.opened(), desk.asked("cause-0"))
-    await desk.start()
+    await desk.know()
+    await desk.send(desk.asked("cause-0"))
     await desk.in_state("accepted", "cause-0")
     desk.post.troubles += ["hang up before text"]
     await desk.send(desk.asked())
@@ -281,8 +320,8 @@ async def test_a_connection_that_breaks_before_the_text_is_made_again_at_once(de
 @pytest.mark.parametrize(("trouble", "reason"), [("refuse recipient", "550"), ("refuse text", "554")])
 async def test_what_is_refused_is_refused(desk: Desk, trouble: Trouble, reason: str) -> None:
     desk.post.troubles += [trouble]
-    await desk.send(desk.opened(), desk.asked())
-    await desk.start()
+    await desk.know()
+    await desk.send(desk.asked())
     row = await desk.in_state("refused")
     assert (row["reason"], row["attempts"], row["code_sealed"]) == (reason, 1, None)
     desk.clock.by = timedelta(days=1)
@@ -303,16 +342,6 @@ async def test_a_server_that_stays_away_is_given_up_after_days_and_the_mail_coun
 # --- addresses and envelopes -------------------------------------------------------------------------------------
 
 
-async def erase(desk: Desk, account: str = "acc-1") -> None:
-    """What the engine does with this room: the envelope first, then the data map's actions, in one transaction."""
-    async with desk.office._pool.acquire() as db, db.transaction():
-        tx = Transaction("notifications", db, desk.clock.now())
-        for _ in range(2):  # an erasure may be repeated
-            await desk.office.keep_envelope(CASE, [("workspace", "ws-1"), ("account", account)], tx)
-            await db.execute("DELETE FROM address WHERE account = $1", account)
-            await db.execute("UPDATE mail SET account = NULL, code_sealed = NULL, facts = NULL WHERE account = $1", account)
-
-
 async def envelopes(desk: Desk) -> int:
     return int(await desk.mesh.value("notifications", "SELECT count(*) FROM envelope"))
 
@@ -323,10 +352,8 @@ async def envelopes(desk: Desk) -> int:
 async def test_the_last_mail_finds_its_address_in_the_envelope_which_ends_with_it(
     desk: Desk, trouble: Trouble | None, outcome: str
 ) -> None:
-    await desk.send(desk.opened(), desk.opened("acc-2", "other@example.org"))
-    await desk.start()
-    await desk.mesh.idle()
-    await erase(desk)
+    await desk.know("acc-1", "acc-2")
+    await desk.erase()
     assert await envelopes(desk) == 1
     desk.post.troubles += [trouble] if trouble else []
     await desk.send(desk.asked(template="erasure_completed", account=None, facts={"scope": "account"}))
@@ -341,10 +368,8 @@ async def test_the_last_mail_finds_its_address_in_the_envelope_which_ends_with_i
 
 
 async def test_an_envelope_is_over_after_its_days_even_if_nobody_cleared_it_away(desk: Desk) -> None:
-    await desk.send(desk.opened())
-    await desk.start()
-    await desk.mesh.idle()
-    await erase(desk)
+    await desk.know()
+    await desk.erase()
     desk.clock.by = ENVELOPE_LIFE
     await desk.send(desk.asked(template="erasure_completed", account=None))
     assert (await desk.in_state("refused"))["reason"] == "no_address"
@@ -352,25 +377,28 @@ async def test_an_envelope_is_over_after_its_days_even_if_nobody_cleared_it_away
 
 
 async def test_the_clocks_of_the_data_map_end_the_rows(desk: Desk) -> None:
-    await desk.send(desk.opened(), desk.asked())
-    await desk.start()
+    await desk.know()
+    await desk.send(desk.asked())
     await desk.in_state("accepted")
-    await erase(desk)
+    await desk.erase()
     made = desk.clock.now()
     ends = {"envelope": timedelta(days=7), "mail": timedelta(days=30)}
     for rows in ROWS:
         if rows.expires is not None:
             sql = f"SELECT count(*) FROM {rows.table} WHERE {rows.expires} <= $1"
-            left = [await desk.mesh.value("notifications", sql, made + ends[rows.table] + timedelta(seconds=s)) for s in (-60, 1)]
+            left = [
+                await desk.mesh.value("notifications", sql, made + ends[rows.table] + timedelta(seconds=s))
+                for s in (-60, 1)
+            ]
             assert left == [0, 1], rows.table
 
 
 async def test_a_mail_to_somebody_who_is_erased_meanwhile_goes_nowhere(desk: Desk) -> None:
     desk.post.troubles += ["defer recipient"]
-    await desk.send(desk.opened(), desk.asked())
-    await desk.start()
+    await desk.know()
+    await desk.send(desk.asked())
     await desk.in_state("waiting", attempts=1)
-    await erase(desk)
+    await desk.erase()
     desk.clock.by = timedelta(hours=1)
     assert (await desk.in_state("refused"))["reason"] == "erased"
     assert desk.post.mails() == [] and await envelopes(desk) == 1, "the envelope waits for the last mail"
@@ -381,9 +409,10 @@ async def test_what_cannot_be_opened_or_is_no_address_stops_nobody(desk: Desk) -
         desk.opened("acc-1", None),
         desk.opened("acc-2", "eve@example.org>\r\nRCPT TO:<mallory@example.org"),
         desk.opened("acc-3", "ada@example.org"),
-        desk.asked("cause-3", account="acc-3"),
     )
     await desk.start()
+    await desk.mesh.idle()
+    await desk.send(desk.asked("cause-3", account="acc-3"))
     await desk.in_state("accepted", "cause-3")
     await desk.mesh.idle()
     letters = await desk.mesh.fetch("notifications", "SELECT reason, detail FROM mesh_dead_letter ORDER BY id")
@@ -391,7 +420,9 @@ async def test_what_cannot_be_opened_or_is_no_address_stops_nobody(desk: Desk) -
         ("address", "the sealed address cannot be opened"),
         ("address", "the sealed address is no mail address"),
     ]
-    assert [row["account"] for row in await desk.mesh.fetch("notifications", "SELECT account FROM address")] == ["acc-3"]
+    assert [row["account"] for row in await desk.mesh.fetch("notifications", "SELECT account FROM address")] == [
+        "acc-3"
+    ]
 
 
 # --- what leaves, and what lies about ----------------------------------------------------------------------------
@@ -400,8 +431,8 @@ async def test_what_cannot_be_opened_or_is_no_address_stops_nobody(desk: Desk) -
 @pytest.mark.promise(26)
 async def test_what_goes_over_the_wire_is_what_the_list_allows(desk: Desk) -> None:
     facts = {"case": CASE, "code_until": "2026-11-28T15:00:00Z", "note": "canary-fact", "internal": "canary-fact"}
-    await desk.send(desk.opened("acc-canary"), desk.asked("cause-canary", account="acc-canary", facts=facts))
-    await desk.start()
+    await desk.know("acc-canary")
+    await desk.send(desk.asked("cause-canary", account="acc-canary", facts=facts))
     row = await desk.in_state("accepted", "cause-canary")
     expected = mail.compose(
         "verify", cause="cause-canary", sender=SENDER, recipient=ADDRESS, code=CODE, requested_at=row["requested_at"],
@@ -421,12 +452,12 @@ async def test_what_goes_over_the_wire_is_what_the_list_allows(desk: Desk) -> No
 @pytest.mark.promise(60)
 async def test_no_address_and_no_code_lies_anywhere_in_clear(desk: Desk) -> None:
     desk.post.troubles += ["hang up", "defer recipient"]
-    await desk.send(desk.opened("acc-plain"))
+    await desk.know("acc-plain", "acc-gone")
+    await desk.erase("acc-gone")
+    assert await envelopes(desk) == 1
     await desk.send(*(desk.asked(f"cause-{n}", account="acc-plain") for n in range(3)))
-    await desk.start()
     await desk.in_state("unknown", "cause-0")
     await desk.in_state("waiting", "cause-1", attempts=1)
-    await erase_nothing_but_keep(desk)
     async with desk.mesh.world.admin() as admin:
         await admin.execute("CHECKPOINT")
     stack = desk.mesh.world.stack
@@ -437,13 +468,6 @@ async def test_no_address_and_no_code_lies_anywhere_in_clear(desk: Desk) -> None
             assert not holding(folder, needle), f"{needle} lies in {name}"
     # The search finds what does lie there.
     assert holding(folders["postgres"], "acc-plain") and holding(folders["kafka"], "acc-plain")
-
-
-async def erase_nothing_but_keep(desk: Desk) -> None:
-    """An envelope lies there, too."""
-    async with desk.office._pool.acquire() as db, db.transaction():
-        await desk.office.keep_envelope(CASE, [("account", "acc-plain")], Transaction("notifications", db, desk.clock.now()))
-    assert await envelopes(desk) == 1
 
 
 def holding(folder: Path, needle: str) -> list[Path]:
@@ -457,8 +481,8 @@ def holding(folder: Path, needle: str) -> list[Path]:
 
 async def test_operators_see_causes_and_outcomes_and_nobody(desk: Desk) -> None:
     desk.post.troubles += ["hang up"]
-    await desk.send(desk.opened(), desk.asked(), desk.asked("cause-2"))
-    runtime, _ = await desk.start()
+    runtime, _ = await desk.know()
+    await desk.send(desk.asked(), desk.asked("cause-2"))
     await desk.mesh.idle()
     seen = await runtime.answer("mails", {"state": "unknown"}, "tester", "operator", "T-1")
     assert [(row["cause"], row["reason"]) for row in seen] == [("cause-1", "no_reply")]
@@ -481,10 +505,3 @@ async def records(mesh: Mesh, topic: str) -> list[Any]:
         return found
     finally:
         await consumer.stop()
-
-
-def sealed(text: str | None) -> str:
-    """As the emitter seals it; None = by somebody who has no key of ours."""
-    if text is None:
-        return "sealed:v1:x:" + "A" * 43 + ":" + "BAD" + "A" * 40
-    return "sealed:v1:x:" + "A" * 43 + ":" + base64.urlsafe_b64encode(text.encode().ljust(24)).decode().rstrip("=")

@@ -11,9 +11,11 @@ from prometheus_client import Gauge
 
 from services.notifications import store
 from services.notifications.app.office import SEND, Office
+from services.notifications.data_map import HOLDING
 from shared.contract import topics
 from shared.mesh import Batch, Received, Service, Task, Transaction, metrics
 from shared.mesh.store import Connection
+from shared.privacy.holder import attach
 
 MAILS = Gauge(
     "steward_notifications_mails",
@@ -32,13 +34,12 @@ async def observe(db: Connection, now: datetime) -> None:
 
 
 def make_service(office: Office | None = None) -> Service:
-    """The room's declaration. As a holder it is `attach(service, HOLDING, before=office.keep_envelopes)`."""
+    """The room's declaration."""
     office = office or Office()
     service = Service(
         "notifications",
         migrations=Path(__file__).parents[1] / "migrations",
         egress=("smtp",),
-        uses_keys=True,
         on_start=office.open,
         on_observe=observe,
     )
@@ -66,6 +67,7 @@ def make_service(office: Office | None = None) -> Service:
         rows = await store.mails(tx.db, query.get("state") or None, min(int(query.get("limit", "100")), 1000))
         return [dict(row) for row in rows]
 
+    attach(service, HOLDING, before=office.keep_envelopes)
     return service
 
 
