@@ -330,10 +330,8 @@ async def test_what_is_refused_is_refused(desk: Desk, trouble: Trouble, reason: 
 
 
 async def test_a_server_that_stays_away_is_given_up_after_days_and_the_mail_counts_as_refused(desk: Desk) -> None:
-    await desk.send(desk.opened(), desk.asked())
-    await desk.mesh.start(
-        "notifications", service=make_service(), settings={"smtp_url": "smtp://127.0.0.1:1"}, clock=desk.clock
-    )
+    await desk.know(smtp_url="smtp://127.0.0.1:1")
+    await desk.send(desk.asked())
     assert (await desk.in_state("waiting", attempts=1))["reason"] == "away"
     desk.clock.by = mail.GIVE_UP + timedelta(minutes=1)
     assert (await desk.in_state("refused"))["reason"] == "gave_up"
@@ -404,6 +402,18 @@ async def test_a_mail_to_somebody_who_is_erased_meanwhile_goes_nowhere(desk: Des
     assert desk.post.mails() == [] and await envelopes(desk) == 1, "the envelope waits for the last mail"
 
 
+@pytest.mark.promise(60)
+async def test_an_address_that_was_moved_to_another_account_is_not_written_to(desk: Desk) -> None:
+    await desk.know("acc-1", "acc-2")
+    await desk.mesh.fetch(
+        "notifications",
+        "UPDATE address a SET sealed = b.sealed FROM address b WHERE a.account = 'acc-1' AND b.account = 'acc-2'",
+    )
+    await desk.send(desk.asked())
+    assert (await desk.in_state("refused"))["reason"] == "no_address"
+    assert desk.post.heard == []
+
+
 async def test_what_cannot_be_opened_or_is_no_address_stops_nobody(desk: Desk) -> None:
     await desk.send(
         desk.opened("acc-1", None),
@@ -415,7 +425,7 @@ async def test_what_cannot_be_opened_or_is_no_address_stops_nobody(desk: Desk) -
     await desk.send(desk.asked("cause-3", account="acc-3"))
     await desk.in_state("accepted", "cause-3")
     await desk.mesh.idle()
-    letters = await desk.mesh.fetch("notifications", "SELECT reason, detail FROM mesh_dead_letter ORDER BY id")
+    letters = await desk.mesh.fetch("notifications", "SELECT reason, detail FROM mesh_dead_letter ORDER BY detail")
     assert [tuple(row) for row in letters] == [
         ("address", "the sealed address cannot be opened"),
         ("address", "the sealed address is no mail address"),

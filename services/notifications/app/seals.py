@@ -43,7 +43,11 @@ class Seals:
         """The address, unless its account's key is destroyed."""
         subject = ("account", account)
         keys = await self._vault.subject_keys([subject])
-        return open_value(keys[subject], sealed, where=_ADDRESS) if subject in keys else None
+        try:
+            return open_value(keys[subject], sealed, where=_ADDRESS) if subject in keys else None
+        except Tampered:
+            log.error("a sealed address does not belong where it stands: nobody is written to")
+            return None
 
     async def seal_envelope(self, case_id: str, address: str) -> str | None:
         """An address under the key of a case, unless the case is over."""
@@ -57,4 +61,7 @@ class Seals:
         try:
             return open_value(await self._vault.key(CASE, case_id), sealed, where=f"envelope:{case_id}")
         except Shredded:
+            return None
+        except Tampered:
+            log.error("an envelope does not belong where it stands: nobody is written to")
             return None
