@@ -157,8 +157,8 @@ _MONTHS = (
 )  # fmt: skip
 _SCOPES = {
     "account": "your account and everything that belongs to it",
-    "workspace": "the workspace {target}",
-    "member": "your traces as a member of {target}",
+    "workspace": "a workspace of yours",
+    "member": "what a workspace of others knows of you as its member",
 }
 
 
@@ -172,18 +172,11 @@ def _when(instant: str) -> str:
     return f"{at.day} {_MONTHS[at.month - 1]} {at.year}, {at:%H:%M} UTC"
 
 
-def _dollars(pico: str) -> str:
-    """Pico-dollars for a person, whole cents; what is less than a cent is not worth a line."""
-    try:
-        cents = int(pico) // 10**10
-    except ValueError:
-        return pico
-    return f"${cents // 100:,}.{cents % 100:02d}"
-
-
 def _what(facts: Facts) -> str:
-    scope = _SCOPES.get(facts.get("scope", "account"), _SCOPES["account"])
-    return scope.format(target=facts.get("target", "a workspace"))
+    scope = facts.get("scope", "account")
+    if scope == "workspace" and facts.get("workspaces"):
+        return f"the workspace {facts['workspaces']}"
+    return _SCOPES.get(scope, _SCOPES["account"])
 
 
 def _wrapped(*paragraphs: str) -> str:
@@ -209,12 +202,11 @@ def _list(*points: str) -> str:
 
 def _losses(facts: Facts) -> tuple[str, ...]:
     """What goes with it that a person may not have thought of."""
-    credit = _dollars(facts.get("unused_credit_pico", "0"))
+    credit, going, alone = (facts.get(name, "") for name in ("unused_credit", "workspaces", "without_administrator"))
     return (
-        f"Unused credit is lost: {credit}." if credit != "$0.00" else "",
-        f"These workspaces have no other administrator and go too, unless you name a successor: {facts['workspaces']}."
-        if facts.get("workspaces")
-        else "",
+        f"Unused credit is lost: {credit}." if credit and not credit.startswith("0.00 ") else "",
+        f"These workspaces go with it: {going}." if going and facts.get("scope") != "workspace" else "",
+        f"These have no other administrator, and go unless you name a successor: {alone}." if alone else "",
     )
 
 
@@ -225,8 +217,8 @@ def _confirmation(opening: str, facts: Facts, code: str | None) -> str:
         _fold("If this is what you want, give us this code, where you asked for it:"),
         f"    {code}",
         _fold(
-            f"It works once, until {_when(facts['code_until'])}."
-            if facts.get("code_until")
+            f"It works once, until {_when(facts['until'])}."
+            if facts.get("until")
             else "It works once, and for a short time only."
         ),
         "What happens then",
@@ -235,7 +227,7 @@ def _confirmation(opening: str, facts: Facts, code: str | None) -> str:
             "API keys that are part of it are refused within seconds.",
             *_losses(facts),
             "Bookkeeping records that the law wants stay as long as it wants them, without your name or address.",
-            f"Everything else is gone from our systems {_deadline(facts)}. We write to you once more when it is.",
+            "Everything else is gone from our systems within 30 days. We write to you once more when it is.",
         ),
         "If you did not ask for this",
         _fold(
@@ -244,10 +236,6 @@ def _confirmation(opening: str, facts: Facts, code: str | None) -> str:
         ),
         _reference(facts),
     )
-
-
-def _deadline(facts: Facts) -> str:
-    return f"by {_when(facts['erased_by'])} at the latest" if facts.get("erased_by") else "within 30 days"
 
 
 def _reference(facts: Facts) -> str:
@@ -268,16 +256,15 @@ def _erasure_requested(facts: Facts, code: str | None) -> str:
 
 
 def _erasure_completed(facts: Facts, code: str | None) -> str:
-    done = f"It was done on {_when(facts['completed_at'])}." if facts.get("completed_at") else "It is done."
-    by = f" by {_when(facts['certified_by'])}" if facts.get("certified_by") else ""
+    asked = f"On {_when(facts['requested'])} you" if facts.get("requested") else "You"
+    confirmed = f" and confirmed it on {_when(facts['confirmed'])}" if facts.get("confirmed") else ""
+    by = f" by {_when(facts['certified_by'])} at the latest" if facts.get("certified_by") else ""
     return _wrapped(
         "Hello,",
-        _fold(f"You asked us to delete {_what(facts)}. {done} It cannot be brought back, by you or by us."),
+        _fold(f"{asked} asked us to delete {_what(facts)}{confirmed}. It is done, and nobody can bring it back."),
         "What is left",
         _list(
-            f"Bookkeeping records, without your name or address, until {_when(facts['retained_until'])}: the law wants them."
-            if facts.get("retained_until")
-            else "Bookkeeping records that the law wants, without your name or address.",
+            "Bookkeeping records that the law wants, without your name or address.",
             f"A few copies in logs and backups of our own, which run out{by}. Then we look everywhere once more.",
         ),
         "Your certificate",
@@ -287,7 +274,7 @@ def _erasure_completed(facts: Facts, code: str | None) -> str:
         ),
         _fold(
             "You need neither us nor a network to check it. It is a text file, which you can read in any editor; "
-            "`steward verify FILE` tells whether we signed it and whether anybody has changed it since."
+            "`steward certificate verify` tells, by our public key, whether we signed it and whether anybody has changed it."
         ),
         _fold(
             "This is our last mail to you. This address is not kept either: we destroy it now that this mail is sent."
@@ -298,9 +285,7 @@ def _erasure_completed(facts: Facts, code: str | None) -> str:
     )
 
 
-_REQUEST_FACTS = frozenset(
-    {"case", "scope", "target", "code_until", "erased_by", "unused_credit_pico", "workspaces"}
-)  # fmt: skip
+_REQUEST_FACTS = frozenset({"case", "scope", "until", "unused_credit", "workspaces", "without_administrator"})
 
 TEMPLATES: Mapping[str, Template] = {
     "verify": Template(
@@ -312,7 +297,7 @@ TEMPLATES: Mapping[str, Template] = {
     "erasure_completed": Template(
         "privacy",
         "Your deletion is done",
-        frozenset({"case", "scope", "target", "completed_at", "certified_by", "retained_until"}),
+        frozenset({"case", "scope", "requested", "confirmed", "certified_by"}),
         _erasure_completed,
     ),
 }

@@ -440,13 +440,13 @@ async def test_what_cannot_be_opened_or_is_no_address_stops_nobody(desk: Desk) -
 
 @pytest.mark.promise(26)
 async def test_what_goes_over_the_wire_is_what_the_list_allows(desk: Desk) -> None:
-    facts = {"case": CASE, "code_until": "2026-11-28T15:00:00Z", "note": "canary-fact", "internal": "canary-fact"}
+    facts = {"until": "2026-11-28T15:00:00Z", "note": "canary-fact", "internal": "canary-fact"}
     await desk.know("acc-canary")
     await desk.send(desk.asked("cause-canary", account="acc-canary", facts=facts))
     row = await desk.in_state("accepted", "cause-canary")
     expected = mail.compose(
         "verify", cause="cause-canary", sender=SENDER, recipient=ADDRESS, code=CODE, requested_at=row["requested_at"],
-        facts={"case": CASE, "code_until": "2026-11-28T15:00:00Z"},
+        facts={"case": CASE, "until": "2026-11-28T15:00:00Z"},
     )  # fmt: skip
     assert desk.post.heard == [
         ("EHLO", "localhost"),

@@ -19,13 +19,13 @@ CASE = "01936b5e-1111-7111-8111-111111111111"
 FACTS = {
     "case": CASE,
     "scope": "account",
-    "code_until": "2026-11-28T15:00:00Z",
-    "erased_by": "2026-12-28T15:00:00Z",
-    "unused_credit_pico": "12340000000000",
+    "until": "2026-11-28T15:00:00Z",
+    "unused_credit": "12.34 USD",
     "workspaces": "ws-1, ws-2",
-    "completed_at": "2026-11-29T08:30:00+01:00",
-    "certified_by": "2026-12-06T00:00:00Z",
-    "retained_until": "2034-01-01T00:00:00Z",
+    "without_administrator": "ws-2",
+    "requested": "2026-11-28T14:00:00Z",
+    "confirmed": "2026-11-29T08:30:00+01:00",
+    "certified_by": "2026-12-29T07:30:00Z",
 }
 
 
@@ -72,32 +72,33 @@ def test_a_request_says_what_is_lost_what_cannot_be_undone_and_by_when() -> None
         assert " AB12CD34 " in text
         assert "until 28 November 2026, 15:00 UTC" in text
         assert "nobody can undo it" in text
-        assert "Unused credit is lost: $12.34." in text
-        assert "unless you name a successor: ws-1, ws-2." in text
-        assert "by 28 December 2026, 15:00 UTC at the latest" in text
+        assert "Unused credit is lost: 12.34 USD." in text
+        assert "These workspaces go with it: ws-1, ws-2." in text
+        assert "go unless you name a successor: ws-2." in text
+        assert "within 30 days" in text
         assert "Without the code nothing is deleted" in text
         assert f"Reference: {CASE}" in text
 
 
 def test_what_is_not_lost_is_not_mentioned() -> None:
-    facts = {"unused_credit_pico": "9999999999", "scope": "workspace", "target": "ws-7"}
-    text = " ".join(written("verify", facts=facts).text.split())
-    assert "credit" not in text and "successor" not in text and "Reference" not in text
-    assert "delete the workspace ws-7" in text and "within 30 days" in text
+    text = " ".join(written("verify", facts={"unused_credit": "0.00 USD", "scope": "member"}).text.split())
+    assert "credit" not in text and "successor" not in text and "workspaces" not in text and "Reference" not in text
+    assert "delete what a workspace of others knows of you" in text
 
 
 def test_the_last_mail_says_what_is_left_and_how_the_certificate_is_read_offline() -> None:
     text = " ".join(written("erasure_completed", code=None).text.split())
-    assert "It was done on 29 November 2026, 07:30 UTC. It cannot be brought back" in text
-    assert "until 1 January 2034, 00:00 UTC: the law wants them" in text
-    assert "run out by 6 December 2026, 00:00 UTC" in text
-    assert "neither us nor a network" in text and "`steward verify FILE`" in text
+    assert "On 28 November 2026, 14:00 UTC you asked us to delete your account" in text
+    assert "confirmed it on 29 November 2026, 07:30 UTC. It is done, and nobody can bring it back." in text
+    assert "run out by 29 December 2026, 07:30 UTC at the latest" in text
+    assert "neither us nor a network" in text and "`steward certificate verify`" in text
     assert "we destroy it now that this mail is sent" in text
 
 
 def test_the_last_mail_about_a_workspace_does_not_say_goodbye_to_its_owner() -> None:
-    text = written("erasure_completed", facts={"scope": "workspace", "target": "ws-1"}).text
-    assert "last mail" not in text and "workspace ws-1" in text
+    text = written("erasure_completed", facts={"scope": "workspace"}).text
+    assert "last mail" not in text and "a workspace of yours" in text
+    assert "the workspace\nws-1" in written("verify", facts={"scope": "workspace", "workspaces": "ws-1"}).text
 
 
 def test_a_mail_that_needs_a_code_is_not_written_without_one() -> None:

@@ -176,9 +176,10 @@ class Office:
         code = None if mail.code_sealed is None else await self.seals.arrived(mail.code_sealed)
         if code is None and TEMPLATES[mail.template].needs_code:
             return Answer("refused", "no_code")
+        case = {"case": mail.case_id} if mail.case_id else {}
         return compose(
-            mail.template, cause=mail.cause, sender=self._sender, recipient=recipient, facts=mail.facts or {},
-            code=code, requested_at=mail.requested_at,
+            mail.template, cause=mail.cause, sender=self._sender, recipient=recipient,
+            facts={**(mail.facts or {}), **case}, code=code, requested_at=mail.requested_at,
         )  # fmt: skip
 
     async def _deliver(self, mail: store.Mail, outbound: Outbound, tx: Transaction) -> Answer:
