@@ -233,7 +233,7 @@ async def _topics(settings: Any) -> list[Finding]:
     for topic in present:
         wrong = [
             f"{name} = {have[topic.name].get(name)} (the contract: {value})"
-            for name, value in topic.config().items()
+            for name, value in topic.config(hurried=settings.hurried).items()
             if have[topic.name].get(name) != value
         ]
         if wrong:

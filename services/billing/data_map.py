@@ -3,7 +3,12 @@ workspace is apart, and can be erased."""
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from shared.privacy.data_map import DataMap, Holding, Rows, personal, plain
+
+ERASED_BALANCE = timedelta(days=1)
+"""How long, at most, the name of an erased workspace waits for its key's end on the balances topic."""
 
 
 def _books(table: str, *columns: str, note: str = "") -> DataMap:
@@ -51,6 +56,7 @@ DATA_MAP: DataMap = (
         "purchased_account",
         "granted_account",
         "receivable_account",
+        "erased",
     ),
     *_books("journal", "workspace_id", "period", "booked_at", "event_at", "adjusts_period", "lines_digest"),
     *_books("journal", "cause", note="the id of a payment, refund, dispute or grant, or of a rated record"),
@@ -115,6 +121,8 @@ DATA_MAP: DataMap = (
         on_erasure="delete_row",
         ground="contract",
     ),
+    *_books("byok_erased", "month", "list_pico", note="an erased account's month, without the account"),
+    *plain("byok_erased", "id"),
     *plain("period", "class", "period", "closes_at", "closed_at"),
     *_books("period_total", "workspace_id", "charged_pico", "adjusted_pico", "journals"),
     *plain("period_total", "class", "period"),
@@ -160,15 +168,31 @@ DATA_MAP: DataMap = (
         note="free text, sealed; beside the ledger, so that it can go and the books stay",
     ),
     *plain("balance_round", "one", "position", "started_at"),
+    *personal(
+        "erased_balance",
+        "workspace",
+        category="user.unique_id",
+        use="essential.service.operations",
+        clock_start="erasure_confirmed",
+        period=ERASED_BALANCE,
+        on_erasure="expire",
+        ground="legal_obligation",
+        note="the key of a compacted topic, until the record that ends it",
+    ),
+    *plain("erased_balance", "not_after"),
 )
 
-HOLDING = Holding(
-    "billing",
-    DATA_MAP,
-    (
-        Rows("note", {"workspace": "workspace"}, through=("workspace_id", "workspace_ref", "id")),
-        Rows("byok_month", {"account": "account"}),
-        # What leads to the numbers of the books goes last.
-        Rows("workspace_ref", {"workspace": "workspace", "account": "account"}),
-    ),
+_OWNERS = {"workspace": "workspace", "account": "account"}
+_THROUGH_REF = ("workspace_id", "workspace_ref", "id")
+
+ROWS: tuple[Rows, ...] = (
+    Rows("note", owners=_OWNERS, through=_THROUGH_REF),
+    # One row stands for all that is kept of a number in the books: there is no other list of what bears it.
+    Rows("balance", owners=_OWNERS, through=_THROUGH_REF),
+    Rows("byok_month", owners={"account": "account"}),
+    Rows("erased_balance", owners={"workspace": "workspace"}, expires="not_after"),
+    # Last: what comes before is found through it.
+    Rows("workspace_ref", owners=_OWNERS),
 )
+
+HOLDING = Holding("billing", DATA_MAP, ROWS)

@@ -31,9 +31,10 @@ AccountKind = Literal[
     "revenue",  # usage that was charged; a correction takes from it
     "payment_clearing",  # money at the payment processor
     "fees",  # fees of purchases
-    "breakage",  # granted credit that expired unused
+    "breakage",  # credit that ended unused: a grant that expired, what an erased workspace had left
     "promotions",  # granted credit, by what it costs us: debited when it is granted
     "suspense",  # money that nobody can match
+    "suspense_erased",  # usage and money of those who are erased, and to whom nothing leads any more
     "opening",  # where opening balances come from, and through which a workspace changes its legal class
 ]
 
@@ -65,6 +66,7 @@ class BillingConfig:
     wait: timedelta
     default_jurisdiction: str
     class_of_jurisdiction: Mapping[str, str] = field(default_factory=dict)
+    keep_years: Mapping[str, int] = field(default_factory=dict)
 
     OTHER = "OTHER"
 
@@ -75,6 +77,10 @@ class BillingConfig:
             raise ValueError("billing.toml: amounts of money are not negative")
         if self.close_after < timedelta(0) or self.wait <= timedelta(0):
             raise ValueError("billing.toml: a period closes after its end, and waiting takes time")
+        if {*self.class_of_jurisdiction.values(), self.OTHER} != self.keep_years.keys():
+            raise ValueError("billing.toml: every legal class says for how many years its books are kept, and no other")
+        if any(years < 1 for years in self.keep_years.values()):
+            raise ValueError("billing.toml: books are kept for at least a year")
 
     @classmethod
     def parse(cls, text: str) -> BillingConfig:
@@ -94,6 +100,7 @@ class BillingConfig:
             wait=timedelta(hours=raw["waiting"]["hours"]),
             default_jurisdiction=default,
             class_of_jurisdiction=by_jurisdiction,
+            keep_years=dict(raw["keep_years"]),
         )
 
     def legal_class(self, jurisdiction: str | None = None) -> str:
@@ -156,29 +163,24 @@ def _movement(balances: Balances, *legs: Leg) -> Movement:
     return Movement(tuple(leg for leg in legs if leg.amount_pico), balances)
 
 
-def charge(balances: Balances, amount_pico: int, *, beyond: AccountKind = "receivable") -> Movement:
+def charge(balances: Balances, amount_pico: int) -> Movement:
     """Usage of `amount_pico`; negative when corrections outweigh the usage, which then comes back as credit."""
     if amount_pico > 0:
-        return burn(balances, amount_pico, beyond=beyond)
+        return burn(balances, amount_pico)
     return credit(balances, -amount_pico, Leg("revenue", -amount_pico))
 
 
-def burn(
-    balances: Balances, amount_pico: int, *, to: AccountKind = "revenue", beyond: AccountKind = "receivable"
-) -> Movement:
-    """Takes `amount_pico` from granted credit, in turn, then from purchased credit, then as a debt.
-
-    `beyond` is where the debt goes: the workspace's receivable, or suspense when nobody is left who owes it.
-    """
+def burn(balances: Balances, amount_pico: int) -> Movement:
+    """Takes `amount_pico` from granted credit, in turn, then from purchased credit, then as a debt."""
     assert amount_pico >= 0
     purchased, receivable, grants = balances
     if not grants and amount_pico:  # almost always, and then one of two
         if amount_pico <= purchased:
             after = Balances(purchased - amount_pico, receivable)
-            return Movement((Leg("purchased", amount_pico), Leg(to, -amount_pico)), after)
-        if not purchased and beyond == "receivable":
+            return Movement((Leg("purchased", amount_pico), Leg("revenue", -amount_pico)), after)
+        if not purchased:
             after = Balances(0, receivable + amount_pico)
-            return Movement((Leg("receivable", amount_pico), Leg(to, -amount_pico)), after)
+            return Movement((Leg("receivable", amount_pico), Leg("revenue", -amount_pico)), after)
     left = amount_pico
     if grants:
         kept = []
@@ -191,13 +193,12 @@ def burn(
     from_granted = amount_pico - left
     from_purchased = min(left, balances.purchased_pico)
     left -= from_purchased
-    owed = left if beyond == "receivable" else 0
     return _movement(
-        Balances(balances.purchased_pico - from_purchased, balances.receivable_pico + owed, grants),
+        Balances(balances.purchased_pico - from_purchased, balances.receivable_pico + left, grants),
         Leg("granted", from_granted),
         Leg("purchased", from_purchased),
-        Leg(beyond, left),
-        Leg(to, -amount_pico),
+        Leg("receivable", left),
+        Leg("revenue", -amount_pico),
     )
 
 
@@ -249,6 +250,20 @@ def expire(balances: Balances, now: datetime) -> tuple[Grant, Movement] | None:
                 Leg("breakage", -due.remaining_pico),
             )
     return None
+
+
+def lapse(balances: Balances, to: AccountKind = "breakage") -> Movement:
+    """Ends all credit of somebody who is erased. What is owed stays owed.
+
+    A debt is a claim, and erasure is no waiver: the payments that it can be collected by are kept as long as the books.
+    """
+    purchased, granted_ = balances.purchased_pico, balances.granted_pico
+    return _movement(
+        Balances(0, balances.receivable_pico),
+        Leg("granted", granted_),
+        Leg("purchased", purchased),
+        Leg(to, -purchased - granted_),
+    )
 
 
 def take_back(
@@ -383,6 +398,14 @@ def period_end(period: str) -> datetime:
 def closes_at(period: str, config: BillingConfig) -> datetime:
     """When a period may be closed."""
     return period_end(period) + config.close_after
+
+
+def retained_until(legal_class: str, booking_year: int, config: BillingConfig) -> datetime:
+    """Until when the books of a legal class and booking year are kept: from that instant on they may not be.
+
+    The period runs from the end of the year, so that a year goes as a whole. Raises KeyError for an unknown class.
+    """
+    return datetime(booking_year + 1 + config.keep_years[legal_class], 1, 1, tzinfo=UTC)
 
 
 # --- journals and the chain --------------------------------------------------------------------------------------

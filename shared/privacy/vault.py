@@ -304,6 +304,12 @@ def day_hmac(key: bytes, text: str) -> bytes:
     return hmac.digest(key, text.encode(), "sha256")[:16]
 
 
+def vault_of(tx: Any) -> Vault:
+    """The vault of the service in whose transaction this is."""
+    vault: Vault = tx.plugged["vault"]
+    return vault
+
+
 async def open_vault(runtime: Any) -> Vault:
     """The vault of a running service; one for each, however often it is asked for. Raises `Misconfigured`."""
     vault: Vault | None = runtime.plugged.get("vault")
