@@ -116,7 +116,8 @@ class Runtime:
         tasks = service.tasks | {RELEASE_PARKED: release_parked_task(self)}
         self.worker = Worker(
             service.name, self._pool, self.clock, jobs, tasks,
-            guard=service.guard, plugged=self.plugged, wake_relay=self.relay.wake, fault=self._fault,
+            guard=service.guard, unguarded=service.unguarded, plugged=self.plugged,
+            wake_relay=self.relay.wake, fault=self._fault,
         )  # fmt: skip
         declarations = [*service.consumers]
         if service.name in COMMANDS.readers:
