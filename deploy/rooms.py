@@ -17,3 +17,16 @@ def load(room: str) -> Service:
         raise KeyError(f"there is no room {room!r}; there are {', '.join(ROOMS)}")
     service: Service = importlib.import_module(f"services.{room}.app").service
     return service
+
+
+def refusals(room: str) -> tuple[str, ...]:
+    """Why the room may not start, a sentence each: what it holds and the policy in force do not go together."""
+    from shared.privacy.data_map import contradictions, foreign_uses
+    from shared.privacy.mesh_map import KEY_MAP, MESH_MAP
+
+    own = importlib.import_module(f"services.{room}.data_map").DATA_MAP
+    every_rooms = (*MESH_MAP, *KEY_MAP)
+    return (
+        *contradictions(own), *contradictions(MESH_MAP), *contradictions(KEY_MAP),
+        *foreign_uses(room, own), *foreign_uses("mesh", every_rooms),
+    )  # fmt: skip

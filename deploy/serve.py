@@ -6,23 +6,43 @@ import asyncio
 import logging
 import sys
 
-import uvloop
-
-from deploy.rooms import ROOMS, load
-from shared.mesh import tracing
-from shared.mesh.runtime import Runtime
-from shared.mesh.settings import Misconfigured, ServiceSettings
+from deploy.rooms import ROOMS, load, refusals
+from shared.policy import PolicyError, policy
 
 
 def main(arguments: list[str]) -> int:
-    """Serves the room named in `arguments` until SIGTERM; returns the exit code."""
+    """Serves the room named in `arguments` until SIGTERM; returns the exit code.
+
+    2 when it may not start at all: wrong usage, a setting, a policy that contradicts itself or was changed without a new
+    date, or a room that uses personal data for what the policy does not give it. The sentence is on stderr.
+    """
     if len(arguments) != 1 or arguments[0] not in ROOMS:
         print(f"usage: python -m deploy.serve {{{'|'.join(ROOMS)}}}", file=sys.stderr)
         return 2
+    room = arguments[0]
+    try:
+        # First of all: the modules of the mesh and of the room take their numbers from it when they are imported.
+        policy()
+    except PolicyError as error:
+        print(error, file=sys.stderr)
+        return 2
+    refused = refusals(room)
+    if refused:
+        print("\n".join(refused), file=sys.stderr)
+        return 2
+    return _serve(room)
+
+
+def _serve(room: str) -> int:
+    import uvloop
+
+    from shared.mesh import tracing
+    from shared.mesh.runtime import Runtime
+    from shared.mesh.settings import Misconfigured, ServiceSettings
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     logging.getLogger("steward.faststream").setLevel(logging.ERROR)
-    room = arguments[0]
     try:
         settings = ServiceSettings.from_env(room)
     except Misconfigured as error:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from hypothesis import settings
 
+from tests.support import promises
 from tests.support.world import Mesh, World
 
 # A failing seed is worth more than a new one: the usual run is the same run every time.
@@ -30,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("all-seeds" if config.getoption("--all-seeds") else "usual")
+    promises.pytest_configure(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,10 +42,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        for mark in item.iter_markers("promise"):
-            if not mark.args or not all(isinstance(number, int) and number > 0 for number in mark.args):
-                raise pytest.UsageError(f"{item.nodeid}: promise(n) takes numbers of the register")
     if not config.getoption("--all-seeds"):
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         if left_out:

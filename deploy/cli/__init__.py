@@ -31,6 +31,10 @@ COMMANDS: dict[str, Lazy] = {
     ),
     "cursors": Lazy("deploy.cli.cursors:cursors", "See and move where services read on in their topics."),
     "contract": Lazy("deploy.cli.contract:contract", "Write the contract: AsyncAPI document and JSON Schemas."),
+    "promises": Lazy(
+        "deploy.cli.promises:promises",
+        "Show which promises of the privacy policy are proved, by which tests, on which commit.",
+    ),
     "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
 }
 

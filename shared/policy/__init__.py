@@ -1,51 +1,50 @@
-"""The privacy policy as numbers (policy.toml), read once and validated."""
+"""The privacy policy as numbers (policy.toml), read once and validated.
+
+Also part of the emitter's wheel: standard library and relative imports only.
+"""
 
 from __future__ import annotations
 
-import tomllib
-from dataclasses import dataclass
-from datetime import date, timedelta
+import os
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
+
+from .deadlines import Clock, Deadline, due, forecast
+from .load import digest_of, load_policy, renewed
+from .rules import Policy, PolicyError, Recipient
+
+__all__ = [
+    "Clock",
+    "Deadline",
+    "Policy",
+    "PolicyError",
+    "Recipient",
+    "digest_of",
+    "due",
+    "forecast",
+    "load_policy",
+    "policy",
+    "policy_text",
+    "renewed",
+]
+
+# Another gateway's policy file, instead of the one beside this module.
+VARIABLE = "STEWARD_POLICY"
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The numbers of policy.toml; see the file for what each one means."""
-
-    version: str
-    effective_date: date
-    region: str
-    window: timedelta
-    future: timedelta
-    request_log_default_days: int
-    request_log_max_days: int
-    topic_max: timedelta
-    rollup_months: int
-    allow_plain_sealed: bool
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.request_log_default_days <= self.request_log_max_days <= 90:
-            raise ValueError("policy.toml: request_log needs 0 <= default_days <= max_days <= 90")
-        if self.topic_max > timedelta(days=7):
-            raise ValueError("policy.toml: topics.max_days is above the 7 days that the policy promises")
-        if self.window <= self.topic_max:
-            raise ValueError("policy.toml: deduplication.window_days must outlive the topics it protects")
+def policy_text() -> str:
+    """The policy file in force, as it stands. Raises PolicyError when STEWARD_POLICY names no readable file."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return files(__package__).joinpath("policy.toml").read_text(encoding="utf-8")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{VARIABLE} names a file that cannot be read ({type(error).__name__}): {path}.") from error
 
 
 @lru_cache(maxsize=1)
 def policy() -> Policy:
-    """The policy in force. Raises ValueError when its numbers contradict each other."""
-    raw = tomllib.loads(files(__package__).joinpath("policy.toml").read_text(encoding="utf-8"))
-    return Policy(
-        version=raw["version"],
-        effective_date=raw["effective_date"],
-        region=raw["region"],
-        window=timedelta(days=raw["deduplication"]["window_days"]),
-        future=timedelta(minutes=raw["deduplication"]["future_minutes"]),
-        request_log_default_days=raw["request_log"]["default_days"],
-        request_log_max_days=raw["request_log"]["max_days"],
-        topic_max=timedelta(days=raw["topics"]["max_days"]),
-        rollup_months=raw["rollup"]["months"],
-        allow_plain_sealed=raw["sealed"]["allow_plain"],
-    )
+    """The policy in force, read at the first call. Raises PolicyError when it may not be used: nothing starts then."""
+    return load_policy(policy_text())

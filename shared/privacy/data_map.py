@@ -95,12 +95,6 @@ OnErasure = Literal[
 # Legal bases, as fideslang names them.
 Ground = Literal["none", "consent", "contract", "legal_obligation", "legitimate_interests"]
 
-# Maxima that the policy states for a kind of data or for a use of it, whatever a service would like.
-CATEGORY_MAXIMA: Mapping[str, timedelta] = {"user.device.ip_address": timedelta(days=30)}
-USE_MAXIMA: Mapping[str, timedelta] = {"essential.service.security": timedelta(days=90)}
-CLOSURE_CAP = timedelta(days=30)
-ERASURE_CAP = timedelta(days=30)
-
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 _VOCABULARIES: Mapping[str, tuple[str, ...]] = {
     "category": get_args(Category),
@@ -218,7 +212,7 @@ def longest(period: timedelta | NamedPeriod | None, numbers: Policy | None = Non
     numbers = numbers or policy()
     match period:
         case "account_closure":
-            return CLOSURE_CAP
+            return timedelta(days=numbers.closure_cap_days)
         case "deduplication_window":
             return numbers.window
         case "request_log":
@@ -237,6 +231,11 @@ def contradictions(data_map: Iterable[Column], numbers: Policy | None = None) ->
         *_duplicates(columns),
         *_tables(columns),
     )
+
+
+def foreign_uses(reader: str, data_map: Iterable[Column], numbers: Policy | None = None) -> tuple[str, ...]:
+    """Why the service `reader` may not hold this map, a sentence each: the policy does not know it, or not for this use."""
+    return (numbers or policy()).uses.reader_troubles(reader, {column.use for column in data_map if column.personal})
 
 
 def _column(column: Column, numbers: Policy) -> Iterator[str]:
@@ -271,14 +270,15 @@ def _personal(column: Column, numbers: Policy) -> Iterator[str]:
     if isinstance(column.period, timedelta) and column.period <= timedelta(0):
         yield "the period is not positive"
     end = longest(column.period, numbers)
-    for what, maximum in (
-        (column.category, CATEGORY_MAXIMA.get(column.category)),
-        (column.use, USE_MAXIMA.get(column.use)),
+    # Maxima that the policy states for a kind of data or for a use of it, whatever a service would like.
+    for what, days in (
+        (column.category, numbers.ip_max_days if column.category == "user.device.ip_address" else None),
+        (column.use, numbers.security_max_days if column.use == "essential.service.security" else None),
     ):
-        if maximum is not None and (end is None or end > maximum):
-            yield f"the period can be longer than the {maximum.days} days of {what}"
-    if column.on_erasure == "expire" and (end is None or end > ERASURE_CAP):
-        yield f"an erasure waits for its clock, which can run longer than {ERASURE_CAP.days} days"
+        if days is not None and (end is None or end > timedelta(days=days)):
+            yield f"the period can be longer than the {days} days of {what}"
+    if column.on_erasure == "expire" and (end is None or end > timedelta(days=numbers.erasure_cap_days)):
+        yield f"an erasure waits for its clock, which can run longer than {numbers.erasure_cap_days} days"
     if column.on_erasure == "retain" and column.ground != "legal_obligation":
         yield "retained at erasure, but no law demands it"
 

@@ -13,6 +13,7 @@ from deploy.cli import COMMANDS, main
 from deploy.cli.errors import NotKept, Refused, Unavailable
 from deploy.cli.lazy import Lazy, LazyGroup
 from deploy.local.errors import LocalError, LocalRefusal
+from shared.policy import PolicyError
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -44,6 +45,7 @@ def test_help_imports_no_client_library() -> None:
     [
         (Refused("no"), 1),
         (LocalRefusal("no"), 1),
+        (PolicyError("no"), 1),
         (Unavailable("away"), 3),
         (LocalError("away"), 3),
         (ConnectionRefusedError("away"), 3),
