@@ -390,8 +390,11 @@ async def add_pending(db: Connection, totals: Sequence[Sequence[Any]]) -> None:
     await copy_packed(db, "pending", _PENDING, [row])
 
 
-async def roll_up(db: Connection, batches: int) -> None:
-    """Takes sums of up to `batches` batches, the oldest first, and adds them to the rollups, in one statement."""
+async def roll_up(db: Connection, batches: int, from_hour: int) -> None:
+    """Takes sums of up to `batches` batches, the oldest first, and adds them to the rollups, in one statement.
+
+    Sums of hours before `from_hour` (since 1970) have waited too long: the rollups do not reach back so far any more.
+    """
     await db.execute(
         """WITH taken AS (
              DELETE FROM pending WHERE id IN (SELECT id FROM pending ORDER BY id LIMIT $1) RETURNING *
@@ -402,6 +405,7 @@ async def roll_up(db: Connection, batches: int) -> None:
              FROM taken, unnest(workspaces, keys, models, hours, taken.generations, taken.input_tokens,
                     taken.output_tokens, amounts)
                   AS s(workspace, key_id, model, hour, generations, input_tokens, output_tokens, amount_pico)
+             WHERE s.hour >= $2
              GROUP BY s.workspace, s.key_id, s.model, s.hour
            ), by_day AS (
              INSERT INTO rollup_daily AS r (workspace, day, generations, input_tokens, output_tokens, amount_pico)
@@ -420,15 +424,15 @@ async def roll_up(db: Connection, batches: int) -> None:
            ON CONFLICT (hour, workspace, key_id, model) DO UPDATE
              SET generations = r.generations + excluded.generations, input_tokens = r.input_tokens + excluded.input_tokens,
                  output_tokens = r.output_tokens + excluded.output_tokens, amount_pico = r.amount_pico + excluded.amount_pico""",
-        batches,
-    )
+        batches, from_hour,
+    )  # fmt: skip
 
 
-async def roll_up_all(db: Connection, batches: int) -> None:
+async def roll_up_all(db: Connection, batches: int, from_hour: int) -> None:
     """Adds to the rollups whatever waits now; what another transaction is adding is waited for."""
     last = await db.fetchval("SELECT coalesce(max(id), 0) FROM pending")
     while await db.fetchval("SELECT EXISTS (SELECT FROM pending WHERE id <= $1)", last):
-        await roll_up(db, batches)
+        await roll_up(db, batches, from_hour)
 
 
 async def pending_count(db: Connection) -> int:

@@ -52,6 +52,10 @@ MESH_MAP: DataMap = (
         note="which member of staff read what, and why",
     ),
     *plain("mesh_read", "id", "name", "at", category="system.operations"),
+    *plain(
+        "mesh_expiry", "id", "table_name", "partition", "bound", "rows_estimate", "dropped_at", "policy_version",
+        category="system.operations",
+    ),
 )  # fmt: skip
 
 # What a holder keeps beside its own tables.

@@ -36,6 +36,7 @@ def _room_file(path: PurePosixPath, name: str) -> bool:
 # SQL
 
 _SQL_HOMES = {
+    "shared/mesh/partitions.py",
     "shared/mesh/store.py",
     "shared/privacy/keys.py",
     "shared/privacy/store.py",

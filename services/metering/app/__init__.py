@@ -11,7 +11,14 @@ from services.metering import store
 from services.metering.app import desk, rerate
 from services.metering.app.explained import explained
 from services.metering.app.gauges import observe
-from services.metering.app.meter import FOR_ORIGINALS, FOR_PRICES, ROLLUP_DAYS, Metering
+from services.metering.app.meter import (
+    FOR_ORIGINALS,
+    FOR_PRICES,
+    ROLLUP_DAYS,
+    ROLLUPS_LIVE,
+    Metering,
+    rollups_from,
+)
 from services.metering.app.room import Room
 from services.metering.data_map import HOLDING
 from services.metering.identity import day_bound
@@ -34,10 +41,14 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
         "metering",
         migrations=Path(__file__).parents[1] / "migrations",
         partitioned=(
-            Partitioned("seen", back=policy().window.days + 1, ahead=3, bound=day_bound),
-            Partitioned("request_log", ahead=policy().request_log_max_days + 3),
-            Partitioned("rollup_hourly", back=ROLLUP_DAYS, ahead=40, monthly=True, bound=hour_bound),
-            Partitioned("rollup_daily", back=ROLLUP_DAYS, ahead=40, monthly=True, bound=ordinal_bound),
+            Partitioned("seen", back=policy().window.days + 1, ahead=3, keeps=policy().window, bound=day_bound),
+            Partitioned("request_log", ahead=policy().request_log_max_days + 3, keeps=timedelta(0)),
+            Partitioned(
+                "rollup_hourly", back=ROLLUP_DAYS, ahead=40, monthly=True, keeps=ROLLUPS_LIVE, bound=hour_bound
+            ),
+            Partitioned(
+                "rollup_daily", back=ROLLUP_DAYS, ahead=40, monthly=True, keeps=ROLLUPS_LIVE, bound=ordinal_bound
+            ),
         ),
         replicas=2,
         uses_keys=True,
@@ -68,7 +79,7 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
     async def roll_up(now: datetime, tx: Transaction) -> None:
         if room.loaded and now.second % 4:
             return  # under load, sums of more batches together are fewer rows to touch
-        await store.roll_up(tx.db, _ROLLUP_BATCHES)
+        await store.roll_up(tx.db, _ROLLUP_BATCHES, rollups_from(now))
 
     @service.job("fold-costs", every=timedelta(minutes=1))
     async def fold_costs(now: datetime, tx: Transaction) -> None:
@@ -148,7 +159,7 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
 
     async def before_erasure(subjects: Mapping[str, Any], tx: Transaction) -> None:
         # Sums on their way name workspaces in arrays: added up, they are rows like all others.
-        await store.roll_up_all(tx.db, _ROLLUP_BATCHES)
+        await store.roll_up_all(tx.db, _ROLLUP_BATCHES, rollups_from(tx.now))
 
     holder = attach(service, HOLDING, before=before_erasure, reports=topics.USAGE_RATED, suppress=suppress)
     room.tombstones = holder.tombstones

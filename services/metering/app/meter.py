@@ -42,6 +42,7 @@ REASONS = (*FOR_PRICES, *FOR_ORIGINALS, *_OTHERS)
 """Why usage waits."""
 
 ROLLUP_DAYS = 30 * policy().rollup_months
+ROLLUPS_LIVE = timedelta(days=ROLLUP_DAYS)
 _LOADED = 2_000
 _FIRST = 0  # the revision of first prices: every process has them from its catalogue
 _MICROSECOND = timedelta(microseconds=1)
@@ -62,6 +63,11 @@ class Rerated(NamedTuple):
     unpriced: int
     before_pico: int
     after_pico: int
+
+
+def rollups_from(now: datetime) -> int:
+    """The first hour (since 1970) of which sums are kept."""
+    return microseconds(now) // HOUR_US - 24 * ROLLUP_DAYS
 
 
 def usage_of(row: Any) -> Any:
@@ -90,7 +96,7 @@ class Metering:
 
     def _new_effects(self) -> Effects:
         # What is older than the rollups reach (released after a long time) is charged, and in no sum.
-        return Effects(topics.USAGE_RATED.partitions, self._now_us // HOUR_US - 24 * ROLLUP_DAYS)
+        return Effects(topics.USAGE_RATED.partitions, rollups_from(self._tx.now))
 
     async def take(self, events_to_rate: Sequence[Received], erased: Sequence[Received] = ()) -> None:
         """Events from the topic: each is rated, a duplicate, quarantined, or `erased`: of somebody who is erased, so that

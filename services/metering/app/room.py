@@ -49,12 +49,16 @@ class Room:
             await self.refresh(db)
 
     async def make_keys(self, now: datetime) -> None:
-        """Keys from the window's start to two days ahead, so that no midnight waits for the key database."""
+        """Keys from the window's start to two days ahead, so that no midnight waits for the key database. The keys of
+        days whose partition of `seen` is over are destroyed with it, and those of months that no stale id is of."""
         today = now.astimezone(UTC).date()
         back = policy().window.days
-        await self.keys.ensure([today + timedelta(days=n) for n in range(-back - 1, 3)], now)
+        await self.keys.ensure([today + timedelta(days=n) for n in range(-back, 3)], now)
         first = today.replace(day=1)
-        await self.stale_keys.ensure([(first - timedelta(days=1)).replace(day=1), first], now)
+        before = (first - timedelta(days=1)).replace(day=1)
+        await self.stale_keys.ensure([before, first], now)
+        await self.keys.destroy_before(today - timedelta(days=back))
+        await self.stale_keys.destroy_before(before)
 
     async def refresh(self, db: Connection, *, hold: bool = False) -> None:
         """Reads the prices again if one became known.
