@@ -35,6 +35,7 @@ COMMANDS: dict[str, Lazy] = {
         "deploy.cli.promises:promises",
         "Show which promises of the privacy policy are proved, by which tests, on which commit.",
     ),
+    "certificate": Lazy("deploy.cli.certificate:certificate", "Show and verify certificates of erasure, offline."),
     "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
 }
 

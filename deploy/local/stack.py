@@ -323,7 +323,8 @@ class Stack:
             name,
             port=int(self.settings[f"STEWARD_{name.upper()}_PORT"]),
             log=self.home / "logs" / f"{name}.log",
-            environment=room_environment(name, self._room_names, self.settings, self._environ),
+            environment=room_environment(name, self._room_names, self.settings, self._environ)
+            | ({"STEWARD_LOGS": str(self.home / "logs")} if name == "audit" else {}),
             serve=self._serve,
             die_with_parent=self._throw_away,
         )

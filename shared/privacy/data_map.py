@@ -215,6 +215,8 @@ def longest(period: timedelta | NamedPeriod | None, numbers: Policy | None = Non
             return timedelta(days=numbers.closure_cap_days)
         case "deduplication_window":
             return numbers.window
+        case "tombstone":
+            return numbers.tombstone_life
         case "request_log":
             return timedelta(days=numbers.request_log_max_days)
         case "usage_rollup":

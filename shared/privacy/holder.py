@@ -20,6 +20,7 @@ from shared.mesh import Batch, Done, Later, Service, Task, Transaction
 from shared.mesh import store as mesh_store
 from shared.mesh.admin import end_offsets
 from shared.mesh.transaction import rfc3339
+from shared.policy import policy
 from shared.privacy import store
 from shared.privacy.data_map import Column, Holding, Rows, longest
 from shared.privacy.erasure import Counts, Letters, Pass, Treatment, by_kind
@@ -37,6 +38,7 @@ CODE_VERSION = version("steward")
 _TOGETHER = 500
 _LOOK_AGAIN = 0.25
 _HELD_ROWS = 10_000
+_FORGOTTEN = 10_000
 _CHANGES = ("clear", "pseudonymise")
 
 Subjects: TypeAlias = frozenset[Subject]
@@ -146,6 +148,12 @@ class Holder:
         """Sees that an order which nobody works at is worked at: the handler's own request can meet a pass that ends."""
         if await store.any_waiting(tx.db):
             await tx.enqueue(ERASE, "pass", {})
+
+    async def forget(self, now: datetime, tx: Transaction) -> None:
+        """Ends tombstones, and what became of their orders, when no copy can bring the subjects back any more."""
+        over = now - policy().tombstone_life
+        tx.count("tombstones", -await store.forget_tombstones(tx.db, over, _FORGOTTEN))
+        await store.forget_orders(tx.db, over)
 
     async def erase(self, task: Task, tx: Transaction) -> Any:
         """One chunk of a pass over the tables, for all orders that were waiting when it began."""
@@ -266,7 +274,7 @@ class Holder:
         tx.publish(
             topics.PRIVACY_RECEIPTS,
             events.PrivacyDone,
-            id=derived_id(int(tx.now.timestamp() * 1000), "receipt", case, str(epoch), tx.service, action, name),
+            id=derived_id(_case_ms(case), "receipt", case, str(epoch), tx.service, action, name),
             subject=case,
             key=case,
             data={
@@ -312,6 +320,11 @@ class Holder:
                 log.warning("%d erased subjects were found in this database and are erased again", len(found))
             await store.set_applied(db, open_hashes)
             await tx.flush()
+
+
+def _case_ms(case: str) -> int:
+    """The instant in a case's id: what is said of a case has ids that follow from it alone."""
+    return int(case.replace("-", "")[:12], 16)
 
 
 def _declared(column: Column) -> tuple[str, str, str, str, str, str, int | None]:
@@ -370,6 +383,7 @@ def attach(
     service.consumes(topics.PRIVACY_COMMANDS, guarded=False)(holder.obey)
     service.task(ERASE)(holder.erase)
     service.job(ERASE, every=timedelta(seconds=1))(holder.look)
+    service.job("mesh-forget", every=timedelta(hours=1))(holder.forget)
     return holder
 
 

@@ -112,6 +112,11 @@ async def orders(db: Connection, keys: Sequence[tuple[str, int]]) -> list[Mappin
     )  # fmt: skip
 
 
+async def forget_orders(db: Connection, before: datetime) -> None:
+    """Ends what is known of orders whose erasure was confirmed before `before`."""
+    await db.execute("DELETE FROM mesh_erasure WHERE confirmed_at < $1 AND done_at IS NOT NULL", before)
+
+
 async def finish_orders(db: Connection, receipts: Sequence[tuple[str, int, Any]], now: datetime) -> None:
     """Keeps each receipt, (case, epoch, receipt), and forgets who it was about."""
     await db.executemany(
@@ -142,9 +147,9 @@ async def extents(db: Connection, tables: Sequence[str]) -> list[Extent]:
         """SELECT t.name, c.relname,
                   (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint AS blocks
            FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n)
-           CROSS JOIN LATERAL pg_partition_tree(t.name::regclass) AS p
-           JOIN pg_class c ON c.oid = p.relid
-           WHERE p.isleaf AND pg_relation_size(c.oid) > 0 ORDER BY t.n, c.relname""",
+           JOIN pg_class c ON c.oid = t.name::regclass AND c.relkind = 'r'
+                           OR c.oid IN (SELECT relid FROM pg_partition_tree(t.name::regclass) WHERE isleaf)
+           WHERE pg_relation_size(c.oid) > 0 ORDER BY t.n, c.relname""",
         list(tables),
     )
     return [Extent(*row) for row in rows]

@@ -33,6 +33,7 @@ _NONCE = 12
 # A destroyed key is forgotten by every process within this (seconds).
 _REMEMBERED = 2.0
 _MOST = 20_000
+_HASHES = 100_000  # of subjects that are active: some 25 MB
 INGRESS, SUBJECT, CASE, HOLD, TOMBSTONE = "ingress", "subject", "case", "hold", "tombstone"
 
 
@@ -120,7 +121,7 @@ class SubjectHasher:
                 text = f"{subject[0]}:{subject[1]}".encode()
                 digest = known[subject] = hashlib.blake2b(text, digest_size=16, key=key).digest()
             found.append(digest)
-        if len(known) > _MOST:
+        if len(known) > _HASHES:
             known.clear()
         return found
 

@@ -15,8 +15,8 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from deploy.local.stack import Stack
 from deploy.rooms import ROOMS, load
-from shared.contract.topics import TOPICS
-from shared.mesh.admin import end_offsets
+from shared.contract.topics import BALANCES, TOPICS
+from shared.mesh.admin import end_offsets, ensure_topics
 from shared.mesh.runtime import Runtime
 from shared.mesh.service import Service
 from shared.mesh.settings import KafkaSettings, ServiceSettings
@@ -72,8 +72,20 @@ class World:
         await client.start()
         try:
             await client.delete_records({tp: RecordsToDelete(end) for tp, (begin, end) in ends.items() if end > begin})
+            # Kafka does not cut a compacted topic. Of these the next test would believe what this one said; the mesh's
+            # balances nobody here reads.
+            told = [topic for topic in TOPICS if topic.compacted and topic is not BALANCES]
+            ends = await end_offsets(kafka, [topic.name for topic in told])
+            full = {tp.topic for tp, (begin, end) in ends.items() if end > begin}
+            if full:
+                await client.delete_topics(sorted(full))
+                async with asyncio.timeout(30):
+                    while full & set(await client.list_topics()):
+                        await asyncio.sleep(0.02)  # lint: allow sleep-in-test -- polls for what no event announces
         finally:
             await client.close()
+        if full:
+            await ensure_topics(kafka)
 
     @contextlib.asynccontextmanager
     async def admin(self) -> AsyncIterator[Any]:

@@ -1,0 +1,71 @@
+"""The auditor finds what is left of an erased subject, wherever it stands, and says so of what it could not see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+
+from services.audit.app import make_service
+from shared.contract.units import Subject
+from tests.support.coordinator import Coordinator, new_case
+from tests.support.gateway import Gateway
+from tests.support.world import Mesh
+
+GONE: list[Subject] = [("account", "acc-ws-0"), ("workspace", "ws-0"), ("key", "key-ws-0")]
+
+
+async def verdicts(
+    retention: Coordinator, action: str, expected: int, case: str | None = None
+) -> dict[tuple[str, str], Any]:
+    """The auditor's verdicts on every store."""
+    case = case or new_case()
+    order = await retention.order(case, GONE, ["audit"], action=action)
+    await retention.gateway.send(retention.mesh.env, [order])
+    scans = [r for r in await retention.receipts(case, expected) if hasattr(r, "stores")]
+    return {(store.holder, store.store): store for store in scans[-1].stores}
+
+
+async def test_a_probe_sees_every_column_and_a_sweep_every_text(mesh: Mesh, seed: int) -> None:
+    gateway = Gateway(seed, workspaces=4)
+    await gateway.send(mesh.env, [gateway.price(), *gateway.some(100), gateway.generation("ws-0")])
+    await gateway.send(mesh.env, [gateway.generation("ws-0", model="nobody-knows", counted=False)])
+    metering = await mesh.start("metering")
+    await mesh.start("billing")
+    await mesh.start("audit", service=make_service(mesh.env))
+    await mesh.owned()
+    await mesh.idle()
+    retention = Coordinator(mesh, gateway, metering)
+    found = await verdicts(retention, "probe", 1)
+    assert found["metering", "request_log"].verdict == "residue" and found["metering", "request_log"].count > 0
+    assert found["billing", "workspace_ref"].verdict == "residue"
+    assert found["metering", "price"].verdict == "clean"
+    assert found["kafka", "gateway.generations"].verdict == "expiring"
+    case = new_case()
+    await gateway.send(mesh.env, retention.tombstones(case, GONE))
+    await gateway.send(mesh.env, [await retention.order(case, GONE, ["metering", "billing"])])
+    await retention.receipts(case, 2)
+    found = await verdicts(retention, "probe", 3, case)
+    assert {s.verdict for (holder, _), s in found.items() if holder != "kafka"} == {"clean"}
+    # What no column says as a whole: the sweep finds it.
+    db = await asyncpg.connect(mesh.env["STEWARD_METERING_OWNER_DATABASE_URL"])
+    await db.execute(
+        """INSERT INTO rerating (id, ordered_at, asked) VALUES (gen_random_uuid(), '2026-01-01Z', '{"who": ["ws-0", "x"]}')"""
+    )
+    await db.close()
+    found = await verdicts(retention, "sweep", 4, case)
+    assert found["metering", "rerating"].verdict == "residue"
+    assert found["kafka", "gateway.generations"].verdict == "expiring"
+    assert found["kafka", "gateway.generations"].count > 0
+    assert found["metering", "request_log"].verdict == "clean"
+
+
+async def test_a_database_that_cannot_be_asked_is_not_scanned(mesh: Mesh, seed: int) -> None:
+    gateway = Gateway(seed)
+    metering = await mesh.start("metering")
+    await mesh.start("audit", service=make_service(mesh.env))
+    async with mesh.world.admin() as admin:
+        await admin.execute("DROP DATABASE steward_billing WITH (FORCE)")
+    found = await verdicts(Coordinator(mesh, gateway, metering), "probe", 1)
+    assert found["billing", "database"].verdict == "not_scanned"
+    assert found["metering", "request_log"].verdict == "clean"
