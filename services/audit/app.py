@@ -33,6 +33,8 @@ from shared.mesh import Service, Transaction, metrics
 from shared.mesh.http import NotFound
 from shared.mesh.settings import KafkaSettings, Misconfigured
 from shared.mesh.store import Connection
+from shared.privacy.expiry import attach_expiry
+from shared.privacy.mesh_map import MESH_ROWS
 
 log = logging.getLogger("steward.audit")
 
@@ -477,6 +479,7 @@ def make_service(env: Mapping[str, str] = os.environ) -> Service:
         return await store.history(tx.db, min(int(query.get("limit", "100")), 1000))
 
     residue.attach(service, env)
+    attach_expiry(service, MESH_ROWS)
     return service
 
 

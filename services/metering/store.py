@@ -195,11 +195,6 @@ async def add_stale(db: Connection, idents: Sequence[bytes], today: date) -> set
     return {row["ident"] for row in rows}
 
 
-async def forget_stale(db: Connection, before: date) -> None:
-    """Forgets stale ids whose window is over."""
-    await db.execute("DELETE FROM stale_seen WHERE seen_on < $1", before)
-
-
 async def waiting(db: Connection, after: int, limit: int, reasons: Sequence[str]) -> list[asyncpg.Record]:
     """Quarantined usage from id `after` on, locked, oldest first."""
     return await db.fetch(

@@ -71,10 +71,6 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
     async def make_day_keys(now: datetime, tx: Transaction) -> None:
         await room.make_keys(now)
 
-    @service.job("forget-stale", every=timedelta(hours=1))
-    async def forget_stale(now: datetime, tx: Transaction) -> None:
-        await store.forget_stale(tx.db, (now - policy().window).date())
-
     @service.job("rollups", every=timedelta(seconds=1))
     async def roll_up(now: datetime, tx: Transaction) -> None:
         if room.loaded and now.second % 4:
