@@ -31,6 +31,18 @@ DATA_MAP: DataMap = (
     ),
     *plain("request_log", "expires_on", "retention_days", "price_version"),
     *personal(
+        "workspace_setting", "workspace",
+        category="user.unique_id", use="essential.service", clock_start="account_closed", period="account_closure",
+        on_erasure="delete_row", ground="contract",
+    ),
+    *personal(
+        "workspace_setting", "version", "log_retention_days", "ended_before",
+        category="user.privacy_preferences", use="essential.service", clock_start="account_closed",
+        period="account_closure", on_erasure="delete_row", ground="contract",
+    ),
+    *plain("workspace_setting", "treating", "treated", "revision"),
+    *plain("setting_revision", "single", "revision"),
+    *personal(
         "quarantine", "event_id", "usage", "line_key",
         category="user.unique_id", use="essential.service", clock_start="arrival", period="account_closure",
         on_erasure="delete_row", ground="contract",
@@ -122,5 +134,6 @@ HOLDING = Holding(
         Rows("request_log", _OWNERS, {"key": "key_id"}),
         Rows("rollup_hourly", {"workspace": "workspace"}, {"key": "key_id"}),
         Rows("rollup_daily", {"workspace": "workspace"}),
+        Rows("workspace_setting", {"workspace": "workspace"}),
     ),
 )

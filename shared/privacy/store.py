@@ -25,9 +25,14 @@ async def share(db: Connection) -> None:
     await db.execute("SELECT pg_advisory_xact_lock_shared($1, $2)", *_LOCK)
 
 
+async def alone(db: Connection) -> None:
+    """Waits until every open effect transaction has ended; none begins before this one has."""
+    await db.execute("SELECT pg_advisory_xact_lock($1, $2)", *_LOCK)
+
+
 async def add_tombstones(db: Connection, stones: Collection[tuple[bytes, str, str, datetime]]) -> int:
     """Adds (hash, kind, case, at), after every open transaction has ended; returns how many are new."""
-    await db.execute("SELECT pg_advisory_xact_lock($1, $2)", *_LOCK)
+    await alone(db)
     hashes, kinds, cases, ats = (list(column) for column in zip(*stones, strict=True))
     rows = await db.fetch(
         """INSERT INTO mesh_tombstone (hash, kind, case_id, at)

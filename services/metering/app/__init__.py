@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from services.metering import store
-from services.metering.app import desk, rerate
+from services.metering.app import desk, keeping, rerate
 from services.metering.app.explained import explained
 from services.metering.app.gauges import observe
 from services.metering.app.meter import (
@@ -30,6 +30,7 @@ from shared.privacy.holder import attach
 
 _CHUNK = 1_000
 _ROLLUP_BATCHES = 200
+_LOG = Partitioned("request_log", ahead=policy().request_log_max_days + 3, keeps=timedelta(0))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -42,7 +43,7 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
         migrations=Path(__file__).parents[1] / "migrations",
         partitioned=(
             Partitioned("seen", back=policy().window.days + 1, ahead=3, keeps=policy().window, bound=day_bound),
-            Partitioned("request_log", ahead=policy().request_log_max_days + 3, keeps=timedelta(0)),
+            _LOG,
             Partitioned(
                 "rollup_hourly", back=ROLLUP_DAYS, ahead=40, monthly=True, keeps=ROLLUPS_LIVE, bound=hour_bound
             ),
@@ -66,6 +67,21 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
     async def learn_prices(batch: Batch, tx: Transaction) -> None:
         for received in batch.events:
             await desk.learn(room, received, tx)
+
+    # Guarded by itself: it waits for all who are.
+    @service.consumes(topics.SETTINGS, first=True, guarded=False)
+    async def learn_settings(batch: Batch, tx: Transaction) -> None:
+        await keeping.learn(room, batch, tx)
+
+    @service.task(keeping.TREAT)
+    async def treat_log(task: Task, tx: Transaction) -> Any:
+        return await keeping.treat(_LOG, task, tx)
+
+    @service.job(keeping.TREAT, every=timedelta(seconds=5))
+    async def look_at_settings(now: datetime, tx: Transaction) -> None:
+        # The request of who learns a setting can meet a pass that is ending.
+        if await store.settings_open(tx.db):
+            await tx.enqueue(keeping.TREAT, "settings", {})
 
     @service.job("day-keys", every=timedelta(hours=1))
     async def make_day_keys(now: datetime, tx: Transaction) -> None:

@@ -105,6 +105,10 @@ class Metering:
         await room.refresh(tx.db)
         received = [*events_to_rate, *erased] if erased else events_to_rate
         room.loaded = len(received) > _LOADED
+        if room.settings:
+            for usage in [r.event.data for r in received]:
+                if room.settings.get(usage.workspace, 90) < usage.log_retention_days:
+                    usage.log_retention_days = room.settings[usage.workspace]
         fresh, stale, duplicates = self._identify(received)
         gone = {id(r.event) for r in erased}
         n_erased = 0
@@ -294,10 +298,9 @@ class Metering:
             {u: n for u, n in reported.items() if u in events.COUNTS},
             rule,
         )
-        # The row is kept as long as it was to be, whatever the workspace has chosen since.
-        usage = msgspec.structs.replace(
-            usage, log_retention_days=original["retention_days"], generation_ref=original["generation_ref"]
-        )
+        # The row is kept as long as it was to be, or as its workspace wants now, whatever the correction says.
+        days = self._room.kept_days(original["workspace"], original["retention_days"])
+        usage = msgspec.structs.replace(usage, log_retention_days=days, generation_ref=original["generation_ref"])
         before = msgspec.structs.replace(usage, model=original["model"], key=original["key_id"])
         terms = {"byok": "byok", "data_sharing": "sharing"}.get(rule, "list")
         place, way = Place(before), Way(before, version.version, original["tier"], rule, terms)
@@ -352,6 +355,7 @@ class Metering:
             usage: Any = msgspec.convert(row["usage"], _USAGE[row["event_type"]])
             if not erased.isdisjoint((("account", usage.account), ("workspace", usage.workspace))):
                 continue  # whose row it is, is erased: the erasure takes it
+            usage.log_retention_days = room.kept_days(usage.workspace, usage.log_retention_days)
             key = self._line_key(row["line_key"])
             if row["event_type"] == _CORRECTED:
                 corrections.append((row, usage, key))
