@@ -25,6 +25,7 @@ from prometheus_client import Gauge
 from services.audit import conservation, store
 from services.audit.chain import Malformed
 from services.audit.conservation import Books, InFlight, Payments, Usage, Verdict
+from services.audit.drift import app as drift
 from services.audit.recompute import PICO, ByokTerms, byok_fees
 from services.audit.replay import Chain, Findings, Part, Replay
 from services.audit.residue import app as residue
@@ -479,6 +480,7 @@ def make_service(env: Mapping[str, str] = os.environ) -> Service:
         return await store.history(tx.db, min(int(query.get("limit", "100")), 1000))
 
     residue.attach(service, env)
+    drift.attach(service, env)
     attach_expiry(service, MESH_ROWS)
     return service
 
