@@ -39,6 +39,9 @@ COMMANDS: dict[str, Lazy] = {
         "Show which promises of the privacy policy are proved, by which tests, on which commit.",
     ),
     "certificate": Lazy("deploy.cli.certificate:certificate", "Show and verify certificates of erasure, offline."),
+    "retention": Lazy(
+        "deploy.cli.retention:retention", "Show how much time each store has until it keeps something too long."
+    ),
     "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
 }
 

@@ -55,7 +55,11 @@ async def observe(db: Connection, now: datetime) -> None:
 service = Service(
     "billing",
     migrations=Path(__file__).parent / "migrations",
-    partitioned=(Partitioned("line_seen", back=policy().window.days + 1, ahead=7, bound=charges.day_bound),),
+    partitioned=(
+        Partitioned(
+            "line_seen", back=policy().window.days + 1, ahead=7, keeps=policy().window, bound=charges.day_bound
+        ),
+    ),
     on_observe=observe,
 )
 

@@ -68,12 +68,17 @@ class Later:
 @dataclass(frozen=True, slots=True)
 class Partitioned:
     """A table partitioned by day (or month) that the runtime keeps supplied with partitions, from `back` days ago to
-    `ahead`."""
+    `ahead`, and frees of those whose time is over.
+
+    A partition's time is over `keeps` after the end of its last day (UTC). So 0 is for tables partitioned by the day on
+    which rows expire: the day has ended, all of them have. None: partitions are never dropped.
+    """
 
     table: str
     ahead: int
     back: int = 1
     monthly: bool = False
+    keeps: timedelta | None = None
     # The SQL literal of the instant at which `day` (UTC) starts; the default suits a date column.
     bound: Callable[[date], str] = lambda day: f"'{day}'"
 

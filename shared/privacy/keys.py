@@ -134,3 +134,8 @@ class DayKeys:
         """Makes the keys that are not there yet and loads all of `days`; whoever comes first makes a day's key."""
         found = await self._vault.keys(self._purpose, {day.isoformat() for day in days}, at=now)
         self._keys = {date.fromisoformat(name).toordinal(): key.secret for name, key in sorted(found.items())}
+
+    async def destroy_before(self, day: date) -> int:
+        """Destroys the keys of all days before `day`: what they protected leads to nobody any more. Returns how many."""
+        self._keys = {ordinal: key for ordinal, key in self._keys.items() if ordinal >= day.toordinal()}
+        return await self._vault.destroy_days(self._purpose, day)
