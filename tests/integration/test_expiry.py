@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -322,7 +323,7 @@ async def test_readers_obey_before_the_disk_does(mesh: Mesh, clock: Time, worksp
 
     for version, days in enumerate((90, 30, 90), 1):
         await workspace.state(days)
-        await mesh.until(lambda version=version: known(version), 20, "the setting is known")
+        await mesh.until(partial(known, version), 20, "the setting is known")
         assert await visible(runtime, generation) == (version == 1), "no later setting brings back what one has ended"
     assert len(await workspace.on_disk()) == 1
 
