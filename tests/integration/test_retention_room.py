@@ -10,6 +10,7 @@ import pytest
 from services.retention.case import Timing
 from shared.contract import events, topics
 from shared.mesh.http import NotFound
+from shared.privacy.certificate import verify
 from shared.privacy.vault import CASE
 from tests.support.gateway import Gateway, body
 from tests.support.retention import OTHERS, Stage, instant
@@ -141,9 +142,13 @@ async def test_a_deletion_goes_round(stage: Stage) -> None:
     await stage.until_ordered(case, "sweep", 3)
     await stage.send(stage.scan(case, "sweep", 3, billing="retained"))
     await stage.until_state(case, "certified")
+    document = await stage.certificate(case)
+    assert verify(json.dumps(document).encode(), [stage.trusted]).verdict == "valid"
+    assert document["subject"] == stage.vault.hasher.hashes([("account", stage.account)])[0].hex()
+    assert {one["holder"] for one in document["holders"]} == set(topics.HOLDERS) and document["log"]["index"] == 0
     row = await stage.case(case)
     assert row["answered_at"] and not row["missing"] and not row["needs_person"]
-    assert {clock["name"]: clock["open"] for clock in row["clocks"]} == {"answer": False, "erasure": False}
+    assert {clock["name"]: clock["open"] for clock in row["clocks"]} == {"ccpa": False, "erasure": False}
 
     async def without_key() -> bool:
         return not await stage.vault.there(CASE, [case])
@@ -411,6 +416,16 @@ async def test_a_hold_is_placed_before_its_holder_erases_and_ends_by_itself(stag
     await stage.send(stage.scan(case, "sweep", 2, security="held"))
     await stage.until_state(case, "certified")
     assert [one["state"] for one in (await stage.case(case))["holds"]] == ["held"]
+    (held,) = (await stage.certificate(case))["held"]
+    assert (held["holder"], held["table"], held["rows"], held["ground"]) == ("security", "finding", 3, "court_order")
+    # Another certificate: the log only grew.
+    other = await stage.confirmed("member", "mem-nobody")
+    await stage.to_completed(other)
+    await stage.until_ordered(other, "sweep", 2)
+    await stage.send(stage.scan(other, "sweep", 2))
+    await stage.until_state(other, "certified")
+    first, second = [json.dumps(await stage.certificate(one)).encode() for one in (case, other)]
+    assert verify(second, [stage.trusted], first).verdict == "valid"
     # Its end comes unprompted.
     stage.clock.ahead = timedelta(days=90)
     await stage.until_ordered(hold, "release", 2)

@@ -7,9 +7,11 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from services.retention.app import make_service
 from services.retention.case import Timing
@@ -19,6 +21,7 @@ from shared.contract.sealing import seal
 from shared.contract.topics import Topic
 from shared.mesh.runtime import Runtime
 from shared.mesh.transaction import rfc3339
+from shared.privacy.certificate import trusted_key
 from shared.privacy.vault import Vault
 from tests.support.gateway import Gateway, Sent, body
 from tests.support.world import Mesh
@@ -131,6 +134,18 @@ class Stage:
         """A case as the read API shows it."""
         found: dict[str, Any] = await self.runtime.answer("case", {"id": case_id}, "tester", "operator", "test")
         return found
+
+    async def certificate(self, case_id: str) -> dict[str, Any]:
+        """A case's certificate."""
+        found: dict[str, Any] = await self.runtime.answer(
+            "certificate", {"case": case_id}, "tester", "operator", "test"
+        )
+        return found
+
+    @property
+    def trusted(self) -> Ed25519PublicKey:
+        """What the stack's certificates are verified by."""
+        return trusted_key(Path(self.mesh.env["STEWARD_SIGNING_KEY_FILE"]).with_name("certificate.pem").read_bytes())
 
     async def state(self, case_id: str) -> str:
         """A case's state."""
