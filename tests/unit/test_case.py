@@ -175,6 +175,15 @@ def test_residue_is_erased_again_a_few_times_then_a_person_decides(verdict: Verd
     assert course.scan() == [Tell()]
 
 
+def test_rows_that_remain_are_erased_again() -> None:
+    course = Course()
+    course.on(Confirmed(True))
+    course.receipts("metering", "insights", "retention", "notifications")
+    assert course.on(Receipt("security", 1, remaining=2)) == [] and course.case.missing == ("billing", "security")
+    assert course.until_due() == [OrderErasure(("security",), 2)]
+    assert course.receipts("security") == [OrderErasure(("billing",), 1, OFFSETS)]
+
+
 def test_a_store_that_is_nobodys_is_looked_at_again() -> None:
     course = Course()
     course.to_the_probe()
@@ -305,6 +314,7 @@ class Rounds(RuleBasedStateMachine):
         self.course = Course()
         self.orders: dict[str, set[int]] = {}
         self.receipts: set[tuple[str, int]] = set()
+        self.failed: set[tuple[str, int]] = set()
         self.looked: list[tuple[Scan, frozenset[tuple[str, int]]]] = []
         self.past: list[Happening] = []
         self.certificates = 0
@@ -361,10 +371,18 @@ class Rounds(RuleBasedStateMachine):
     def receipt(self, holder: str, epoch: int) -> None:
         # Only what was ordered can have been done.
         if epoch in self.orders.get(holder, ()):
-            self.receipts.add((holder, epoch))
+            if (holder, epoch) not in self.failed:
+                self.receipts.add((holder, epoch))
             self.happens(Receipt(holder, epoch))
         elif holder == "stranger":
             self.happens(Receipt(holder, epoch))
+
+    @rule(holder=st.sampled_from(HOLDERS))
+    def rows_remain(self, holder: str) -> None:
+        one = self.course.case.holders.get(holder)
+        if one is not None and one.sends and not one.settled:
+            self.failed.add((holder, one.epoch))
+            self.happens(Receipt(holder, one.epoch, remaining=1))
 
     @precondition(lambda self: self.course.case.state in ERASING)
     @rule()
