@@ -289,6 +289,13 @@ def closing(case: Case, closed_at: datetime) -> Case:
     return replace(asked_earlier(case, closed_at), kind="closure")
 
 
+def unproved(case: Case, now: datetime) -> Case:
+    """A case whose certificate would not be true, whatever the scan said: nobody is told that it is certified before a
+    person has looked into it."""
+    auditor = replace(case.auditor, done=case.auditor.epoch, due_at=None, faults=FAULTS + 1)
+    return replace(case, auditor=auditor, moved_at=now)
+
+
 def step(case: Case, what: Happening, world: World) -> tuple[Case, list[Deed]]:
     """The case after `what`, and what is to be done about it, in that order."""
     deeds: list[Deed] = []

@@ -555,7 +555,7 @@ async def note_release(db: Connection, hold_id: str, actor: str, ticket: str) ->
 async def holds(db: Connection, *, all_of_them: bool, limit: int) -> list[asyncpg.Record]:
     """Holds, the newest first; no id of anybody."""
     return await db.fetch(
-        """SELECT id, state, holder, table_name AS table, kind, ground, until, placed_at, placed_by, ticket, released_at,
+        """SELECT id, state, holder, table_name AS table, kind, ground, until, rows, placed_at, placed_by, ticket, released_at,
                   released_by, release_ticket, ended_at, first_sent_at FROM hold
            WHERE $1 OR ended_at IS NULL ORDER BY placed_at DESC, id DESC LIMIT $2""",
         all_of_them, limit,

@@ -113,6 +113,9 @@ class Stage:
         """The auditor's verdicts: clean, but for those that are told."""
         seen = dict.fromkeys(topics.HOLDERS, "clean") | verdicts
         stores = [{"holder": holder, "store": "some_table", "verdict": verdict} for holder, verdict in seen.items()]
+        for one in stores:
+            if one["verdict"] == "retained":
+                one |= {"ground": "legal_obligation", "not_after": "2034-01-01T00:00:00Z"}
         data = {"case": case, "epoch": epoch, "action": action, "stores": stores}
         return self.event("audit", topics.PRIVACY_RECEIPTS, events.PrivacyScanned, case, data)
 

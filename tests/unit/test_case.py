@@ -42,6 +42,7 @@ from services.retention.case import (
     closure,
     next_at,
     step,
+    unproved,
 )
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -296,6 +297,15 @@ def test_the_answer_counts_when_the_mail_was_taken() -> None:
     assert course.case.answered_at is None
     course.on(Answered(True))
     assert course.case.answered_at == course.now
+
+
+def test_a_certificate_that_would_not_be_true_is_a_persons_matter() -> None:
+    course = Course()
+    course.to_the_sweep()
+    course.case = unproved(course.case, course.now)
+    assert course.case.needs_person(course.now, Timing()) == ("residue:audit",) and course.state == "sweeping"
+    assert course.on(Tick()) == [] and course.on(Retry()) == [OrderScan("sweep", 3)]
+    assert course.scan() == [Certify()]
 
 
 def test_a_sweep_may_be_asked_for() -> None:

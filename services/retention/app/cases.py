@@ -12,7 +12,7 @@ from typing import Any
 from services.retention import case as machine
 from services.retention import clocks, codes, store, subjects
 from services.retention.app import holds
-from services.retention.app.certify import certify
+from services.retention.app.certify import Untrue, certify
 from services.retention.app.directory import publish_null, publish_settings
 from services.retention.app.receipts import kept, plain
 from services.retention.app.room import Room
@@ -29,7 +29,7 @@ log = logging.getLogger("steward.retention")
 _MAILS = 3
 """Mails with a code for one case; whoever asks more often joins it without another one."""
 _SEALED_MAX = 380_000
-_CHUNK = 50
+_CHUNK = 200
 _PICO_CENT = 10**10
 
 
@@ -284,9 +284,14 @@ async def happen(
     if deferred is None:
         deferred = await store.deferring(tx.db, row.case.id)
     world = World(tx.now, room.holders, room.timing, frozenset(deferred))
-    row.case, deeds = machine.step(row.case, what, world)
+    before = row.case
+    row.case, deeds = machine.step(before, what, world)
     for deed in deeds:
-        await _do(room, tx, row, deed)
+        try:
+            await _do(room, tx, row, deed)
+        except Untrue as error:
+            log.error("case %s cannot be certified: %s", before.id, error)
+            row.case = machine.unproved(before, tx.now)
     await _keep(room, tx, row)
 
 

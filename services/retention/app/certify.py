@@ -19,8 +19,12 @@ from shared.privacy import merkle
 _T = TypeVar("_T")
 
 
+class Untrue(Exception):
+    """What the certificate would say is not true; the text says what."""
+
+
 async def certify(room: Room, tx: Transaction, row: store.Row) -> None:
-    """Writes the certificate of a case whose sweep was clean. Raises ValueError rather than signing what is not true."""
+    """Writes the certificate of a case whose sweep was clean. Raises `Untrue` rather than signing what is not."""
     document = await _document(tx, row)
     size = await store.lock_log(tx.db)
     leaf = certificates.leaf(document)
@@ -36,7 +40,11 @@ async def certify(room: Room, tx: Transaction, row: store.Row) -> None:
         "previous": {"size": size, "root": (await of(lambda get: merkle.root(size, get))).hex()},
         "consistency": [step.hex() for step in await of(lambda get: merkle.consistency(size, size + 1, get))],
     }
-    signed = certificates.sign(document, room.signing_key)
+    try:
+        signed = certificates.sign(document, room.signing_key)
+    except ValueError as error:
+        # Its sentences name holders and tables, nobody.
+        raise Untrue(str(error) if type(error) is ValueError else "the document has another shape") from None
     await store.add_certificate(tx.db, row.case.id, size, signed, made, tx.now)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from services.retention.subjects import Subject
 from shared.contract.sealing import seal
 from shared.mesh import Transaction
 from shared.mesh.settings import Misconfigured
+from shared.policy import policy
 from shared.privacy.certificate import signing_key
 from shared.privacy.vault import CASE, Shredded, Tampered, Vault, open_value, open_vault, seal_value
 
@@ -37,7 +39,8 @@ class Room:
     async def open(self, runtime: Any) -> None:
         """Opens the vault, and sees that platforms have a key to seal to."""
         if not self._timing_given:
-            self.timing = Timing() if runtime.settings.environment == "production" else QUICK
+            patience = Timing() if runtime.settings.environment == "production" else QUICK
+            self.timing = replace(patience, lapse=timedelta(days=policy().confirmation_days))
         self.signing_key = _signing_key(runtime.settings.signing_key_file)
         self._vault = await open_vault(runtime)
         await self.make_ingress_keys(runtime.clock.now())
