@@ -174,6 +174,16 @@ def status(case: str, watch: bool, as_json: bool) -> None:
             live.update(shown(row))
 
 
+@privacy.command(epilog="Example: steward privacy certificate 019ab7d4-... > certificate.json")
+@click.argument("case", type=CASE)
+def certificate(case: str) -> None:
+    """Print the certificate of a certified case; `steward certificate` shows and verifies it.
+
+    Exit code 1 when the case is not certified.
+    """
+    click.echo(json.dumps(ask(settings(), _ROOM, "certificate", case=case), indent=2))
+
+
 @privacy.command("list", epilog="Example: steward privacy list --all --json")
 @click.option("--all", "everything", is_flag=True, help="Ended cases, too.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)

@@ -83,6 +83,11 @@ def make_service(
                 directory.publish_settings(tx, row)
             after = rows[-1]["workspace"]
 
+    @service.job("tombstones", every=timedelta(hours=1))
+    async def end_tombstones(now: datetime, tx: Transaction) -> None:
+        for grave in await store.over_tombstones(tx.db, now, _REPUBLISHED):
+            directory.publish_null(tx, topics.TOMBSTONES, grave.hex())
+
     async def of_operator(received: Received, tx: Transaction, what: machine.Happening) -> None:
         target = received.event.data.target
         for row in (await store.lock_cases(tx.db, [target])).values():
@@ -123,6 +128,14 @@ def make_service(
         if row is None:
             raise NotFound("no such case is known here")
         return await shown.whole(tx.db, row, tx.now, room.timing)
+
+    @service.reads("certificate")
+    async def read_certificate(query: Mapping[str, str], tx: Transaction) -> Any:
+        case_id = await store.case_of_request(tx.db, query.get("case", ""))
+        document = None if case_id is None else await store.certificate(tx.db, case_id)
+        if document is None:
+            raise NotFound("the case is not certified")
+        return document
 
     @service.reads("cases")
     async def read_cases(query: Mapping[str, str], tx: Transaction) -> Any:
