@@ -106,7 +106,8 @@ HOLDING = Holding(
     "metering",
     DATA_MAP,
     (
-        # Sums on their way (`pending`) are added up before an erasure begins.
+        # Added up before an erasure begins: nothing in it is anybody's by then.
+        Rows("pending"),
         Rows("quarantine", _WAITING, moves=("quarantined", "erased")),
         Rows("request_log", _OWNERS, {"key": "key_id"}),
         Rows("rollup_hourly", {"workspace": "workspace"}, {"key": "key_id"}),

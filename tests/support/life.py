@@ -47,7 +47,11 @@ def life(gateway: Gateway, who: str, read: Collection[str], seal: Callable[[str]
         for model in topic.events:
             if model not in _ENDS:
                 data = _about(model, gateway, who, seal, made)
-                key = topic.key_of(_Envelope(data, f"acc-{who}")) if topic.key_of and topic is not topics.GENERATIONS else None
+                key = (
+                    topic.key_of(_Envelope(data, f"acc-{who}"))
+                    if topic.key_of and topic is not topics.GENERATIONS
+                    else None
+                )
                 made.append(gateway.event(topic, model, data, key=key or f"ws-{who}", subject=f"ws-{who}"))
                 if model is events.GenerationCompleted:
                     # One more of a model that has no price: it waits.
