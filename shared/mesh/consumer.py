@@ -24,6 +24,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from shared.contract.base import NewerVersion, Refused
+from shared.contract.cards import masked
 from shared.contract.codec import Codec
 from shared.mesh import metrics, store, tracing
 from shared.mesh.clock import Clock
@@ -675,10 +676,15 @@ class TopicConsumer:
             if reason == "undeclared_field" and payload is not None:
                 # A field that nobody declared may hold what must not be kept: only its name and length stay.
                 payload, detail = self._codec.declared(payload)
+            if stage == "decode" and payload is not None:
+                # Nobody has read it: it may hold anything.
+                payload = masked(payload)
+            headers = [(name, value if value is None else masked(value)) for name, value in record.headers]
             letters.append(
                 DeadLetter(
-                    self.group, record.topic, record.partition, record.offset, stage, reason, detail[:500], record.key,
-                    store.pack_headers(record.headers), payload,
+                    self.group, record.topic, record.partition, record.offset, stage, reason,
+                    masked(detail[:500].encode("latin-1", "replace")).decode("latin-1"),
+                    None if record.key is None else masked(record.key), store.pack_headers(headers), payload,
                     source.decode("ascii", "replace")[:64] if source else None,
                     int(sequence) if sequence and sequence.isdigit() and len(sequence) <= 18 else None,
                     None, not tx.replay,
