@@ -96,7 +96,7 @@ class Payments:
             dead_lettered=counters.get(f"dead_lettered:{topic}", 0),
             parked=counters.get(f"parked:{topic}", 0),
             parked_rows=parked_rows,
-            erased=counters.get("payments_erased", 0),
+            erased=counters.get("payments_erased", 0) + counters.get(f"erased:{topic}", 0),
         )
 
     @property

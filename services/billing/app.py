@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from prometheus_client import Gauge
 
 from services.billing import charges, ledger, payments, store
 from services.billing.books import State
-from services.billing.data_map import DATA_MAP, ERASED_BALANCE, HOLDING
+from services.billing.data_map import HOLDING, kept_tables
 from services.billing.ledger import BillingConfig
 from shared.contract import events, topics
 from shared.contract.codec import encode_json
 from shared.contract.ids import derived_id
+from shared.contract.topics import pace
 from shared.mesh import Batch, Partitioned, Service, Transaction, metrics
 from shared.mesh.http import NotFound
 from shared.mesh.store import Connection, OutboxRow
@@ -39,8 +40,6 @@ CONFIG = BillingConfig.parse(files("services.billing").joinpath("billing.toml").
 _CHUNK = 2_000
 # Every balance is published again this often, so that a stale record of a frozen relay does not stay the last one.
 _ROUND = timedelta(hours=1)
-# So long an erased workspace's last balance can be read, before its key ends. Half of a day is left to be late.
-_LAST_WORD = timedelta(hours=12)
 # Rated records carry up to thousands of lines each: so many of them are one transaction. A journal costs as much as five
 # lines, so more lines of a workspace at once cost less each; 72 full records are 58,000 lines and 220 MB at the peak.
 _RECORDS = 72
@@ -56,7 +55,11 @@ async def observe(db: Connection, now: datetime) -> None:
 service = Service(
     "billing",
     migrations=Path(__file__).parent / "migrations",
-    partitioned=(Partitioned("line_seen", back=policy().window.days + 1, ahead=7, bound=charges.day_bound),),
+    partitioned=(
+        Partitioned(
+            "line_seen", back=policy().window.days + 1, ahead=7, keeps=policy().window, bound=charges.day_bound
+        ),
+    ),
     on_observe=observe,
 )
 
@@ -196,7 +199,7 @@ async def forget_late_lines(now: datetime, tx: Transaction) -> None:
 
 
 async def before_erase(cases: Mapping[str, frozenset[tuple[str, str]]], tx: Transaction) -> None:
-    """In the transaction that erases the subjects of `cases`, before their rows go: ends what they have in the books.
+    """In the transaction that begins an erasure, before rows go: ends what the subjects have in the books.
 
     What is left of a workspace's credit becomes breakage, its balance says `erased` and never changes under its name
     again; a debt stays on its number. What an account used with its own keys is kept without the account. Once more
@@ -207,39 +210,39 @@ async def before_erase(cases: Mapping[str, frozenset[tuple[str, str]]], tx: Tran
     numbers = await store.workspaces_of(db, workspaces, accounts)
     if numbers:
         books = await store.open_books_by_id(db, now, CONFIG, numbers)
-        for standing in [s for s in books.standings.values() if not s.nameless]:
+        ending = [standing for standing in books.standings.values() if not standing.nameless]
+        # A workspace of which nothing was published needs no last word.
+        known = {standing.workspace for standing in ending if standing.version}
+        for standing in ending:
             standing.erased = standing.changed = True
             movement = ledger.lapse(standing.balances)
             if movement.legs:
                 cause = f"erasure:{standing.workspace_id}"
                 books.post(standing, "erasure", cause, movement, event_at=now, digest=b"")
-        # A workspace that was never published needs no last word.
-        known = {s.workspace for s in books.standings.values() if s.erased and s.version}
-        states = [state for state in await store.close_books(db, books) if state.workspace in known]
-        publish_balances(tx, states)
-        await store.add_erased_balances(db, known, now + ERASED_BALANCE)
+        publish_balances(tx, [state for state in await store.close_books(db, books) if state.workspace in known])
+        classes = await store.classes_of(db, [standing.workspace_id for standing in ending])
+        await store.add_erased_workspaces(
+            db, [(s.workspace, s.workspace in known, _kept_until(classes[s.workspace_id], now)) for s in ending], now
+        )
     if accounts:
         await store.part_with_byok(db, accounts)
 
 
-async def keeps(subjects: frozenset[tuple[str, str]], tx: Transaction) -> list[dict[str, Any]]:
-    """What the law keeps of `subjects` in the books, and until when, while their names still lead there.
+def _kept_until(classes: Iterable[str], now: datetime) -> datetime:
+    """When the last year in which somebody can have been booked by `now` is dropped, in each class that has books of it."""
+    days = [policy().books_end(legal_class, now.year) for legal_class in classes]
+    return datetime.combine(max(days), time.min, UTC)
 
-    Until the end of the last year in which they can have been booked, and the years that their legal class demands. It
-    is the same for all tables of the books.
-    """
-    classes = await store.classes_of(tx.db, *_by_kind(subjects))
-    if not classes:
+
+async def kept(subjects: frozenset[tuple[str, str]], tx: Transaction) -> list[dict[str, Any]]:
+    """What the law keeps of subjects that have just been erased, and until when: tables of a receipt."""
+    until = await store.kept_until(tx.db, _by_kind(subjects)[0])
+    if until is None:
         return []
-    end = max(ledger.retained_until(name, tx.now.year, CONFIG) for name in classes)
-    retained = {"ground": "legal_obligation", "until": rfc3339(end)}
-    columns: dict[str, list[str]] = {}
-    for column in DATA_MAP:
-        if column.on_erasure == "retain":
-            columns.setdefault(column.table, []).append(column.column)
+    retained = {"ground": "legal_obligation", "until": rfc3339(until)}
     return [
-        {"table": table, "action": "retain", "columns": sorted(names), "rows": 0, "retained": retained}
-        for table, names in sorted(columns.items())
+        {"table": table, "action": "retain", "columns": columns, "rows": 0, "retained": retained}
+        for table, columns in kept_tables()
     ]
 
 
@@ -251,10 +254,10 @@ def _by_kind(subjects: frozenset[tuple[str, str]]) -> tuple[list[str], list[str]
 
 @service.job("end-erased-balances", every=timedelta(seconds=10))
 async def end_erased_balances(now: datetime, tx: Transaction) -> None:
-    """Ends the keys of erased workspaces on the balances topic, hours after their last word: then they are compacted."""
+    """Ends the keys of erased workspaces on the balances topic, some time after their last word: so they are compacted."""
     kafka = tx.plugged.get("kafka")
-    last_word = timedelta(seconds=5) if kafka is not None and kafka.hurried else _LAST_WORD
-    for workspace in await store.take_erased_balances(tx.db, now + ERASED_BALANCE - last_word, _CHUNK):
+    last_word = pace(hurried=True).forgetting if kafka is not None and kafka.hurried else policy().trim_hold
+    for workspace in await store.take_erased_workspaces(tx.db, now - last_word, _CHUNK):
         key = workspace.encode()
         tx.publish_raw(OutboxRow(shard_of(key, None), topics.BALANCES.name, None, key, None))
 
@@ -407,18 +410,18 @@ def publish_balances(tx: Transaction, states: Iterable[State]) -> None:
     There is one for every journal of a batch: so they are written by hand, at half of what `tx.publish` costs.
     """
     topic, kind = topics.BALANCES.name, events.BalanceChanged.TYPE
-    at, time, ms = None, "", 0
+    at, said, ms = None, "", 0
     for workspace, version, purchased, granted, receivable, changed_at, erased in states:
         if changed_at is not at:  # those of one transaction share their instant
-            at, time, ms = changed_at, rfc3339(changed_at), ledger.microseconds(changed_at) // 1000
+            at, said, ms = changed_at, rfc3339(changed_at), ledger.microseconds(changed_at) // 1000
         has = _Balance(
             workspace, version, str(purchased + granted - receivable), str(purchased), str(granted), str(receivable),
             erased,
         )  # fmt: skip
         cause = derived_id(ms, "balance", workspace, str(version))
         key = workspace.encode()
-        raw = encode_json(_BalanceChanged("1.0", cause, tx.service, kind, workspace, time, has))
+        raw = encode_json(_BalanceChanged("1.0", cause, tx.service, kind, workspace, said, has))
         tx.publish_raw(OutboxRow(shard_of(key, None), topic, None, key, raw))
 
 
-holder = attach(service, HOLDING, before=before_erase, keeps=keeps)
+holder = attach(service, HOLDING, before=before_erase, keeps=kept)

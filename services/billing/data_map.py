@@ -7,9 +7,6 @@ from datetime import timedelta
 
 from shared.privacy.data_map import DataMap, Holding, Rows, personal, plain
 
-ERASED_BALANCE = timedelta(days=1)
-"""How long, at most, the name of an erased workspace waits for its key's end on the balances topic."""
-
 
 def _books(table: str, *columns: str, note: str = "") -> DataMap:
     """Columns of the books: about a payer who has a number and no name; kept as long as the payer's legal class wants."""
@@ -169,30 +166,37 @@ DATA_MAP: DataMap = (
     ),
     *plain("balance_round", "one", "position", "started_at"),
     *personal(
-        "erased_balance",
+        "erased_workspace",
         "workspace",
         category="user.unique_id",
-        use="essential.service.operations",
+        use="essential.service.payment_processing",
         clock_start="erasure_confirmed",
-        period=ERASED_BALANCE,
+        period=timedelta(days=1),
         on_erasure="expire",
         ground="legal_obligation",
-        note="the key of a compacted topic, until the record that ends it",
+        note="until its receipt is written and its key on the balances topic is ended",
     ),
-    *plain("erased_balance", "not_after"),
+    *plain("erased_workspace", "published", "erased_at", "kept_until"),
 )
 
 _OWNERS = {"workspace": "workspace", "account": "account"}
-_THROUGH_REF = ("workspace_id", "workspace_ref", "id")
 
-ROWS: tuple[Rows, ...] = (
-    Rows("note", owners=_OWNERS, through=_THROUGH_REF),
-    # One row stands for all that is kept of a number in the books: there is no other list of what bears it.
-    Rows("balance", owners=_OWNERS, through=_THROUGH_REF),
-    Rows("byok_month", owners={"account": "account"}),
-    Rows("erased_balance", owners={"workspace": "workspace"}, expires="not_after"),
-    # Last: what comes before is found through it.
-    Rows("workspace_ref", owners=_OWNERS),
+HOLDING = Holding(
+    "billing",
+    DATA_MAP,
+    (
+        Rows("note", _OWNERS, through=("workspace_id", "workspace_ref", "id")),
+        Rows("byok_month", {"account": "account"}),
+        # What leads to the numbers of the books goes last.
+        Rows("workspace_ref", _OWNERS),
+    ),
 )
 
-HOLDING = Holding("billing", DATA_MAP, ROWS)
+
+def kept_tables() -> list[tuple[str, list[str]]]:
+    """(table, columns) of what the law keeps, of those who are erased too."""
+    found: dict[str, list[str]] = {}
+    for column in DATA_MAP:
+        if column.on_erasure == "retain":
+            found.setdefault(column.table, []).append(column.column)
+    return sorted((table, sorted(columns)) for table, columns in found.items())

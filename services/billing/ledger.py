@@ -66,7 +66,6 @@ class BillingConfig:
     wait: timedelta
     default_jurisdiction: str
     class_of_jurisdiction: Mapping[str, str] = field(default_factory=dict)
-    keep_years: Mapping[str, int] = field(default_factory=dict)
 
     OTHER = "OTHER"
 
@@ -77,10 +76,6 @@ class BillingConfig:
             raise ValueError("billing.toml: amounts of money are not negative")
         if self.close_after < timedelta(0) or self.wait <= timedelta(0):
             raise ValueError("billing.toml: a period closes after its end, and waiting takes time")
-        if {*self.class_of_jurisdiction.values(), self.OTHER} != self.keep_years.keys():
-            raise ValueError("billing.toml: every legal class says for how many years its books are kept, and no other")
-        if any(years < 1 for years in self.keep_years.values()):
-            raise ValueError("billing.toml: books are kept for at least a year")
 
     @classmethod
     def parse(cls, text: str) -> BillingConfig:
@@ -100,7 +95,6 @@ class BillingConfig:
             wait=timedelta(hours=raw["waiting"]["hours"]),
             default_jurisdiction=default,
             class_of_jurisdiction=by_jurisdiction,
-            keep_years=dict(raw["keep_years"]),
         )
 
     def legal_class(self, jurisdiction: str | None = None) -> str:
@@ -398,14 +392,6 @@ def period_end(period: str) -> datetime:
 def closes_at(period: str, config: BillingConfig) -> datetime:
     """When a period may be closed."""
     return period_end(period) + config.close_after
-
-
-def retained_until(legal_class: str, booking_year: int, config: BillingConfig) -> datetime:
-    """Until when the books of a legal class and booking year are kept: from that instant on they may not be.
-
-    The period runs from the end of the year, so that a year goes as a whole. Raises KeyError for an unknown class.
-    """
-    return datetime(booking_year + 1 + config.keep_years[legal_class], 1, 1, tzinfo=UTC)
 
 
 # --- journals and the chain --------------------------------------------------------------------------------------

@@ -677,44 +677,52 @@ async def workspaces_of(db: Connection, workspaces: Collection[str], accounts: C
 
 
 async def part_with_byok(db: Connection, accounts: Collection[str]) -> None:
-    """Keeps what accounts used with their own keys, without the accounts; their own rows say nothing then."""
+    """Keeps what accounts used with their own keys, without the accounts."""
     await db.execute(
-        """WITH month AS (SELECT account, month, list_pico FROM byok_month WHERE account = ANY($1) AND list_pico <> 0
-                          ORDER BY account, month FOR UPDATE),
-                parted AS (UPDATE byok_month b SET list_pico = 0 FROM month m
-                           WHERE b.account = m.account AND b.month = m.month)
+        """WITH month AS (DELETE FROM byok_month WHERE account = ANY($1) RETURNING month, list_pico)
            INSERT INTO byok_erased (month, list_pico) SELECT month, list_pico FROM month ORDER BY month, list_pico""",
         list(accounts),
     )
 
 
-async def add_erased_balances(db: Connection, workspaces: Collection[str], not_after: datetime) -> None:
-    """Remembers whose keys the balances topic has to end."""
-    await db.execute(
-        "INSERT INTO erased_balance (workspace, not_after) SELECT unnest($1::text[]), $2 ON CONFLICT DO NOTHING",
-        sorted(workspaces), not_after,
-    )  # fmt: skip
+async def classes_of(db: Connection, numbers: Collection[int]) -> dict[int, list[str]]:
+    """The legal classes in which these workspaces have books."""
+    found: dict[int, list[str]] = {}
+    for row in await db.fetch(
+        "SELECT DISTINCT workspace_id, class FROM ledger_account WHERE workspace_id = ANY($1)", list(numbers)
+    ):
+        found.setdefault(row["workspace_id"], []).append(row["class"])
+    return found
 
 
-async def take_erased_balances(db: Connection, due: datetime, limit: int) -> list[str]:
-    """Forgets the workspaces whose keys are to be ended by `due`, and names them."""
+async def add_erased_workspaces(
+    db: Connection, workspaces: Collection[tuple[str, bool, datetime]], now: datetime
+) -> None:
+    """Remembers (workspace, whether there is a balance to end, until when its books are kept) for what is still to say."""
+    await db.executemany(
+        """INSERT INTO erased_workspace (workspace, published, erased_at, kept_until) VALUES ($1, $2, $4, $3)
+           ON CONFLICT DO NOTHING""",
+        [(*workspace, now) for workspace in sorted(workspaces)],
+    )
+
+
+async def kept_until(db: Connection, workspaces: Collection[str]) -> datetime | None:
+    """Until when the books of workspaces are kept that have just been erased; None if they have none."""
+    until: datetime | None = await db.fetchval(
+        "SELECT max(kept_until) FROM erased_workspace WHERE workspace = ANY($1)", list(workspaces)
+    )
+    return until
+
+
+async def take_erased_workspaces(db: Connection, before: datetime, limit: int) -> list[str]:
+    """Forgets workspaces that were erased by `before`; names those whose balance is to be ended."""
     rows = await db.fetch(
-        """DELETE FROM erased_balance WHERE workspace IN (
-             SELECT workspace FROM erased_balance WHERE not_after <= $1 ORDER BY not_after LIMIT $2 FOR UPDATE SKIP LOCKED)
-           RETURNING workspace""",
-        due, limit,
+        """DELETE FROM erased_workspace WHERE workspace IN (
+             SELECT workspace FROM erased_workspace WHERE erased_at <= $1 ORDER BY erased_at LIMIT $2 FOR UPDATE)
+           RETURNING workspace, published""",
+        before, limit,
     )  # fmt: skip
-    return sorted(row["workspace"] for row in rows)
-
-
-async def classes_of(db: Connection, workspaces: Collection[str], accounts: Collection[str]) -> list[str]:
-    """The legal classes in which these names have books."""
-    rows = await db.fetch(
-        """SELECT DISTINCT a.class FROM workspace_ref r JOIN ledger_account a ON a.workspace_id = r.id
-           WHERE r.workspace = ANY($1) OR r.account = ANY($2)""",
-        list(workspaces), list(accounts),
-    )  # fmt: skip
-    return [row["class"] for row in rows]
+    return sorted(row["workspace"] for row in rows if row["published"])
 
 
 # --- reads -------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from shared.contract.codec import Codec
 from shared.mesh import metrics, store, tracing
 from shared.mesh.clock import Clock
 from shared.mesh.errors import where
+from shared.mesh.partitions import last_day
 from shared.mesh.service import Batch, Consumer, Filter, Guard, Received, Record
 from shared.mesh.store import Connection, Cursor, DeadLetter, Pool
 from shared.mesh.transaction import Transaction
@@ -690,7 +691,7 @@ class TopicConsumer:
                     None, not tx.replay,
                 )
             )  # fmt: skip
-        new = await store.add_dead_letters(tx.db, letters, (tx.now + DEAD_LETTER_LIFE).date(), tx.now)
+        new = await store.add_dead_letters(tx.db, letters, last_day(tx.now + DEAD_LETTER_LIFE), tx.now)
         tx.count(f"dead_lettered:{self.topic.name}", len(new))
         numbered = [(x.source, x.sequence) for x in new if x.source is not None and x.sequence is not None]
         known = await store.repeated_sequences(tx.db, self.topic.name, numbered) if numbered else set()

@@ -88,6 +88,11 @@ class Pass:
         budget = store.BLOCKS
         while self.rest and budget > 0:
             table, relation, blocks = self.rest[0]
+            if not await store.still_there(tx.db, relation):
+                # Its time was over, and it was dropped with all that was in it.
+                self.rest.pop(0)
+                self.block = 0
+                continue
             after = self.block + budget
             last = after >= blocks
             # The last piece has no end: pages that were added meanwhile are gone over, too.

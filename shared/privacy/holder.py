@@ -24,7 +24,8 @@ from shared.policy import policy
 from shared.privacy import store
 from shared.privacy.data_map import Column, Holding, Rows, longest
 from shared.privacy.erasure import Letters, Pass, Treatment, by_kind
-from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP
+from shared.privacy.expiry import attach_expiry
+from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP, MESH_ROWS
 from shared.privacy.tombstones import Tombstones
 from shared.privacy.vault import Shredded, open_vault, vault_of
 
@@ -382,6 +383,7 @@ def attach(
     service.task(ERASE)(holder.erase)
     service.job(ERASE, every=timedelta(seconds=1))(holder.look)
     service.job("mesh-forget", every=timedelta(hours=1))(holder.forget)
+    attach_expiry(service, (*MESH_ROWS, *holding.rows))
     return holder
 
 

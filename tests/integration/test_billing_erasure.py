@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,32 +16,63 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from services.audit.app import Sources, prove
 from services.billing import app, ledger
-from services.billing.data_map import HOLDING
+from services.metering import app as metering
 from shared.contract import events, topics
 from shared.contract.base import Event
-from shared.contract.units import units
+from shared.contract.units import Subject
 from shared.mesh.clock import SystemClock
 from shared.mesh.runtime import Runtime
-from shared.mesh.service import Batch
 from shared.mesh.transaction import Transaction
-from shared.privacy.data_map import by_column
+from tests.support.coordinator import Coordinator, new_case
 from tests.support.gateway import DOLLAR, INPUT_PICO, OUTPUT_PICO, Gateway, Sent
 from tests.support.world import Mesh
 
 SEALED = "sealed:v1:k1:" + "A" * 43 + ":" + "B" * 60
 TOKENS: dict[str, Any] = {"tokens": {"input": 7, "output": 3}, "input_tokens": 7, "output_tokens": 3}
 USED = 7 * INPUT_PICO + 3 * OUTPUT_PICO
-NEXT_YEAR = datetime(2027, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Balances:
+    """Listens to the balances topic from now on: compaction may take what was said."""
+
+    mesh: Mesh
+    consumer: AIOKafkaConsumer
+    heard: dict[str, list[dict[str, Any] | None]] = field(default_factory=dict)
+    tps: list[TopicPartition] = field(
+        default_factory=lambda: [TopicPartition(topics.BALANCES.name, n) for n in range(topics.BALANCES.partitions)]
+    )
+
+    async def listen(self) -> None:
+        self.consumer.assign(self.tps)
+        await self.consumer.seek_to_end(*self.tps)
+        while True:
+            for records in (await self.consumer.getmany(timeout_ms=100)).values():
+                for record in records:
+                    said = None if record.value is None else json.loads(record.value)["data"]
+                    self.heard.setdefault((record.key or b"").decode(), []).append(said)
+
+    async def of(self, workspace: str) -> list[dict[str, Any] | None]:
+        """What has been said of a workspace, in order; None ends its key."""
+        ends = await self.consumer.end_offsets(self.tps)
+
+        async def passed() -> bool:
+            return all([await self.consumer.position(tp) >= end for tp, end in ends.items()])
+
+        await self.mesh.until(passed, 10, "all balances heard")
+        return self.heard.get(workspace, [])
 
 
 @dataclass
 class Holder:
-    """Billing, with whom it takes for erased, and the erasure as its data map declares it."""
+    """Billing, and whoever orders erasures of it. Metering rates on, whoever is erased: its records can come late."""
 
     mesh: Mesh
     gateway: Gateway
     runtime: Runtime
-    erased: set[tuple[str, str]] = field(default_factory=set)
+    retention: Coordinator
+    balances: Balances
+    case: str = field(default_factory=new_case)
 
     @asynccontextmanager
     async def transaction(self, at: datetime | None = None) -> AsyncIterator[Transaction]:
@@ -51,30 +82,18 @@ class Holder:
             await tx.flush()
         self.runtime.relay.wake()
 
-    async def erase(self, *subjects: tuple[str, str], tx: Transaction | None = None) -> Counter[str]:
-        """Erases in one transaction; returns how many rows of each table went."""
-        self.erased.update(subjects)
-        if tx is None:
-            async with self.transaction() as own:
-                done = await self.erase(*subjects, tx=own)
-            await self.mesh.idle()
-            return done
-        for _ in range(2):  # an erasure may have to begin again
-            await app.before_erase({"case": frozenset(subjects)}, tx)
-        gone = Counter[str]()
-        columns = by_column(HOLDING.columns)
-        for rows in HOLDING.rows:
-            if not any(c.table == rows.table and c.on_erasure == "delete_row" for c in columns.values()):
-                continue
-            for kind, owner in rows.owners.items():
-                ids = [who for of, who in subjects if of == kind]
-                where = f"{owner} = ANY($1)"
-                if rows.through is not None:
-                    column, other, key = rows.through
-                    where = f"{column} IN (SELECT {key} FROM {other} WHERE {where})"
-                deleted = await tx.db.execute(f"DELETE FROM {rows.table} WHERE {where}", ids)
-                gone[rows.table] += int(deleted.split()[-1])
-        return gone
+    async def bury(self, *subjects: Subject) -> None:
+        """The tombstones come; nothing is erased yet."""
+        await self.gateway.send(self.mesh.env, self.retention.tombstones(self.case, subjects))
+        await self.mesh.idle()
+
+    async def erase(self, *subjects: Subject) -> dict[str, Any]:
+        """Orders the erasure; what the receipt says of each table."""
+        await self.bury(*subjects)
+        await self.gateway.send(self.mesh.env, [await self.retention.order(self.case, subjects, ["billing"])])
+        (receipt,) = await self.retention.receipts(self.case, 1)
+        await self.mesh.idle()
+        return {each.table: each for each in receipt.treated}
 
     async def send(self, *records: Sent) -> None:
         await self.gateway.send(self.mesh.env, records)
@@ -118,37 +137,41 @@ class Holder:
         return [self.gateway.generation(workspace, counted=False, byok=True, **used) for _ in range(4)]
 
 
-async def holder(mesh: Mesh, seed: int) -> Holder:
+@pytest.fixture
+async def room(mesh: Mesh, seed: int) -> AsyncIterator[Holder]:
     """Metering and billing, with a price that is known."""
     gateway = Gateway(seed)
-    erased: set[tuple[str, str]] = set()
-
-    async def mark(batch: Batch, tx: Transaction) -> Batch:
-        of_batch = {s for received in batch.events for unit in units(received.event) for s in unit.subjects}
-        return replace(batch, erased_subjects=frozenset(of_batch & erased))
-
     await gateway.send(mesh.env, [gateway.price()])
-    await mesh.start("metering")
+    await mesh.start("metering", service=metering.make_service(suppress=False))
     await mesh.owned()
     await mesh.idle()
-    runtime = await mesh.start("billing", service=replace(app.service, filter=mark))
+    runtime = await mesh.start("billing")
     await mesh.owned()
-    return Holder(mesh, gateway, runtime, erased)
+    consumer = AIOKafkaConsumer(bootstrap_servers=mesh.env["STEWARD_KAFKA_BOOTSTRAP_SERVERS"], group_id=None)
+    await consumer.start()
+    balances = Balances(mesh, consumer)
+    listening = asyncio.create_task(balances.listen())
+    try:
+        yield Holder(mesh, gateway, runtime, Coordinator(mesh, gateway, runtime), balances)
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await consumer.stop()
 
 
-async def a_life(holder: Holder, gone: str) -> None:
+async def a_life(room: Holder, gone: str) -> None:
     """Two workspaces that used, bought and were granted things, disputed one of them, and wrote a note."""
-    money = holder.money
+    money = room.money
     for n, workspace in enumerate((gone, "stays")):
-        await holder.send(
+        await room.send(
             money(events.PaymentSettled, workspace, payment=f"p{n}", credit_pico=str(20 * DOLLAR)),
             money(events.PaymentSettled, workspace, payment=f"p{n}-disputed", credit_pico=str(5 * DOLLAR)),
             money(events.PaymentSettled, workspace, payment=f"p{n}-paid", credit_pico=str(DOLLAR)),
             money(events.CreditGranted, workspace, grant=f"g{n}", credit_pico=str(2 * DOLLAR)),
             money(events.PaymentDisputed, workspace, dispute=f"d{n}", payment=f"p{n}-disputed", credit_pico=str(5 * DOLLAR)),
             money(events.NoteAdded, workspace, note=f"n{n}", text=SEALED),
-            *(holder.usage(workspace) for _ in range(20)),
-            *holder.own_key(workspace, 30_000),
+            *(room.usage(workspace) for _ in range(20)),
+            *room.own_key(workspace, 30_000),
         )  # fmt: skip
 
 
@@ -174,43 +197,28 @@ async def traces(mesh: Mesh, *values: str) -> Counter[str]:
     return found
 
 
-async def published(mesh: Mesh, workspace: str) -> list[dict[str, Any] | None]:
-    """What the balances topic has said about a workspace, in order; None ends its key."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=mesh.env["STEWARD_KAFKA_BOOTSTRAP_SERVERS"], group_id=None)
-    await consumer.start()
-    try:
-        tps = [TopicPartition(topics.BALANCES.name, part) for part in range(topics.BALANCES.partitions)]
-        consumer.assign(tps)
-        await consumer.seek_to_beginning(*tps)
-        ends = await consumer.end_offsets(tps)
-        found: list[dict[str, Any] | None] = []
-        for tp in tps:
-            while await consumer.position(tp) < ends[tp]:
-                for record in (await consumer.getmany(tp, timeout_ms=1_000)).get(tp, ()):
-                    if record.key == workspace.encode():
-                        found.append(None if record.value is None else json.loads(record.value)["data"])
-        return found
-    finally:
-        await consumer.stop()
-
-
 async def chain(mesh: Mesh) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in await mesh.fetch("billing", "SELECT * FROM chain ORDER BY class, block")]
 
 
-@pytest.mark.promise(11, 43)
-async def test_after_an_erasure_the_books_say_the_same_and_name_nobody(mesh: Mesh, seed: int) -> None:
-    room, gone = await holder(mesh, seed), f"gone-{seed}"
+@pytest.mark.promise(11, 43, 46)
+async def test_after_an_erasure_the_books_say_the_same_and_name_nobody(room: Holder, seed: int) -> None:
+    mesh, gone = room.mesh, f"gone-{seed}"
     await a_life(room, gone)
     before, blocks, figures = await room.ledger(), await chain(mesh), await room.proved()
     journals = await mesh.fetch("billing", "SELECT * FROM journal ORDER BY id")
     lines = await mesh.value("billing", "SELECT sum(hashtextextended(l::text, 0)) FROM charge_line l")
     assert {"workspace_ref", "byok_month"} <= (await traces(mesh, gone)).keys()
-    (last,) = (await published(mesh, gone))[-1:]
+    (last,) = (await room.balances.of(gone))[-1:]
     assert last is not None
 
-    rows = await room.erase(("workspace", gone), ("account", f"acc-{gone}"))
-    assert rows == {"note": 1, "byok_month": 1, "workspace_ref": 1}
+    treated = await room.erase(("workspace", gone), ("account", f"acc-{gone}"))
+    assert {t: each.rows for t, each in treated.items() if each.rows} == {"note": 1, "workspace_ref": 1}
+    assert treated["erased_workspace"].not_after <= SystemClock().now() + timedelta(days=1)
+    until = datetime(SystemClock().now().year + 8, 1, 1, tzinfo=UTC)  # seven years, from the end of this one
+    retained = {t: each.retained for t, each in treated.items() if each.action == "retain"}
+    assert {(r.ground, r.until) for r in retained.values()} == {("legal_obligation", until)}
+    assert {"journal", "entry", "charge_line", "purchase", "balance", "byok_erased"} <= retained.keys()
     after = await room.ledger()
     left = 22 * DOLLAR + DOLLAR - 20 * USED - 250 * DOLLAR  # the fee is 5 % of 5,000 dollars
     assert left < 0
@@ -221,8 +229,8 @@ async def test_after_an_erasure_the_books_say_the_same_and_name_nobody(mesh: Mes
     said = await room.proved()
     assert {k: said[k] for k in figures} == figures
 
-    assert await traces(mesh, gone) == {"erased_balance": 1}
-    final = (await published(mesh, gone))[-1]
+    assert await traces(mesh, gone) == {"erased_workspace": 1}
+    final = (await room.balances.of(gone))[-1]
     assert final is not None
     assert (final["version"], final["erased"]) == (last["version"] + 1, True)
     assert {final[key] for key in final if key.endswith("_pico")} == {"0"}
@@ -230,18 +238,21 @@ async def test_after_an_erasure_the_books_say_the_same_and_name_nobody(mesh: Mes
     for job in ("republish-balances", "expire-grants", "settle-waiting", "close-periods"):
         assert await room.runtime.worker.run_job(job, force=True)
     await mesh.idle()
-    assert (await published(mesh, gone))[-1] == final, "jobs say nothing of it any more"
+    assert (await room.balances.of(gone))[-1] == final, "jobs say nothing of it any more"
 
 
 @pytest.mark.promise(44)
-async def test_unused_credit_lapses_and_the_last_word_ends(mesh: Mesh, seed: int) -> None:
-    room, gone = await holder(mesh, seed), f"lapsed-{seed}"
+async def test_unused_credit_lapses_and_the_last_word_ends(room: Holder, seed: int) -> None:
+    mesh, gone = room.mesh, f"lapsed-{seed}"
     await room.send(
         room.money(events.PaymentSettled, gone, payment="p", credit_pico=str(20 * DOLLAR)),
         room.money(events.CreditGranted, gone, grant="g", credit_pico=str(2 * DOLLAR)),
         room.usage(gone),
     )
     before, blocks = await room.ledger(), await chain(mesh)
+    await room.bury(("workspace", gone))
+    async with room.transaction() as tx:  # begun, and begun again by the order
+        await app.before_erase({room.case: frozenset({("workspace", gone)})}, tx)
     await room.erase(("workspace", gone))
     left = 22 * DOLLAR - USED
     assert (before["purchased"] + before["granted"], before["breakage"]) == (-left, 0)
@@ -249,37 +260,32 @@ async def test_unused_credit_lapses_and_the_last_word_ends(mesh: Mesh, seed: int
     assert after == before | {"purchased": 0, "granted": 0, "breakage": -left}
     assert (await chain(mesh))[:-1] == blocks
     await room.proved()
-    # Once more for the same people changes nothing.
-    await room.erase(("workspace", gone))
-    assert await room.ledger() == after
 
-    assert await traces(mesh, gone) == {"erased_balance": 1}
-    assert (
-        await mesh.value("billing", "SELECT max(not_after) FROM erased_balance")
-    ) <= SystemClock().now() + timedelta(days=1)
+    assert await traces(mesh, gone) == {"erased_workspace": 1}
     end = app.service.jobs["end-erased-balances"][1]
-    for hours, left_over in ((11, {"erased_balance": 1}), (13, {})):
+    for minutes, left_over in ((59, {"erased_workspace": 1}), (61, {})):
         async with room.transaction() as tx:
-            await end(SystemClock().now() + timedelta(hours=hours), tx)
+            await end(SystemClock().now() + timedelta(minutes=minutes), tx)
         await mesh.idle()
         assert await traces(mesh, gone) == left_over
-    final, last = (await published(mesh, gone))[-2:]
+    final, last = (await room.balances.of(gone))[-2:]
     assert final is not None and final["erased"] and last is None
 
 
 @pytest.mark.promise(44)
-async def test_usage_that_comes_after_an_erasure_is_booked_on_nobody(mesh: Mesh, seed: int) -> None:
-    room, gone, other = await holder(mesh, seed), f"late-{seed}", f"late-too-{seed}"
+async def test_usage_that_comes_after_an_erasure_is_booked_on_nobody(room: Holder, seed: int) -> None:
+    mesh, gone, other = room.mesh, f"late-{seed}", f"late-too-{seed}"
     await room.send(
         room.money(events.PaymentSettled, gone, payment="p", credit_pico=str(20 * DOLLAR)), room.usage(gone)
     )
     # The tombstone is here, the erasure is not: it is still the workspace's.
-    room.erased |= {("workspace", gone), ("account", f"acc-{gone}"), ("workspace", other), ("account", f"acc-{other}")}
+    subjects = [(kind, who) for w in (gone, other) for kind, who in (("workspace", w), ("account", f"acc-{w}"))]
+    await room.bury(*subjects)
     await room.send(room.usage(gone))
     assert await room.names() == [gone]
     assert (await room.ledger())["purchased"] == -(20 * DOLLAR - 2 * USED)
-    await room.erase(("workspace", gone), ("account", f"acc-{gone}"))
-    before, said = await room.ledger(), len(await published(mesh, gone))
+    await room.erase(*subjects)
+    before, said = await room.ledger(), len(await room.balances.of(gone))
     await room.send(*(room.usage(w) for w in (gone, other, gone)), room.usage("lives"), *room.own_key(gone, 26_000))
     after = await room.ledger()
     # Nobody knows what the account had used of its allowance: what lies above a fresh one is due.
@@ -292,8 +298,8 @@ async def test_usage_that_comes_after_an_erasure_is_booked_on_nobody(mesh: Mesh,
     assert await mesh.value("billing", "SELECT count(*) FROM charge_line WHERE workspace_id IS NULL") == 7
     assert await mesh.value("billing", "SELECT count(*) FROM journal WHERE workspace_id IS NULL") >= 1
     assert await room.names() == ["lives"]
-    assert await traces(mesh, gone, other) == {"erased_balance": 1}
-    assert len(await published(mesh, gone)) == said and await published(mesh, other) == []
+    assert await traces(mesh, gone, other) == {"erased_workspace": 1}
+    assert len(await room.balances.of(gone)) == said and await room.balances.of(other) == []
     await room.proved()
 
     # The same lines once more are known, and a month that closes counts them.
@@ -307,8 +313,8 @@ async def test_usage_that_comes_after_an_erasure_is_booked_on_nobody(mesh: Mesh,
 
 
 @pytest.mark.promise(44)
-async def test_money_that_comes_after_an_erasure_is_booked_and_makes_nobody_known(mesh: Mesh, seed: int) -> None:
-    room, gone = await holder(mesh, seed), f"paid-{seed}"
+async def test_money_that_comes_after_an_erasure_is_booked_and_makes_nobody_known(room: Holder, seed: int) -> None:
+    mesh, gone = room.mesh, f"paid-{seed}"
     money = room.money
     await room.send(
         money(events.PaymentSettled, gone, payment="p", credit_pico=str(20 * DOLLAR), jurisdiction="DE"),
@@ -359,20 +365,20 @@ async def test_money_that_comes_after_an_erasure_is_booked_and_makes_nobody_know
     assert eu == -7 * DOLLAR, "in the class that the payment names"
     row = (await mesh.fetch("billing", "SELECT * FROM balance"))[0]
     assert (row["workspace_id"], row["erased"], int(row["receivable_pico"])) == (number, True, 5 * DOLLAR)
-    assert await room.names() == [] and await traces(mesh, gone) == {"erased_balance": 1}
+    assert await room.names() == [] and await traces(mesh, gone) == {"erased_workspace": 1}
     await room.proved()
 
     # What waited becomes suspense as ever, of a number and of nobody.
     async with room.transaction(SystemClock().now() + timedelta(days=2)) as tx:
         await app.settle_waiting(tx.now, tx)
     assert (await room.ledger())["suspense"] == before["suspense"] + 2 * DOLLAR
-    final = (await published(mesh, gone))[-1]
+    final = (await room.balances.of(gone))[-1]
     assert final is not None and final["erased"]
     await room.proved()
 
 
-async def test_a_dispute_won_after_all_is_paid_leaves_no_credit_to_the_erased(mesh: Mesh, seed: int) -> None:
-    room, gone = await holder(mesh, seed), f"won-{seed}"
+async def test_a_dispute_won_after_all_is_paid_leaves_no_credit_to_the_erased(room: Holder, seed: int) -> None:
+    gone = f"won-{seed}"
     await room.send(
         room.money(events.PaymentSettled, gone, payment="q", credit_pico=str(5 * DOLLAR)),
         room.money(events.PaymentDisputed, gone, dispute="d", payment="q", credit_pico=str(5 * DOLLAR)),
@@ -384,12 +390,13 @@ async def test_a_dispute_won_after_all_is_paid_leaves_no_credit_to_the_erased(me
     await room.proved()
 
 
-async def test_what_waited_for_an_erasure_does_not_bring_the_name_back(mesh: Mesh, seed: int) -> None:
+async def test_what_waited_for_an_erasure_does_not_bring_the_name_back(room: Holder, seed: int) -> None:
     """Both looked the name up before the erasure's commit, and get the lock after it."""
-    room, gone = await holder(mesh, seed), f"raced-{seed}"
+    mesh, gone = room.mesh, f"raced-{seed}"
     await room.send(room.money(events.PaymentSettled, gone, payment="p", credit_pico=str(20 * DOLLAR)))
     payment = room.money(events.PaymentSettled, gone, payment="p2", credit_pico=str(DOLLAR))
-    said = len(await published(mesh, gone))
+    said = len(await room.balances.of(gone))
+    await room.bury(("workspace", gone))
 
     async def wait() -> bool:
         async with mesh.world.admin() as admin:
@@ -405,7 +412,8 @@ async def test_what_waited_for_an_erasure_does_not_bring_the_name_back(mesh: Mes
             await app.republish_balances(tx.now, tx)
 
     async with room.transaction() as tx:
-        await room.erase(("workspace", gone), tx=tx)
+        await app.before_erase({room.case: frozenset({("workspace", gone)})}, tx)
+        await tx.db.execute("DELETE FROM workspace_ref WHERE workspace = $1", gone)
         await room.gateway.send(mesh.env, [payment])
         again = asyncio.create_task(say_all_again())
         await mesh.until(wait, 10, "a payment and a job wait")
@@ -413,19 +421,21 @@ async def test_what_waited_for_an_erasure_does_not_bring_the_name_back(mesh: Mes
     await mesh.idle()
     assert (await room.ledger())["suspense_erased"] == -DOLLAR
     assert await room.names() == []
-    assert len(await published(mesh, gone)) == said + 1
+    assert len(await room.balances.of(gone)) == said + 1
     await room.proved()
 
 
-async def test_the_receipt_can_say_until_when_the_books_are_kept(mesh: Mesh, seed: int) -> None:
-    room, gone = await holder(mesh, seed), f"kept-{seed}"
-    who = frozenset({("workspace", gone)})
-    async with room.transaction(NEXT_YEAR) as tx:
-        assert await app.keeps(who, tx) == []
+@pytest.mark.promise(46)
+async def test_books_in_two_classes_are_kept_as_long_as_the_longer_one_demands(room: Holder, seed: int) -> None:
+    gone = f"kept-{seed}"
     await room.send(room.usage(gone))
-    async with room.transaction(NEXT_YEAR) as tx:
-        assert {kept["retained"]["until"] for kept in await app.keeps(who, tx)} == {"2035-01-01T00:00:00.000Z"}
     await room.send(room.money(events.PaymentSettled, gone, payment="p", credit_pico="1", jurisdiction="DE"))
-    async with room.transaction(NEXT_YEAR) as tx:
-        ends = {kept["retained"]["until"] for kept in await app.keeps(who, tx)}
-        assert ends == {"2038-01-01T00:00:00.000Z"}, "it has books in two classes"
+    treated = await room.erase(("workspace", gone))
+    assert treated["journal"].retained.until == datetime(SystemClock().now().year + 11, 1, 1, tzinfo=UTC)
+
+
+async def test_of_somebody_unknown_nothing_is_kept_and_nothing_said(room: Holder, seed: int) -> None:
+    mesh, nobody = room.mesh, f"never-{seed}"
+    treated = await room.erase(("workspace", nobody), ("account", f"acc-{nobody}"))
+    assert not [t for t, each in treated.items() if each.action == "retain" or each.rows]
+    assert await traces(mesh, nobody) == {} and await room.balances.of(nobody) == []

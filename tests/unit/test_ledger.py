@@ -656,19 +656,6 @@ def test_lines_of_erased_workspaces_share_one_bill() -> None:
     ]
 
 
-def test_books_are_kept_from_the_end_of_their_year_as_long_as_their_class_demands() -> None:
-    assert [ledger.retained_until(name, 2026, CONFIG) for name in ("US", "EU", "OTHER")] == [
-        datetime(2034, 1, 1, tzinfo=UTC), datetime(2037, 1, 1, tzinfo=UTC), datetime(2037, 1, 1, tzinfo=UTC),
-    ]  # fmt: skip
-    with pytest.raises(KeyError):
-        ledger.retained_until("XX", 2026, CONFIG)
-    text = files("services.billing").joinpath("billing.toml").read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match="every legal class"):
-        BillingConfig.parse(text.replace("EU = 10", ""))
-    with pytest.raises(ValueError, match="at least a year"):
-        BillingConfig.parse(text.replace("EU = 10", "EU = 0"))
-
-
 # --- lines -------------------------------------------------------------------------------------------------------
 
 

@@ -327,9 +327,11 @@ CREATE TABLE balance_round (
     started_at timestamptz NOT NULL
 );
 
--- Balances whose last word is `erased`, until the null record that lets compaction end their key is on its way too.
-CREATE TABLE erased_balance (
-    workspace text PRIMARY KEY,
-    not_after timestamptz NOT NULL
+-- Workspaces that were just erased, until the null record is on its way that lets compaction end their key.
+CREATE TABLE erased_workspace (
+    workspace  text PRIMARY KEY,
+    published  boolean     NOT NULL,        -- there is a balance of it to end
+    erased_at  timestamptz NOT NULL,
+    kept_until timestamptz NOT NULL         -- how long the law keeps its books: for the receipt
 );
-CREATE INDEX erased_balance_due ON erased_balance (not_after);
+CREATE INDEX erased_workspace_at ON erased_workspace (erased_at);
