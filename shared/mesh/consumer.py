@@ -674,18 +674,18 @@ class TopicConsumer:
             source = _header(record, "ce_source")
             sequence = _header(record, "ce_sequence")
             payload = record.value
-            if reason == "undeclared_field" and payload is not None:
-                # A field that nobody declared may hold what must not be kept: only its name and length stay.
-                payload, detail = self._codec.declared(payload)
+            if stage == "decode" and reason in ("undeclared_field", "invalid") and payload is not None:
+                # What nobody declared, or breaks its rule, may be what must not be kept: only names and lengths stay.
+                payload, left_out = self._codec.declared(payload)
+                detail = left_out or detail
             if stage == "decode" and payload is not None:
                 # Nobody has read it: it may hold anything.
                 payload = masked(payload)
-            headers = [(name, value if value is None else masked(value)) for name, value in record.headers]
             letters.append(
                 DeadLetter(
                     self.group, record.topic, record.partition, record.offset, stage, reason,
                     masked(detail[:500].encode("latin-1", "replace")).decode("latin-1"),
-                    None if record.key is None else masked(record.key), store.pack_headers(headers), payload,
+                    None if record.key is None else masked(record.key), store.pack_headers(record.headers), payload,
                     source.decode("ascii", "replace")[:64] if source else None,
                     int(sequence) if sequence and sequence.isdigit() and len(sequence) <= 18 else None,
                     None, not tx.replay,

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,7 @@ class Notes:
         """Publishes what Kafka has not got: at least once, always under the same id."""
         for row in await self._db.fetch("SELECT * FROM answer WHERE NOT sent ORDER BY case_id, epoch"):
             case, epoch = row["case_id"], row["epoch"]
-            at = await self._db.fetchval(
-                "SELECT to_char(statement_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
-            )
+            at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             event_id = derived_id(id_ms(case), "receipt", case, str(epoch), NAME)
             raw = build(
                 events.PrivacyDone, id=event_id, source=NAME, subject=case, time=at, data=json.loads(row["body"])

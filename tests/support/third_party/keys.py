@@ -20,30 +20,31 @@ class Keys:
         self._db = db
         self._masters = {name: AESGCM(base64.b64decode(value)) for name, _, value in lines}
 
-    async def _key(self, purpose: str, name: str) -> bytes | None:
+    async def _key(self, purpose: str, name: str) -> tuple[str, bytes] | None:
         row = await self._db.fetchrow(
-            "SELECT wrapped, wrapped_by FROM vault_key WHERE purpose = $1 AND name = $2", purpose, name
+            "SELECT id, wrapped, wrapped_by FROM vault_key WHERE purpose = $1 AND name = $2", purpose, name
         )
         if row is None:
             return None
-        wrapped = row["wrapped"]
-        return self._masters[row["wrapped_by"]].decrypt(wrapped[:12], wrapped[12:], f"{purpose}:{name}".encode())
+        wrapped, bound = row["wrapped"], f"{purpose}:{name}:{row['id']}".encode()
+        return row["id"], self._masters[row["wrapped_by"]].decrypt(wrapped[:12], wrapped[12:], bound)
 
     async def subjects(self, case: str, sealed: str) -> list[tuple[str, str]] | None:
         """(kind, id) of everybody whom a case is about; None when its key is destroyed: the case is over."""
-        key = await self._key("case", case)
-        if key is None:
+        found = await self._key("case", case)
+        if found is None:
             return None
-        raw = decoded(sealed.removeprefix("v1:"))
-        text = unpadded(AESGCM(key).decrypt(raw[:12], raw[12:], f"case:{case}".encode()))
-        return [(kind, value) for kind, value in json.loads(text)]
+        key_id, key = found
+        raw = decoded(sealed.rpartition(":")[2])
+        where = f"case.subjects\0case:{case}\0{key_id}".encode()
+        return [(kind, value) for kind, value in json.loads(unpadded(AESGCM(key).decrypt(raw[:12], raw[12:], where)))]
 
     async def hash_key(self) -> bytes:
         """The key of all tombstones. Raises LookupError before the mesh has one."""
-        key = await self._key("tombstone", "v1")
-        if key is None:
+        found = await self._key("tombstone", "v1")
+        if found is None:
             raise LookupError("the mesh has no key for tombstones yet")
-        return key
+        return found[1]
 
 
 def subject_hash(key: bytes, kind: str, value: str) -> str:
