@@ -168,7 +168,7 @@ def explain_refusal(model: type[BaseModel], raw: bytes, fallback: str) -> Refuse
 def declared_part(model: type[BaseModel], raw: bytes) -> tuple[bytes, str]:
     """`raw` as a dead letter may keep it, and what is left out: of fields that nobody declared their names and lengths.
 
-    A text that breaks its field's rule is kept as its length, too: it may be what the rule is there to keep away, such as
+    A value that breaks its field's rule is kept as its length, too: it may be what the rule is there to keep away, such as
     an address that was not sealed.
     """
     document = json.loads(raw)
@@ -184,8 +184,8 @@ def declared_part(model: type[BaseModel], raw: bytes) -> tuple[bytes, str]:
             if detail["type"] == "extra_forbidden":
                 size = len(json.dumps(holder.pop(name)))
                 rest.append(f"{_path(detail['loc'])} ({size} bytes)")
-            elif name != "" and isinstance(holder[name], str):
-                holder[name] = f"({len(holder[name])} characters)"
+            elif name != "" and (isinstance(holder[name], str) or detail["type"].endswith("_type")):
+                holder[name] = f"({len(json.dumps(holder[name]))} bytes)"
     return json.dumps(document, separators=(",", ":")).encode(), ", ".join(rest)
 
 
@@ -197,7 +197,7 @@ def _reached(document: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]
             (isinstance(document, dict) and step in document) or (isinstance(document, list) and isinstance(step, int))
         ):
             break
-        document = document[step]
+        document = document[step]  # type: ignore[index]
         way.append(step)
     return tuple(way)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -122,6 +123,14 @@ class Progress:
     ticked_at: float = field(default_factory=time.monotonic)
     paused_since: dict[TopicPartition, float] = field(default_factory=dict)
     working_since: float | None = None
+
+
+_ID = re.compile(rb"[A-Za-z0-9_.:/*-]{1,64}")
+
+
+def _kept_key(key: bytes | None) -> bytes | None:
+    """A record's key, if it is an id: anything else nobody has declared, and a re-drive names its partition."""
+    return masked(key) if key is not None and _ID.fullmatch(key) else None
 
 
 def _header(record: Record, name: str) -> bytes | None:
@@ -685,7 +694,7 @@ class TopicConsumer:
                 DeadLetter(
                     self.group, record.topic, record.partition, record.offset, stage, reason,
                     masked(detail[:500].encode("latin-1", "replace")).decode("latin-1"),
-                    None if record.key is None else masked(record.key), store.pack_headers(record.headers), payload,
+                    _kept_key(record.key), store.pack_headers(record.headers), payload,
                     source.decode("ascii", "replace")[:64] if source else None,
                     int(sequence) if sequence and sequence.isdigit() and len(sequence) <= 18 else None,
                     None, not tx.replay,
