@@ -31,7 +31,7 @@ WANTED = {
 async def test_canaries_are_refused_and_stand_nowhere(mesh: Mesh, seed: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     gateway = Gateway(seed)
-    await asyncio.gather(*(mesh.start(name) for name in ROOMS))
+    await asyncio.gather(*(mesh.start(name) for name in ROOMS if name in topics.HOLDERS))
     await mesh.owned()
     bad = [*everywhere(gateway), *(record for topic in GATEWAY for record in cards_in_bytes(topic))]
     good = gateway.generation("ws-control")
