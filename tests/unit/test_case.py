@@ -426,6 +426,23 @@ class Rounds(RuleBasedStateMachine):
 
     @precondition(lambda self: self.course.case.state in ERASING)
     @rule()
+    def goes_on(self) -> None:
+        """The usual way, as far as the next answer."""
+        self.time_comes()
+        self.all_answer()
+        self.looks()
+
+    def looks(self) -> None:
+        """All is clean."""
+        case = self.course.case
+        if case.auditor.sends and not case.auditor.settled:
+            asked: Any = "sweep" if case.completed_at else "probe"
+            said = Scan(asked, case.auditor.epoch, tuple(Finding(name, "clean") for name in self.course.holders))
+            self.looked.append((said, frozenset(self.receipts)))
+            self.happens(said)
+
+    @precondition(lambda self: self.course.case.state in ERASING)
+    @rule()
     def time_comes(self) -> None:
         """Until something is due."""
         self.course.now = max(self.course.now, next_at(self.course.case, Timing()) or self.course.now)
@@ -467,7 +484,9 @@ class Rounds(RuleBasedStateMachine):
     @precondition(lambda self: "playground" not in self.course.holders)
     @rule()
     def somebody_joins(self) -> None:
+        """While the auditor looks, perhaps."""
         self.course.holders = (*HOLDERS, "playground")
+        self.looks()
 
     @invariant()
     def nobody_is_forgotten(self) -> None:
@@ -499,13 +518,7 @@ class Rounds(RuleBasedStateMachine):
                 if one.sends and not one.settled:
                     self.receipts.add((name, one.epoch))
                     self.happens(Receipt(name, one.epoch))
-            if course.case.auditor.sends and not course.case.auditor.settled:
-                action: Any = "sweep" if course.case.completed_at else "probe"
-                said = Scan(
-                    action, course.case.auditor.epoch, tuple(Finding(name, "clean") for name in course.case.holders)
-                )
-                self.looked.append((said, frozenset(self.receipts)))
-                self.happens(said)
+            self.looks()
         assert course.case.state in ENDED, course.case
         self.happens(Tick())
         if course.state == "certified":
