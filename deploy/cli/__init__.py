@@ -32,12 +32,16 @@ COMMANDS: dict[str, Lazy] = {
         "deploy.cli.dead_letters:dead_letters", "See the records that could not be handled, and send them again."
     ),
     "cursors": Lazy("deploy.cli.cursors:cursors", "See and move where services read on in their topics."),
+    "keys": Lazy("deploy.cli.keys:keys", "See the keys of the vault, change the master key, print ingress keys."),
     "contract": Lazy("deploy.cli.contract:contract", "Write the contract: AsyncAPI document and JSON Schemas."),
     "promises": Lazy(
         "deploy.cli.promises:promises",
         "Show which promises of the privacy policy are proved, by which tests, on which commit.",
     ),
     "certificate": Lazy("deploy.cli.certificate:certificate", "Show and verify certificates of erasure, offline."),
+    "retention": Lazy(
+        "deploy.cli.retention:retention", "Show how much time each store has until it keeps something too long."
+    ),
     "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
 }
 

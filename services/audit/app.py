@@ -25,6 +25,7 @@ from prometheus_client import Gauge
 from services.audit import conservation, store
 from services.audit.chain import Malformed
 from services.audit.conservation import Books, InFlight, Payments, Usage, Verdict
+from services.audit.drift import app as drift
 from services.audit.recompute import PICO, ByokTerms, byok_fees
 from services.audit.replay import Chain, Findings, Part, Replay
 from services.audit.residue import app as residue
@@ -33,6 +34,8 @@ from shared.mesh import Service, Transaction, metrics
 from shared.mesh.http import NotFound
 from shared.mesh.settings import KafkaSettings, Misconfigured
 from shared.mesh.store import Connection
+from shared.privacy.expiry import attach_expiry
+from shared.privacy.mesh_map import MESH_ROWS
 
 log = logging.getLogger("steward.audit")
 
@@ -477,6 +480,8 @@ def make_service(env: Mapping[str, str] = os.environ) -> Service:
         return await store.history(tx.db, min(int(query.get("limit", "100")), 1000))
 
     residue.attach(service, env)
+    drift.attach(service, env)
+    attach_expiry(service, MESH_ROWS)
     return service
 
 

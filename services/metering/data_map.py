@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared.policy import policy
 from shared.privacy import DataMap, Holding, Rows, personal, plain
 
 DATA_MAP: DataMap = (
@@ -29,6 +30,18 @@ DATA_MAP: DataMap = (
         on_erasure="delete_row", ground="contract",
     ),
     *plain("request_log", "expires_on", "retention_days", "price_version"),
+    *personal(
+        "workspace_setting", "workspace",
+        category="user.unique_id", use="essential.service", clock_start="account_closed", period="account_closure",
+        on_erasure="delete_row", ground="contract",
+    ),
+    *personal(
+        "workspace_setting", "version", "log_retention_days", "ended_before",
+        category="user.privacy_preferences", use="essential.service", clock_start="account_closed",
+        period="account_closure", on_erasure="delete_row", ground="contract",
+    ),
+    *plain("workspace_setting", "treating", "treated", "revision"),
+    *plain("setting_revision", "single", "revision"),
     *personal(
         "quarantine", "event_id", "usage", "line_key",
         category="user.unique_id", use="essential.service", clock_start="arrival", period="account_closure",
@@ -99,6 +112,8 @@ DATA_MAP: DataMap = (
     ),
 )  # fmt: skip
 
+# Usage that nobody could price is kept no longer than what is left of a closed account; hourly, and at or before.
+_WAITS_HOURS = 24 * policy().closure_cap_days - 2
 _OWNERS = {"account": "account", "workspace": "workspace"}
 _WAITING = {kind: f"usage->>'{kind}'" for kind in ("account", "workspace")}
 
@@ -106,10 +121,19 @@ HOLDING = Holding(
     "metering",
     DATA_MAP,
     (
-        # Sums on their way (`pending`) are added up before an erasure begins.
-        Rows("quarantine", _WAITING, moves=("quarantined", "erased")),
+        # Sums on their way are added up before an erasure begins.
+        Rows("pending", ends="added to the rollups within seconds"),
+        Rows(
+            "quarantine",
+            _WAITING,
+            expires=f"arrived_at + interval '{_WAITS_HOURS} hours'",
+            moves=("quarantined", "erased"),
+        ),
+        # A date: W has passed since the day's end.
+        Rows("stale_seen", expires=f"seen_on + {policy().window.days + 1}"),
         Rows("request_log", _OWNERS, {"key": "key_id"}),
         Rows("rollup_hourly", {"workspace": "workspace"}, {"key": "key_id"}),
         Rows("rollup_daily", {"workspace": "workspace"}),
+        Rows("workspace_setting", {"workspace": "workspace"}),
     ),
 )

@@ -14,6 +14,7 @@ import msgspec
 from services.metering import log_row
 from shared.mesh import packed
 from shared.mesh.store import Connection, copy_packed
+from shared.privacy.store import Slice
 
 _FEW = 500
 _PENDING = ("workspaces", "keys", "models", "hours", "generations", "input_tokens", "output_tokens", "amounts")
@@ -78,14 +79,18 @@ async def add_log(db: Connection, rows: Sequence[bytes]) -> None:
     await copy_packed(db, "request_log", log_row.COLUMNS, rows)
 
 
-_LOGGED = """SELECT * FROM request_log WHERE generation_id = $1 AND expires_on >= $3
-               AND occurred_at + retention_days * interval '1 day' > $2"""
-_LOGGED_LOCKED = _LOGGED + " FOR UPDATE"
+# A row is over when its own time is, when it is older than its workspace wants now, or when an earlier setting ended it.
+_FROM_LIVE = """SELECT r.* FROM request_log r LEFT JOIN workspace_setting s ON s.workspace = r.workspace
+               WHERE r.expires_on >= ($1::timestamptz AT TIME ZONE 'UTC')::date
+                 AND r.occurred_at + least(r.retention_days, s.log_retention_days) * interval '1 day' > $1
+                 AND (s.ended_before IS NULL OR r.occurred_at > s.ended_before)"""
+_LOGGED = _FROM_LIVE + " AND r.generation_id = $2"
+_LOGGED_LOCKED = _LOGGED + " FOR UPDATE OF r"
 
 
 async def logged(db: Connection, generation: str, now: datetime, *, lock: bool = False) -> asyncpg.Record | None:
     """A generation's log row, by its id; hidden from the instant on which it expires. `lock`: it is to be replaced."""
-    return await db.fetchrow(_LOGGED_LOCKED if lock else _LOGGED, generation, now, now.date())
+    return await db.fetchrow(_LOGGED_LOCKED if lock else _LOGGED, now, generation)
 
 
 async def logged_between(
@@ -95,22 +100,17 @@ async def logged_between(
     """Log rows of generations with ids from `start` to before `end` and times from `event_from` to before `event_to`,
     locked, in order of their ids; a provider or model of None is any."""
     return await db.fetch(
-        """SELECT * FROM request_log
-           WHERE generation_id >= $1 AND generation_id < $2 AND occurred_at >= $4 AND occurred_at < $5
-             AND ($6::text IS NULL OR provider = $6) AND ($7::text IS NULL OR model = $7)
-             AND expires_on >= $9 AND occurred_at + retention_days * interval '1 day' > $8
-           ORDER BY generation_id LIMIT $3 FOR UPDATE""",
-        start, end, limit, event_from, event_to, provider, model, now, now.date(),
+        _FROM_LIVE + """
+             AND r.generation_id >= $2 AND r.generation_id < $3 AND r.occurred_at >= $5 AND r.occurred_at < $6
+             AND ($7::text IS NULL OR r.provider = $7) AND ($8::text IS NULL OR r.model = $8)
+           ORDER BY r.generation_id LIMIT $4 FOR UPDATE OF r""",
+        now, start, end, limit, event_from, event_to, provider, model,
     )  # fmt: skip
 
 
 async def logged_by_ref(db: Connection, ref: str, now: datetime) -> asyncpg.Record | None:
     """A generation's log row, by the gateway's own id. Reads the log: there is no index on it."""
-    return await db.fetchrow(
-        """SELECT * FROM request_log WHERE generation_ref = $1 AND expires_on >= $3
-             AND occurred_at + retention_days * interval '1 day' > $2 LIMIT 1""",
-        ref, now, now.date(),
-    )  # fmt: skip
+    return await db.fetchrow(_FROM_LIVE + " AND r.generation_ref = $2 LIMIT 1", now, ref)
 
 
 async def forget_logged(db: Connection, rows: Sequence[Any]) -> None:
@@ -122,6 +122,94 @@ async def forget_logged(db: Connection, rows: Sequence[Any]) -> None:
            WHERE r.generation_id = v.id AND r.expires_on = v.expires_on AND r.generation_id BETWEEN $3 AND $4""",
         ids, [row["expires_on"] for row in rows], min(ids), max(ids),
     )  # fmt: skip
+
+
+# --- what workspaces want of the log -----------------------------------------------------------------------------
+
+
+async def setting_versions(db: Connection, workspaces: Sequence[str]) -> dict[str, int]:
+    """The version of each workspace's settings that is known here."""
+    rows = await db.fetch(
+        "SELECT workspace, version FROM workspace_setting WHERE workspace = ANY($1)", list(workspaces)
+    )
+    return {row["workspace"]: row["version"] for row in rows}
+
+
+async def set_settings(db: Connection, settings: Sequence[tuple[str, int, int]], now: datetime) -> None:
+    """Takes over (workspace, version, days), each higher than what is known. What has ended by the setting until now
+    stays ended, whatever the new one is."""
+    revision = await db.fetchval("UPDATE setting_revision SET revision = revision + 1 RETURNING revision")
+    await db.executemany(
+        """INSERT INTO workspace_setting AS s (workspace, version, log_retention_days, revision) VALUES ($1, $2, $3, $4)
+           ON CONFLICT (workspace) DO UPDATE
+             SET version = excluded.version, log_retention_days = excluded.log_retention_days, revision = excluded.revision,
+                 ended_before = greatest(s.ended_before, $5::timestamptz - s.log_retention_days * interval '1 day')
+           WHERE s.version < excluded.version""",
+        [(*setting, revision, now) for setting in sorted(settings)],
+    )
+
+
+async def forget_settings(db: Connection, workspaces: Sequence[str]) -> None:
+    """Forgets what erased workspaces wanted."""
+    await db.execute("DELETE FROM workspace_setting WHERE workspace = ANY($1)", list(workspaces))
+
+
+async def settings_since(db: Connection, revision: int) -> dict[str, int]:
+    """workspace -> days, of what came to be after a revision."""
+    rows = await db.fetch("SELECT workspace, log_retention_days FROM workspace_setting WHERE revision > $1", revision)
+    return {row["workspace"]: row["log_retention_days"] for row in rows}
+
+
+async def settings_open(db: Connection) -> bool:
+    """Whether rows on disk have still to be treated by a setting."""
+    return bool(await db.fetchval("SELECT EXISTS (SELECT FROM workspace_setting WHERE treated < version)"))
+
+
+async def begin_treating(db: Connection) -> None:
+    """Marks the settings by which the rows on disk are treated now; what waits unrated of workspaces that keep no log any
+    more loses what a log would have kept."""
+    await db.execute("UPDATE workspace_setting SET treating = version WHERE treated < version")
+    await db.execute(
+        """UPDATE quarantine q
+           SET event_id = NULL, event_at = date_trunc('hour', q.event_at),
+               usage = (q.usage - 'generation_ref') || '{"key": "not-kept", "log_retention_days": 0}'
+           FROM workspace_setting s
+           WHERE q.usage->>'workspace' = s.workspace AND s.log_retention_days = 0 AND s.treated < s.treating"""
+    )
+
+
+async def end_treating(db: Connection) -> bool:
+    """The rows on disk are as the marked settings want them; True if others came meanwhile."""
+    await db.execute("UPDATE workspace_setting SET treated = treating WHERE treated < treating")
+    return await settings_open(db)
+
+
+async def treat_logged(db: Connection, piece: Slice, expires_on: date, now: datetime) -> tuple[int, int]:
+    """Treats a slice of one of the log's partitions by the marked settings: deletes what is over, moves the rest to the
+    day on which it expires now. Returns how many rows it deleted, and moved."""
+    deleted = await db.fetchval(
+        f"""WITH gone AS (
+                DELETE FROM {piece.relation} t USING workspace_setting s
+                WHERE s.workspace = t.workspace AND s.treated < s.treating AND {piece.condition}
+                  AND (t.occurred_at <= s.ended_before
+                       OR t.occurred_at + least(t.retention_days, s.log_retention_days) * interval '1 day' <= $1)
+                RETURNING 1)
+            SELECT count(*) FROM gone""",  # noqa: S608 -- a name of the catalogue
+        now,
+    )
+    # By way of the whole table, or a row could not leave its partition.
+    moved = await db.fetchval(
+        f"""WITH moved AS (
+                UPDATE request_log t
+                SET retention_days = s.log_retention_days,
+                    expires_on = (t.occurred_at AT TIME ZONE 'UTC' + s.log_retention_days * interval '1 day')::date
+                FROM workspace_setting s
+                WHERE s.workspace = t.workspace AND s.treated < s.treating AND t.expires_on = '{expires_on:%Y-%m-%d}'
+                  AND {piece.condition} AND t.retention_days <> s.log_retention_days
+                RETURNING 1)
+            SELECT count(*) FROM moved""",  # noqa: S608 -- a date
+    )
+    return deleted, moved
 
 
 # --- ratings of a range ------------------------------------------------------------------------------------------
@@ -195,11 +283,6 @@ async def add_stale(db: Connection, idents: Sequence[bytes], today: date) -> set
     return {row["ident"] for row in rows}
 
 
-async def forget_stale(db: Connection, before: date) -> None:
-    """Forgets stale ids whose window is over."""
-    await db.execute("DELETE FROM stale_seen WHERE seen_on < $1", before)
-
-
 async def waiting(db: Connection, after: int, limit: int, reasons: Sequence[str]) -> list[asyncpg.Record]:
     """Quarantined usage from id `after` on, locked, oldest first."""
     return await db.fetch(
@@ -251,11 +334,15 @@ async def prices(db: Connection, after: int) -> list[Any]:
     return [row["body"] for row in rows]
 
 
-async def price_revision(db: Connection, *, hold: bool) -> int:
-    """Rises whenever a price becomes known; `hold` keeps it from rising until this transaction ends."""
-    if hold:
-        return int(await db.fetchval("SELECT revision FROM price_revision FOR SHARE"))
-    return int(await db.fetchval("SELECT revision FROM price_revision"))
+_REVISIONS = "SELECT p.revision AS prices, s.revision AS settings FROM price_revision p, setting_revision s"
+
+
+async def revisions(db: Connection, *, hold: bool) -> tuple[int, int]:
+    """(rises whenever a price becomes known, rises whenever a setting does); `hold` keeps the first from rising until
+    this transaction ends."""
+    row = await db.fetchrow(_REVISIONS + " FOR SHARE OF p" if hold else _REVISIONS)
+    assert row is not None
+    return row["prices"], row["settings"]
 
 
 async def add_prices(db: Connection, rows: Sequence[Mapping[str, Any]], revision: int) -> None:
@@ -390,8 +477,11 @@ async def add_pending(db: Connection, totals: Sequence[Sequence[Any]]) -> None:
     await copy_packed(db, "pending", _PENDING, [row])
 
 
-async def roll_up(db: Connection, batches: int) -> None:
-    """Takes sums of up to `batches` batches, the oldest first, and adds them to the rollups, in one statement."""
+async def roll_up(db: Connection, batches: int, from_hour: int) -> None:
+    """Takes sums of up to `batches` batches, the oldest first, and adds them to the rollups, in one statement.
+
+    Sums of hours before `from_hour` (since 1970) have waited too long: the rollups do not reach back so far any more.
+    """
     await db.execute(
         """WITH taken AS (
              DELETE FROM pending WHERE id IN (SELECT id FROM pending ORDER BY id LIMIT $1) RETURNING *
@@ -402,6 +492,7 @@ async def roll_up(db: Connection, batches: int) -> None:
              FROM taken, unnest(workspaces, keys, models, hours, taken.generations, taken.input_tokens,
                     taken.output_tokens, amounts)
                   AS s(workspace, key_id, model, hour, generations, input_tokens, output_tokens, amount_pico)
+             WHERE s.hour >= $2
              GROUP BY s.workspace, s.key_id, s.model, s.hour
            ), by_day AS (
              INSERT INTO rollup_daily AS r (workspace, day, generations, input_tokens, output_tokens, amount_pico)
@@ -420,15 +511,15 @@ async def roll_up(db: Connection, batches: int) -> None:
            ON CONFLICT (hour, workspace, key_id, model) DO UPDATE
              SET generations = r.generations + excluded.generations, input_tokens = r.input_tokens + excluded.input_tokens,
                  output_tokens = r.output_tokens + excluded.output_tokens, amount_pico = r.amount_pico + excluded.amount_pico""",
-        batches,
-    )
+        batches, from_hour,
+    )  # fmt: skip
 
 
-async def roll_up_all(db: Connection, batches: int) -> None:
+async def roll_up_all(db: Connection, batches: int, from_hour: int) -> None:
     """Adds to the rollups whatever waits now; what another transaction is adding is waited for."""
     last = await db.fetchval("SELECT coalesce(max(id), 0) FROM pending")
     while await db.fetchval("SELECT EXISTS (SELECT FROM pending WHERE id <= $1)", last):
-        await roll_up(db, batches)
+        await roll_up(db, batches, from_hour)
 
 
 async def pending_count(db: Connection) -> int:
@@ -450,9 +541,8 @@ async def usage_by_model(db: Connection, since_hour: int, limit: int) -> list[di
 async def some_logged(db: Connection, now: datetime, limit: int) -> list[dict[str, Any]]:
     """Log rows worth a look: the dearest of each rule and context tier."""
     rows = await db.fetch(
-        """SELECT DISTINCT ON (rule, tier) generation_id, rule, tier, amount_pico, model FROM request_log
-           WHERE expires_on >= $2 AND occurred_at + retention_days * interval '1 day' > $1
-           ORDER BY rule, tier, amount_pico DESC LIMIT $3""",
-        now, now.date(), limit,
+        f"""SELECT DISTINCT ON (rule, tier) generation_id, rule, tier, amount_pico, model FROM ({_FROM_LIVE}) AS live
+           ORDER BY rule, tier, amount_pico DESC LIMIT $2""",  # noqa: S608
+        now, limit,
     )  # fmt: skip
     return [dict(row) for row in rows]

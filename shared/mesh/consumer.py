@@ -28,6 +28,7 @@ from shared.contract.codec import Codec
 from shared.mesh import metrics, store, tracing
 from shared.mesh.clock import Clock
 from shared.mesh.errors import where
+from shared.mesh.partitions import last_day
 from shared.mesh.service import Batch, Consumer, Filter, Guard, Received, Record
 from shared.mesh.store import Connection, Cursor, DeadLetter, Pool
 from shared.mesh.transaction import Transaction
@@ -144,6 +145,7 @@ class TopicConsumer:
         session_timeout_ms: int,
         filter: Filter | None = None,
         guard: Guard | None = None,
+        plugged: Mapping[str, Any] | None = None,
         limit: Limit | None = None,
         wake_relay: Callable[[], None] = lambda: None,
         wake_tasks: Callable[[], None] = lambda: None,
@@ -160,7 +162,7 @@ class TopicConsumer:
         self.attach: Callable[[], AIOKafkaConsumer | None] = lambda: None
         self._service, self._pool, self._clock, self._owner = service, pool, clock, owner
         self._codec = Codec(self.topic)
-        self._filter, self._guard = filter, guard
+        self._filter, self._guard, self._plugged = filter, guard, plugged
         self._limit = limit or Limit()
         self._wake_relay, self._wake_tasks = wake_relay, wake_tasks
         self._fault = fault
@@ -478,8 +480,9 @@ class TopicConsumer:
                     await self._fence(db, moves)
                     await self._at("fenced")
                     tx = Transaction(
-                        self._service, db, self._clock.now(), part=min(tp.partition for tp in moves), replay=replay
-                    )
+                        self._service, db, self._clock.now(), part=min(tp.partition for tp in moves), replay=replay,
+                        plugged=self._plugged,
+                    )  # fmt: skip
                     if self._guard is not None and self.declaration.guarded:
                         await self._guard(tx)
                     redrives = await self._settle_redrives(tx, received, records)
@@ -682,7 +685,7 @@ class TopicConsumer:
                     None, not tx.replay,
                 )
             )  # fmt: skip
-        new = await store.add_dead_letters(tx.db, letters, (tx.now + DEAD_LETTER_LIFE).date(), tx.now)
+        new = await store.add_dead_letters(tx.db, letters, last_day(tx.now + DEAD_LETTER_LIFE), tx.now)
         tx.count(f"dead_lettered:{self.topic.name}", len(new))
         numbered = [(x.source, x.sequence) for x in new if x.source is not None and x.sequence is not None]
         known = await store.repeated_sequences(tx.db, self.topic.name, numbered) if numbered else set()

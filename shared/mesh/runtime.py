@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -21,7 +21,7 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.message import KafkaMessage
 
 from shared.contract.topics import COMMANDS, TOPICS, pace
-from shared.mesh import metrics, store
+from shared.mesh import metrics, partitions, store
 from shared.mesh.admin import end_offsets, ensure_topics
 from shared.mesh.clock import Clock, clock_from
 from shared.mesh.commands import RELEASE_PARKED, command_consumer, release_parked_task
@@ -32,7 +32,7 @@ from shared.mesh.relay import Relay
 from shared.mesh.service import Consumer, Partitioned, Service
 from shared.mesh.settings import ServiceSettings
 from shared.mesh.store import OutboxRow, Pool
-from shared.mesh.transaction import HEARTBEAT, Transaction, shard_of
+from shared.mesh.transaction import HEARTBEAT, Caller, Transaction, shard_of
 from shared.mesh.work import Worker
 
 log = logging.getLogger("steward.mesh")
@@ -42,7 +42,10 @@ _HINT_SECONDS = 3.0
 _LEAVE_SECONDS = 5.0
 _LINGER_BYTES = 64 * 1024
 _LOOK_SECONDS = 0.05
-_MESH_PARTITIONED = (Partitioned("mesh_dead_letter", ahead=9),)
+MESH_PARTITIONED = (Partitioned("mesh_dead_letter", ahead=9, keeps=timedelta(0)),)
+"""The runtime's own partitioned tables, in every service's database."""
+_SWEEP_RETRY_SECONDS = 1.0
+_SWEEP_RETRY_MAX_SECONDS = 60.0
 
 Fault = Callable[[str], Awaitable[None]]
 
@@ -77,9 +80,10 @@ class Runtime:
         self._started = False
         self._closers: list[Callable[[], Awaitable[Any]]] = []
         # What plug-ins keep for the life of this process, by name.
-        self.plugged: dict[str, Any] = {}
+        self.plugged: dict[str, Any] = {"kafka": settings.kafka}
         self.exit_reason: str | None = None
         self._exit = asyncio.Event()
+        self._sweep = asyncio.Event()
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{id(self) & 0xFFFF:x}"
 
     def on_close(self, close: Callable[[], Awaitable[Any]]) -> None:
@@ -116,7 +120,8 @@ class Runtime:
         tasks = service.tasks | {RELEASE_PARKED: release_parked_task(self)}
         self.worker = Worker(
             service.name, self._pool, self.clock, jobs, tasks,
-            guard=service.guard, wake_relay=self.relay.wake, fault=self._fault,
+            guard=service.guard, unguarded=service.unguarded, plugged=self.plugged,
+            wake_relay=self.relay.wake, fault=self._fault,
         )  # fmt: skip
         declarations = [*service.consumers]
         if service.name in COMMANDS.readers:
@@ -132,7 +137,7 @@ class Runtime:
         if service.on_caught_up is not None:
             await service.on_caught_up(self)
         await self._consume([d for d in declarations if not d.first])
-        for run in (self.relay.run, self.worker.run_jobs, self.worker.run_tasks, self._hints):
+        for run in (self.relay.run, self.worker.run_jobs, self.worker.run_tasks, self._hints, self._sweep_partitions):
             self._tasks.append(asyncio.create_task(run(), name=run.__qualname__))
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
@@ -208,6 +213,7 @@ class Runtime:
             session_timeout_ms=settings.session_timeout_ms,
             filter=self.service.filter,
             guard=self.service.guard,
+            plugged=self.plugged,
             limit=self._limit,
             wake_relay=self.relay.wake,
             wake_tasks=self.worker.wake,
@@ -270,6 +276,7 @@ class Runtime:
         After `drain_seconds` nothing is waited for any more: a batch that hangs is cut, and its next owner reads it again.
         """
         self._exit.set()
+        self._sweep.set()
         clock = asyncio.get_running_loop()
         deadline = clock.time() + self.settings.drain_seconds
         for consumer in self.consumers:
@@ -336,18 +343,46 @@ class Runtime:
 
     # --- partitions, hints, probes -------------------------------------------------------------------------------
 
+    @property
+    def partitioned(self) -> tuple[Partitioned, ...]:
+        """Every partitioned table of the service's database."""
+        return (*MESH_PARTITIONED, *self.service.partitioned)
+
     async def make_partitions(self) -> None:
         """Makes the day partitions that the service's tables will need."""
         owner = await store.connect(self.settings.owner_database_url, f"steward-{self.service.name}-partitions")
         try:
-            today = self.clock.now().astimezone(UTC).date()
-            for table in (*_MESH_PARTITIONED, *self.service.partitioned):
-                await store.ensure_partitions(owner, table.table, table.spans(today), table.bound)
+            for table in self.partitioned:
+                await partitions.supply(owner, table, self.clock.now())
         finally:
             await owner.close()
 
+    async def drop_partitions(self) -> list[str]:
+        """Drops the partitions whose time is over; returns those that somebody reads and that have to wait."""
+        return await partitions.drop_over(
+            self.settings.owner_database_url, f"steward-{self.service.name}-sweep", self.partitioned, self.clock.now(),
+            self._fault or _no_fault,
+        )  # fmt: skip
+
     async def _partitions_job(self, now: datetime, tx: Transaction) -> None:
         await self.make_partitions()
+        # Outside of this transaction: what it holds must not wait for readers, nor they for it.
+        tx.after_commit(self._sweep.set)
+
+    async def _sweep_partitions(self) -> None:
+        """Drops what is over whenever the job says so, and once after the start; comes again soon for what is read."""
+        patience = _SWEEP_RETRY_SECONDS
+        while not self._exit.is_set():
+            self._sweep.clear()
+            try:
+                busy = await self.drop_partitions()
+            except (*TRANSIENT, asyncpg.PostgresError) as error:
+                log.warning("partitions whose time is over wait: %s", type(error).__name__)
+                busy = ["?"]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience if busy else None):
+                    await self._sweep.wait()
+            patience = min(2 * patience, _SWEEP_RETRY_MAX_SECONDS) if busy else _SWEEP_RETRY_SECONDS
 
     async def _heartbeat_job(self, now: datetime, tx: Transaction) -> None:
         """A record without key's value now and then, so that segments of quiet compacted topics roll and are compacted."""
@@ -404,14 +439,22 @@ class Runtime:
             metrics.TASKS_PENDING.labels(name).set(waiting["tasks"].get(name, 0))
 
     async def answer(self, name: str, query: Mapping[str, str], actor: str, role: str, reason: str) -> Any:
-        """Answers a read and notes who asked. Raises KeyError for a read that this service does not have."""
+        """Answers a read and notes who asked, also when the read then refuses (`NotAllowed`).
+
+        Raises KeyError for a read that this service does not have.
+        """
         if name == "idle":
             return await self.idle()
         handler = self.service.read_handlers.get(name) or _COMMON_READS[name]
-        async with self.pool.acquire() as db, db.transaction():
+        async with self.pool.acquire() as db:
             now = self.clock.now()
+            # Committed first: whoever is refused has asked, too.
             await store.log_read(db, name, actor, role, reason, now)
-            return await handler(query, Transaction(self.service.name, db, now))
+            async with db.transaction():
+                caller = Caller(actor, role, reason)
+                return await handler(
+                    query, Transaction(self.service.name, db, now, plugged=self.plugged, caller=caller)
+                )
 
     async def idle(self) -> dict[str, Any]:
         """Whether nothing is on its way: lag 0 (asked of Kafka, not of a cache), outbox and tasks empty."""
@@ -426,6 +469,10 @@ class Runtime:
         tasks = sum(waiting["tasks"].values()) + own
         quiet = not any(lag.values()) and not waiting["outbox"] and not tasks
         return {"idle": quiet, "lag": lag, "stopped": stopped, "outbox": waiting["outbox"], "tasks": tasks}
+
+
+async def _no_fault(point: str) -> None:
+    return
 
 
 def _age(since: datetime | None, now: datetime) -> float:

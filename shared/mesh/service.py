@@ -68,12 +68,17 @@ class Later:
 @dataclass(frozen=True, slots=True)
 class Partitioned:
     """A table partitioned by day (or month) that the runtime keeps supplied with partitions, from `back` days ago to
-    `ahead`."""
+    `ahead`, and frees of those whose time is over.
+
+    A partition's time is over `keeps` after the end of its last day (UTC). So 0 is for tables partitioned by the day on
+    which rows expire: the day has ended, all of them have. None: partitions are never dropped.
+    """
 
     table: str
     ahead: int
     back: int = 1
     monthly: bool = False
+    keeps: timedelta | None = None
     # The SQL literal of the instant at which `day` (UTC) starts; the default suits a date column.
     bound: Callable[[date], str] = lambda day: f"'{day}'"
 
@@ -150,6 +155,7 @@ class Service:
     consumers: list[Consumer] = field(default_factory=list)
     jobs: dict[str, tuple[timedelta, JobHandler]] = field(default_factory=dict)
     tasks: dict[str, TaskHandler] = field(default_factory=dict)
+    unguarded: set[str] = field(default_factory=set)
     read_handlers: dict[str, ReadHandler] = field(default_factory=dict)
     commands: dict[str, CommandHandler] = field(default_factory=dict)
 
@@ -193,11 +199,16 @@ class Service:
 
         return register
 
-    def task(self, name: str) -> Callable[[TaskHandler], TaskHandler]:
-        """The decorated handler does one chunk of a task and returns its new position, or `Done()`."""
+    def task(self, name: str, *, guarded: bool = True) -> Callable[[TaskHandler], TaskHandler]:
+        """The decorated handler does one chunk of a task and returns its new position, `Later(...)`, or `Done()`.
+
+        `guarded=False`: it makes no rows out of what was read, and may wait for others while its transaction is open.
+        """
 
         def register(handler: TaskHandler) -> TaskHandler:
             self.tasks[name] = handler
+            if not guarded:
+                self.unguarded.add(name)
             return handler
 
         return register

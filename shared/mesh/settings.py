@@ -90,6 +90,8 @@ class ServiceSettings:
     batch_records: int = 5_000
     linger_ms: int = 25
     drain_seconds: float = 25.0
+    smtp_url: str | None = None
+    mail_from: str | None = None
 
     @classmethod
     def from_env(cls, name: str, env: Mapping[str, str] = os.environ) -> ServiceSettings:
@@ -128,6 +130,8 @@ class ServiceSettings:
             batch_records=int(number("STEWARD_BATCH_RECORDS", "5000")),
             linger_ms=int(number("STEWARD_LINGER_MS", "25")),
             drain_seconds=number("STEWARD_DRAIN_SECONDS", "25"),
+            smtp_url=env.get("STEWARD_SMTP_URL"),
+            mail_from=env.get("STEWARD_MAIL_FROM"),
         )
         if settings.drain_seconds <= 0:
             raise Misconfigured("STEWARD_DRAIN_SECONDS must be above 0: without a drain a batch is cut in its middle")

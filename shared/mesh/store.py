@@ -585,26 +585,3 @@ async def apply_migration(db: Connection, name: str, text: str, digest: str) -> 
         await db.execute("SET LOCAL lock_timeout = '5s'")
         await db.execute(text)
         await db.execute("INSERT INTO mesh_migration (name, sha256) VALUES ($1, $2)", name, digest)
-
-
-# --- partitions by expiry day ------------------------------------------------------------------------------------
-
-
-async def ensure_partitions(
-    db: Connection, table: str, spans: Iterable[tuple[date, date]], bound: Callable[[date], str]
-) -> None:
-    """Makes the partitions of `table` for spans of days; `bound` tells where a day starts. Needs the owner's role."""
-    existing = {
-        row["name"]
-        for row in await db.fetch(
-            """SELECT c.relname AS name FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-               JOIN pg_class p ON p.oid = i.inhparent WHERE p.relname = $1""",
-            table,
-        )
-    }
-    for day, after in spans:
-        name = f"{table}_{day:%Y%m%d}"
-        if name not in existing:
-            await db.execute(
-                f"CREATE TABLE IF NOT EXISTS {name} PARTITION OF {table} FOR VALUES FROM ({bound(day)}) TO ({bound(after)})"
-            )

@@ -164,8 +164,9 @@ class Rows:
 
     `through`: this table has no id of its own; its rows are those whose column `through[0]` is the `through[2]` of a row
     in table `through[1]` that has owners. `expires`: SQL expression over the row, a timestamptz or date: the row's time is
-    over when it is not after now; None for what has no clock of its own, or is dropped by partition. `moves`: (from, to)
-    counters: a deleted row moves between these classes of the conservation sum.
+    over when it is not after now; None for what has no clock of its own, or is dropped by partition. `ends`: what ends the
+    rows instead, in words. `moves`: (from, to) counters: a row that is erased or expires moves between these classes of the
+    conservation sum; `{column}` in a name stands for the row's value.
 
     A map lists its `Rows` in the order in which an erasure treats them: what others are made from first, what leads to
     other rows (`through`) last.
@@ -177,6 +178,7 @@ class Rows:
     through: tuple[str, str, str] | None = None
     expires: str | None = None
     moves: tuple[str, str] | None = None
+    ends: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from shared.privacy.data_map import DataMap, personal, plain
+from shared.privacy.data_map import DataMap, Rows, personal, plain
 
 _TRANSIT = timedelta(days=7)
+_READS = timedelta(days=90)
 
 MESH_MAP: DataMap = (
     *plain(
@@ -48,11 +49,34 @@ MESH_MAP: DataMap = (
     *personal(
         "mesh_read", "actor", "role", "reason",
         category="user.workplace", use="essential.service.security", clock_start="arrival",
-        period=timedelta(days=90), on_erasure="retain", ground="legal_obligation",
+        period=_READS, on_erasure="retain", ground="legal_obligation",
         note="which member of staff read what, and why",
     ),
     *plain("mesh_read", "id", "name", "at", category="system.operations"),
+    *plain(
+        "mesh_expiry", "id", "table_name", "partition", "bound", "rows_estimate", "dropped_at", "policy_version",
+        category="system.operations",
+    ),
 )  # fmt: skip
+
+# Maxima round down: the job that deletes comes every hour, and may fail once.
+_EARLIER = timedelta(hours=2)
+
+
+def _before(column: str, period: timedelta) -> str:
+    return f"{column} + interval '{(period - _EARLIER) // timedelta(hours=1)} hours'"
+
+
+MESH_ROWS: tuple[Rows, ...] = (
+    Rows("mesh_outbox", ends="deleted when Kafka has acknowledged it"),
+    # Like a dead letter that expired: it goes on counting as one.
+    Rows("mesh_parked", expires=_before("parked_at", _TRANSIT), moves=("parked:{topic}", "dead_lettered:{topic}")),
+    Rows("mesh_read", expires=_before("at", _READS)),
+    # `mesh_source` stays: it names emitting instances, no person, and one that comes back after a month would seem to
+    # have lost all that it had numbered before.
+    Rows("mesh_expiry", expires="dropped_at + interval '400 days'"),
+)
+"""How rows of the runtime's own tables end. Dead letters are dropped by partition."""
 
 # What a holder keeps beside its own tables.
 HOLDER_MAP: DataMap = (
@@ -86,6 +110,19 @@ HOLDER_MAP: DataMap = (
     *plain("mesh_held_record", "id", "hold", "table_name", "placed_at", category="system.operations"),
 )  # fmt: skip
 
-KEY_MAP: DataMap = plain(
-    "vault_key", "purpose", "name", "wrapped", "wrapped_by", "public", "created_at", category="system.operations"
+HOLDER_ROWS: tuple[Rows, ...] = (
+    Rows("mesh_tombstone", ends="deleted by the job mesh-forget, by the policy's life of a tombstone"),
 )
+"""How rows of what a holder keeps beside its own tables end, where no event ends them."""
+
+KEY_MAP: DataMap = (
+    *plain(
+        "vault_key", "purpose", "id", "wrapped", "wrapped_by", "public", "created_at", category="system.operations"
+    ),
+    *personal(
+        "vault_key", "name",
+        category="user.unique_id.pseudonymous", use="essential.service.security", clock_start="account_closed",
+        period="account_closure", on_erasure="delete_row", ground="contract",
+        note="of a subject's key: the subject's keyed hash; the row goes when the key is destroyed",
+    ),
+)  # fmt: skip

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from string import Formatter
 from typing import Any, NamedTuple
+
+from asyncpg import UndefinedTableError
 
 from shared.mesh.store import Connection
 from shared.privacy.data_map import Rows
@@ -22,9 +25,14 @@ async def share(db: Connection) -> None:
     await db.execute("SELECT pg_advisory_xact_lock_shared($1, $2)", *_LOCK)
 
 
+async def alone(db: Connection) -> None:
+    """Waits until every open effect transaction has ended; none begins before this one has."""
+    await db.execute("SELECT pg_advisory_xact_lock($1, $2)", *_LOCK)
+
+
 async def add_tombstones(db: Connection, stones: Collection[tuple[bytes, str, str, datetime]]) -> int:
     """Adds (hash, kind, case, at), after every open transaction has ended; returns how many are new."""
-    await db.execute("SELECT pg_advisory_xact_lock($1, $2)", *_LOCK)
+    await alone(db)
     hashes, kinds, cases, ats = (list(column) for column in zip(*stones, strict=True))
     rows = await db.fetch(
         """INSERT INTO mesh_tombstone (hash, kind, case_id, at)
@@ -209,11 +217,16 @@ async def change_rows(
         return {}
     found = ", ".join(f"({rows.owners[kind]})::text AS {kind}" for kind in kinds)
     sets = ", ".join(f"{column} = ${n}" for n, column in enumerate(values, len(arguments) + 1))
+    where = f"WHERE ({condition}) AND {piece.condition}"
+    # Whose a row is has to be read before: the column that says so may be among those that change.
     statement = (
-        f"WITH gone AS (UPDATE {piece.relation} t SET {sets} WHERE ({condition}) AND {piece.condition} "  # noqa: S608
-        f"RETURNING {found}) SELECT {', '.join(kinds)}, count(*) AS n FROM gone GROUP BY {', '.join(kinds)}"
+        f"WITH mine AS (SELECT {found} FROM {piece.relation} t {where} FOR UPDATE) "  # noqa: S608
+        f"SELECT {', '.join(kinds)}, count(*) AS n FROM mine GROUP BY {', '.join(kinds)}"
     )
-    return _by_owner(await db.fetch(statement, *arguments, *values.values()), kinds, subjects)
+    counts = _by_owner(await db.fetch(statement, *arguments), kinds, subjects)
+    if counts:
+        await db.execute(f"UPDATE {piece.relation} t SET {sets} {where}", *arguments, *values.values())  # noqa: S608
+    return counts
 
 
 def _by_owner(
@@ -250,6 +263,33 @@ async def traced(db: Connection, table: str, column: str) -> list[str]:
     """Every id that a column of a table names."""
     statement = f"SELECT DISTINCT {column}::text FROM {table} WHERE {column} IS NOT NULL"  # noqa: S608 -- names of the maps
     return [row[0] for row in await db.fetch(statement)]
+
+
+async def delete_expired(db: Connection, rows: Rows, now: datetime, limit: int) -> list[tuple[Mapping[str, str], int]]:
+    """Deletes up to `limit` rows of a table whose time is over; returns how many went, by the values that the names of
+    its counters want."""
+    wanted = sorted({name for pattern in rows.moves or () for _, name, _, _ in Formatter().parse(pattern) if name})
+    found = "".join(f"({name})::text AS {name}, " for name in wanted)
+    group = f" GROUP BY {', '.join(wanted)}" if wanted else " HAVING count(*) > 0"
+    names = "".join(f"{name}, " for name in wanted)
+    statement = (
+        f"WITH over AS (SELECT ctid FROM {rows.table} WHERE ({rows.expires}) <= $1::timestamptz LIMIT {limit:d} "  # noqa: S608
+        f"FOR UPDATE SKIP LOCKED), gone AS (DELETE FROM {rows.table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM over)) "
+        f"RETURNING {found}1) SELECT {names}count(*) AS n FROM gone{group}"
+    )
+    return [({name: row[name] for name in wanted}, row["n"]) for row in await db.fetch(statement, now)]
+
+
+async def still_there(db: Connection, relation: str) -> bool:
+    """Whether a physical table is there; keeps a partition from being dropped until this transaction ends."""
+    if not await db.fetchval("SELECT to_regclass($1) IS NOT NULL", relation):
+        return False
+    try:
+        async with db.transaction():
+            await db.execute(f"LOCK TABLE {relation} IN ACCESS SHARE MODE")
+    except UndefinedTableError:
+        return False
+    return True
 
 
 async def one_at_a_time(db: Connection) -> None:

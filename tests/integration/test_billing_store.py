@@ -31,6 +31,7 @@ from shared.contract.base import Event
 from shared.contract.codec import Codec, build, validated
 from shared.contract.ids import derived_id
 from shared.contract.money import PICO, pico
+from shared.mesh import partitions
 from shared.mesh import store as mesh_store
 from shared.mesh.http import NotFound, encode
 from shared.mesh.migrate import migrate
@@ -72,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         owner = await mesh_store.connect(owner_url, "test")
         for table in app.service.partitioned:
             for day in (NOW, NOW + timedelta(days=14)):
-                await mesh_store.ensure_partitions(owner, table.table, table.spans(day.date()), table.bound)
+                await partitions.supply(owner, table, day)
         await owner.close()
         return urls
 

@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from services.metering import store
-from services.metering.app import desk, rerate
+from services.metering.app import desk, keeping, rerate
 from services.metering.app.explained import explained
 from services.metering.app.gauges import observe
-from services.metering.app.meter import FOR_ORIGINALS, FOR_PRICES, ROLLUP_DAYS, Metering
+from services.metering.app.meter import (
+    FOR_ORIGINALS,
+    FOR_PRICES,
+    ROLLUP_DAYS,
+    ROLLUPS_LIVE,
+    Metering,
+    rollups_from,
+)
 from services.metering.app.room import Room
 from services.metering.data_map import HOLDING
 from services.metering.identity import day_bound
@@ -23,6 +30,7 @@ from shared.privacy.holder import attach
 
 _CHUNK = 1_000
 _ROLLUP_BATCHES = 200
+_LOG = Partitioned("request_log", ahead=policy().request_log_max_days + 3, keeps=timedelta(0))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -34,10 +42,14 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
         "metering",
         migrations=Path(__file__).parents[1] / "migrations",
         partitioned=(
-            Partitioned("seen", back=policy().window.days + 1, ahead=3, bound=day_bound),
-            Partitioned("request_log", ahead=policy().request_log_max_days + 3),
-            Partitioned("rollup_hourly", back=ROLLUP_DAYS, ahead=40, monthly=True, bound=hour_bound),
-            Partitioned("rollup_daily", back=ROLLUP_DAYS, ahead=40, monthly=True, bound=ordinal_bound),
+            Partitioned("seen", back=policy().window.days + 1, ahead=3, keeps=policy().window, bound=day_bound),
+            _LOG,
+            Partitioned(
+                "rollup_hourly", back=ROLLUP_DAYS, ahead=40, monthly=True, keeps=ROLLUPS_LIVE, bound=hour_bound
+            ),
+            Partitioned(
+                "rollup_daily", back=ROLLUP_DAYS, ahead=40, monthly=True, keeps=ROLLUPS_LIVE, bound=ordinal_bound
+            ),
         ),
         replicas=2,
         uses_keys=True,
@@ -56,19 +68,30 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
         for received in batch.events:
             await desk.learn(room, received, tx)
 
+    # Guarded by itself: it waits for all who are.
+    @service.consumes(topics.SETTINGS, first=True, guarded=False)
+    async def learn_settings(batch: Batch, tx: Transaction) -> None:
+        await keeping.learn(room, batch, tx)
+
+    @service.task(keeping.TREAT)
+    async def treat_log(task: Task, tx: Transaction) -> Any:
+        return await keeping.treat(_LOG, task, tx)
+
+    @service.job(keeping.TREAT, every=timedelta(seconds=5))
+    async def look_at_settings(now: datetime, tx: Transaction) -> None:
+        # The request of who learns a setting can meet a pass that is ending.
+        if await store.settings_open(tx.db):
+            await tx.enqueue(keeping.TREAT, "settings", {})
+
     @service.job("day-keys", every=timedelta(hours=1))
     async def make_day_keys(now: datetime, tx: Transaction) -> None:
         await room.make_keys(now)
-
-    @service.job("forget-stale", every=timedelta(hours=1))
-    async def forget_stale(now: datetime, tx: Transaction) -> None:
-        await store.forget_stale(tx.db, (now - policy().window).date())
 
     @service.job("rollups", every=timedelta(seconds=1))
     async def roll_up(now: datetime, tx: Transaction) -> None:
         if room.loaded and now.second % 4:
             return  # under load, sums of more batches together are fewer rows to touch
-        await store.roll_up(tx.db, _ROLLUP_BATCHES)
+        await store.roll_up(tx.db, _ROLLUP_BATCHES, rollups_from(now))
 
     @service.job("fold-costs", every=timedelta(minutes=1))
     async def fold_costs(now: datetime, tx: Transaction) -> None:
@@ -148,7 +171,7 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
 
     async def before_erasure(subjects: Mapping[str, Any], tx: Transaction) -> None:
         # Sums on their way name workspaces in arrays: added up, they are rows like all others.
-        await store.roll_up_all(tx.db, _ROLLUP_BATCHES)
+        await store.roll_up_all(tx.db, _ROLLUP_BATCHES, rollups_from(tx.now))
 
     holder = attach(service, HOLDING, before=before_erasure, reports=topics.USAGE_RATED, suppress=suppress)
     room.tombstones = holder.tombstones

@@ -42,6 +42,7 @@ REASONS = (*FOR_PRICES, *FOR_ORIGINALS, *_OTHERS)
 """Why usage waits."""
 
 ROLLUP_DAYS = 30 * policy().rollup_months
+ROLLUPS_LIVE = timedelta(days=ROLLUP_DAYS)
 _LOADED = 2_000
 _FIRST = 0  # the revision of first prices: every process has them from its catalogue
 _MICROSECOND = timedelta(microseconds=1)
@@ -62,6 +63,11 @@ class Rerated(NamedTuple):
     unpriced: int
     before_pico: int
     after_pico: int
+
+
+def rollups_from(now: datetime) -> int:
+    """The first hour (since 1970) of which sums are kept."""
+    return microseconds(now) // HOUR_US - 24 * ROLLUP_DAYS
 
 
 def usage_of(row: Any) -> Any:
@@ -90,7 +96,7 @@ class Metering:
 
     def _new_effects(self) -> Effects:
         # What is older than the rollups reach (released after a long time) is charged, and in no sum.
-        return Effects(topics.USAGE_RATED.partitions, self._now_us // HOUR_US - 24 * ROLLUP_DAYS)
+        return Effects(topics.USAGE_RATED.partitions, rollups_from(self._tx.now))
 
     async def take(self, events_to_rate: Sequence[Received], erased: Sequence[Received] = ()) -> None:
         """Events from the topic: each is rated, a duplicate, quarantined, or `erased`: of somebody who is erased, so that
@@ -99,6 +105,10 @@ class Metering:
         await room.refresh(tx.db)
         received = [*events_to_rate, *erased] if erased else events_to_rate
         room.loaded = len(received) > _LOADED
+        if room.settings:
+            for usage in [r.event.data for r in received]:
+                if room.settings.get(usage.workspace, 90) < usage.log_retention_days:
+                    usage.log_retention_days = room.settings[usage.workspace]
         fresh, stale, duplicates = self._identify(received)
         gone = {id(r.event) for r in erased}
         n_erased = 0
@@ -288,10 +298,9 @@ class Metering:
             {u: n for u, n in reported.items() if u in events.COUNTS},
             rule,
         )
-        # The row is kept as long as it was to be, whatever the workspace has chosen since.
-        usage = msgspec.structs.replace(
-            usage, log_retention_days=original["retention_days"], generation_ref=original["generation_ref"]
-        )
+        # The row is kept as long as it was to be, or as its workspace wants now, whatever the correction says.
+        days = self._room.kept_days(original["workspace"], original["retention_days"])
+        usage = msgspec.structs.replace(usage, log_retention_days=days, generation_ref=original["generation_ref"])
         before = msgspec.structs.replace(usage, model=original["model"], key=original["key_id"])
         terms = {"byok": "byok", "data_sharing": "sharing"}.get(rule, "list")
         place, way = Place(before), Way(before, version.version, original["tier"], rule, terms)
@@ -346,6 +355,7 @@ class Metering:
             usage: Any = msgspec.convert(row["usage"], _USAGE[row["event_type"]])
             if not erased.isdisjoint((("account", usage.account), ("workspace", usage.workspace))):
                 continue  # whose row it is, is erased: the erasure takes it
+            usage.log_retention_days = room.kept_days(usage.workspace, usage.log_retention_days)
             key = self._line_key(row["line_key"])
             if row["event_type"] == _CORRECTED:
                 corrections.append((row, usage, key))

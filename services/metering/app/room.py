@@ -1,4 +1,4 @@
-"""What a process of metering keeps in memory: prices and the keys of the days."""
+"""What a process of metering keeps in memory: prices, settings and the keys of the days."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class Room:
         self.book = PriceBook(catalogue=GenaiPrices())
         self.known = Known(self.book)
         self.revision = -1
+        self.settings: dict[str, int] = {}
+        self.settings_revision = 0
         self.pinned: set[str] = set()
         self.dedupe = dedupe
         self.tombstones: Tombstones | None = None
@@ -49,20 +51,27 @@ class Room:
             await self.refresh(db)
 
     async def make_keys(self, now: datetime) -> None:
-        """Keys from the window's start to two days ahead, so that no midnight waits for the key database."""
+        """Keys from the window's start to two days ahead, so that no midnight waits for the key database. The keys of
+        days whose partition of `seen` is over are destroyed with it, and those of months that no stale id is of."""
         today = now.astimezone(UTC).date()
         back = policy().window.days
-        await self.keys.ensure([today + timedelta(days=n) for n in range(-back - 1, 3)], now)
+        await self.keys.ensure([today + timedelta(days=n) for n in range(-back, 3)], now)
         first = today.replace(day=1)
-        await self.stale_keys.ensure([(first - timedelta(days=1)).replace(day=1), first], now)
+        before = (first - timedelta(days=1)).replace(day=1)
+        await self.stale_keys.ensure([before, first], now)
+        await self.keys.destroy_before(today - timedelta(days=back))
+        await self.stale_keys.destroy_before(before)
 
     async def refresh(self, db: Connection, *, hold: bool = False) -> None:
-        """Reads the prices again if one became known.
+        """Reads prices and settings again if one became known.
 
         `hold`: no price becomes known before this transaction ends, so that whatever it quarantines is there when a
         price that comes next releases what waits for it.
         """
-        revision = await store.price_revision(db, hold=hold)
+        revision, settings_revision = await store.revisions(db, hold=hold)
+        if settings_revision != self.settings_revision:
+            self.settings |= await store.settings_since(db, self.settings_revision)
+            self.settings_revision = settings_revision
         if revision != self.revision:
             for body in await store.prices(db, self.revision):
                 version = from_json(body)
@@ -70,6 +79,10 @@ class Room:
                 self.book.add(version)
             self.known.kinds.clear()
             self.revision = revision
+
+    def kept_days(self, workspace: str, days: int) -> int:
+        """How long a log row is kept: `days` as its event says, or shorter, if the workspace is known to want that."""
+        return min(days, self.settings.get(workspace, days))
 
     async def market(self, db: Connection, now: datetime) -> Market:
         """What the guard judges by: the catalogue's prices and what has been published since."""

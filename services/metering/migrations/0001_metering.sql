@@ -6,7 +6,8 @@ CREATE TABLE seen (
 ) PARTITION BY RANGE (key);
 
 -- One row per generation, for as long as its workspace wants it (never for a retention of 0). No unique key: `seen`
--- stands before it. Dropped by the day on which it expires; hidden at occurred_at + retention_days.
+-- stands before it. Dropped by the day on which it expires; hidden at occurred_at + retention_days, or earlier by what its
+-- workspace wants now.
 CREATE TABLE request_log (
     expires_on     date        NOT NULL,
     occurred_at    timestamptz NOT NULL,
@@ -31,6 +32,23 @@ CREATE TABLE request_log (
 ) PARTITION BY RANGE (expires_on);
 CREATE INDEX request_log_generation ON request_log USING brin (generation_id uuid_minmax_ops)
     WITH (pages_per_range = 16, autosummarize = on);
+
+-- How long each workspace wants its log kept, as retention publishes it. `ended_before`: rows up to that instant ended under
+-- an earlier setting, and no later one brings them back. `treated`: the version by which the rows on disk have been treated;
+-- `treating`: the one that is being treated. `revision`: with which it came to be, for processes that keep it in memory.
+CREATE TABLE workspace_setting (
+    workspace          text PRIMARY KEY,
+    version            bigint      NOT NULL,
+    log_retention_days smallint    NOT NULL CHECK (log_retention_days BETWEEN 0 AND 90),
+    ended_before       timestamptz NOT NULL DEFAULT '-infinity',
+    treating           bigint      NOT NULL DEFAULT 0,
+    treated            bigint      NOT NULL DEFAULT 0,
+    revision           bigint      NOT NULL
+);
+CREATE INDEX workspace_setting_revision ON workspace_setting (revision);
+CREATE INDEX workspace_setting_open ON workspace_setting (workspace) WHERE treated < version;
+CREATE TABLE setting_revision (single boolean PRIMARY KEY DEFAULT true CHECK (single), revision bigint NOT NULL);
+INSERT INTO setting_revision (revision) VALUES (0);
 
 -- Usage that cannot be rated yet, visible and counted. At retention 0 without generation, key and reference.
 CREATE TABLE quarantine (

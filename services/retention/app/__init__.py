@@ -19,6 +19,7 @@ from shared.contract import topics
 from shared.mesh import Batch, Received, Service, Transaction
 from shared.mesh.http import NotFound
 from shared.mesh.store import Connection
+from shared.mesh.trim import hold_of, trim
 from shared.privacy.holder import attach
 
 _REPUBLISHED = 1_000
@@ -30,18 +31,31 @@ def make_service(
     timing: Timing | None = None,
     random_bits: Callable[[int], int] = secrets.randbits,
     holders: Sequence[str] = topics.HOLDERS,
+    trims: bool = True,
 ) -> Service:
     """The room's declaration. `timing`, `random_bits` and `holders` are for tests; without `timing` the environment
-    decides, and only a production one takes its time."""
+    decides, and only a production one takes its time. `trims` off leaves topics as they are."""
     room = Room(tuple(holders), timing, random_bits)
 
     async def gauges(db: Connection, now: datetime) -> None:
         await observe(db, now, room.timing)
 
+    async def start(runtime: Any) -> None:
+        await room.open(runtime)
+        if trims:
+            # Where topics forget within seconds, somebody watches.
+            every = timedelta(seconds=5) if runtime.settings.kafka.hurried else timedelta(minutes=5)
+            service.jobs["trim-topics"] = (every, cut_topics)
+
+    async def cut_topics(now: datetime, tx: Transaction) -> None:
+        kafka = tx.plugged["kafka"]
+        for topic, parts in (await trim(kafka, now, hold_of(kafka))).items():
+            tx.count(f"trims:{topic}", len(parts))
+
     service = Service(
         "retention",
         migrations=Path(__file__).parents[1] / "migrations",
-        on_start=room.open,
+        on_start=start,
         on_observe=gauges,
     )
 

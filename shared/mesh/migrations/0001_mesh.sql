@@ -108,3 +108,15 @@ CREATE TABLE mesh_read (
     reason text NOT NULL,
     at     timestamptz NOT NULL
 );
+
+-- What has ended because its time was over: partitions that were dropped, rows that were deleted (partition is NULL).
+CREATE TABLE mesh_expiry (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    table_name     text        NOT NULL,
+    partition      text,
+    bound          timestamptz NOT NULL,  -- the instant up to which time is over
+    rows_estimate  bigint      NOT NULL,
+    dropped_at     timestamptz NOT NULL,
+    policy_version text        NOT NULL
+);
+CREATE INDEX mesh_expiry_dropped_at ON mesh_expiry (dropped_at);

@@ -1,0 +1,68 @@
+"""How long workspaces want their request log kept: obeyed by writers and readers at once, and on disk by a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.metering import store
+from services.metering.app.room import Room
+from shared.mesh import Batch, Done, Task, Transaction
+from shared.mesh.partitions import span_of
+from shared.mesh.service import Partitioned
+from shared.privacy import store as privacy_store
+
+TREAT = "log-retention"
+# Pages of the log that one transaction goes over: 2 MB, some thousands of rows.
+_PAGES = 256
+_MANY = 2**31
+
+
+async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
+    """Takes over settings that are newer than those known here.
+
+    No transaction that rated by the old ones is open any more when this one commits: what it wrote is on disk before
+    the task goes over it, and whoever writes later sees the new ones.
+    """
+    newest: dict[str, Any] = {}
+    for event, _ in batch.events:
+        stated = event.data
+        if stated.workspace not in newest or newest[stated.workspace].version < stated.version:
+            newest[stated.workspace] = stated
+    if gone := [workspace for workspace, stated in newest.items() if stated.erased]:
+        await store.forget_settings(tx.db, gone)
+    known = await store.setting_versions(tx.db, list(newest))
+    new = [one for one in newest.values() if not one.erased and one.version > known.get(one.workspace, 0)]
+    if not new:
+        return
+    await privacy_store.alone(tx.db)
+    assert room.tombstones is not None, "the room is a holder"
+    # Asked again: it may have been erased while this transaction waited.
+    erased = await room.tombstones.erased([("workspace", one.workspace) for one in new], tx)
+    wanted = [
+        (one.workspace, one.version, one.log_retention_days)
+        for one in new
+        if ("workspace", one.workspace) not in erased
+    ]
+    if wanted:
+        await store.set_settings(tx.db, wanted, tx.now)
+        await tx.enqueue(TREAT, "settings", {})
+
+
+async def treat(log: Partitioned, task: Task, tx: Transaction) -> Any:
+    """One chunk of a pass over the log, for all settings that were waiting when it began."""
+    if task.position is None:
+        await store.begin_treating(tx.db)
+        extents = await privacy_store.extents(tx.db, [log.table])
+        return [[extent.relation, extent.blocks] for extent in extents], 0
+    rest, block = task.position
+    if not rest:
+        return None if await store.end_treating(tx.db) else Done()
+    (relation, blocks), after = rest[0], block + _PAGES
+    last = after >= blocks
+    span = span_of(log, relation)
+    if span is not None and await privacy_store.still_there(tx.db, relation):
+        piece = privacy_store.Slice(relation, block, _MANY if last else after)
+        deleted, moved = await store.treat_logged(tx.db, piece, span[0], tx.now)
+        tx.count("log_rows_ended_by_settings", deleted)
+        tx.count("log_rows_moved_by_settings", moved)
+    return (rest[1:], 0) if last else (rest, after)
