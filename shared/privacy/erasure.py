@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
-
-import msgspec
 
 from shared.contract.topics import BY_NAME, GENERATIONS
 from shared.contract.units import Subject
@@ -149,9 +148,7 @@ class Letters:
         Money that waits for a person is not dropped: what is booked whoever it is about stays until it is booked, and
         the scan says so.
         """
-        marks = {
-            msgspec.json.encode(value): case for (case, _), (_, subjects) in orders.items() for _, value in subjects
-        }
+        marks = {value.encode(): case for (case, _), (_, subjects) in orders.items() for _, value in subjects}
         counts: Counts = {}
         after = 0
         while letters := await store.waiting_payloads(tx.db, after, _LETTERS):
@@ -177,13 +174,21 @@ def _booked(topic: str, tx: Transaction) -> bool:
     return BY_NAME[topic].after_erasure.get(tx.service) == "book"
 
 
+# What may stand in an id: with a neighbour of this kind it is another one.
+_WORD = re.compile(rb"[A-Za-z0-9_.:-]+")
+
+
 def _naming(records: Sequence[Mapping[str, Any]], marks: Mapping[bytes, str]) -> dict[int, str]:
-    """(id -> case) of the records in whose payload an id of a subject stands."""
+    """(id -> case) of the records that name a subject: in their key, or anywhere in what they hold, event or not."""
     named = {}
     for record in records:
-        payload = bytes(record["payload"] or b"")
-        for mark, case in marks.items():
-            if mark in payload:
-                named[record["id"]] = case
-                break
+        held = (record["key"] or b"") + b" " + (record["payload"] or b"")
+        for mark in marks.keys() & set(_words(held)):
+            named[record["id"]] = marks[mark]
     return named
+
+
+def _words(held: bytes) -> Iterator[bytes]:
+    for word in _WORD.findall(held):
+        # A sentence's full stop, or a colon behind a name, is no part of an id.
+        yield from (word, word.rstrip(b".:-_"), *word.split(b":"))

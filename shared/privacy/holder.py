@@ -232,7 +232,7 @@ class Holder:
         for rows in self.holding.rows:
             done = counts.get(rows.table, {})
             action = self._tables[rows.table].action
-            if rows.owners and action not in ("retain", "expire"):
+            if action not in ("retain", "expire"):
                 treated.append(self._treated(rows.table, action, self._personal(rows.table), done.get("rows", 0)))
             if rows.traces and done.get("traces"):
                 treated.append(self._treated(rows.table, "pseudonymise", sorted(rows.traces.values()), done["traces"]))

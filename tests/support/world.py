@@ -163,7 +163,7 @@ class Mesh:
 
         async def all_idle() -> bool:
             nonlocal quiet
-            states = [await r.idle() for r in self.running]
+            states = await asyncio.gather(*(r.idle() for r in self.running))
             quiet = quiet + 1 if all(s["idle"] for s in states) else 0
             return quiet >= 2
 
