@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shared.mesh import Service
 
-ROOMS: tuple[str, ...] = ("metering", "billing", "audit")
+ROOMS: tuple[str, ...] = ("metering", "billing", "security", "insights", "retention", "notifications", "audit")
 
 
 def load(room: str) -> Service:

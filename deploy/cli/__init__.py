@@ -26,10 +26,13 @@ COMMANDS: dict[str, Lazy] = {
         "deploy.cli.rate:rate", "Show what a provider's answer costs, by the prices that metering starts with."
     ),
     "quarantine": Lazy("deploy.cli.quarantine:quarantine", "See usage that could not be priced, and release it."),
+    "privacy": Lazy("deploy.cli.privacy:privacy", "Ask for a deletion, confirm it, and see how it goes round."),
+    "holds": Lazy("deploy.cli.holds:holds", "Keep what the law wants kept of somebody, for as long as it does."),
     "dead-letters": Lazy(
         "deploy.cli.dead_letters:dead_letters", "See the records that could not be handled, and send them again."
     ),
     "cursors": Lazy("deploy.cli.cursors:cursors", "See and move where services read on in their topics."),
+    "keys": Lazy("deploy.cli.keys:keys", "See the keys of the vault, change the master key, print ingress keys."),
     "contract": Lazy("deploy.cli.contract:contract", "Write the contract: AsyncAPI document and JSON Schemas."),
     "promises": Lazy(
         "deploy.cli.promises:promises",

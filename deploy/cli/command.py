@@ -54,12 +54,16 @@ def who(by: str | None, ticket: str, timeout: float) -> Who:
 
 
 def order(
-    known: Mapping[str, str], service: str, action: str, targets: Sequence[str], by: Who, **arguments: str
-) -> None:
-    """Sends one command for each target, and waits until the service has read them all (not: until it is done)."""
+    known: Mapping[str, str], service: str, action: str, targets: Sequence[str], by: Who, *,
+    ids: Sequence[str] | None = None, **arguments: str,
+) -> None:  # fmt: skip
+    """Sends one command for each target, and waits until the service has read them all (not: until it is done).
+
+    `ids`: their ids as events, for whoever has to know them.
+    """
     from shared.contract.topics import COMMANDS
 
-    offset = asyncio.run(_send(known, service, action, targets, arguments, by))
+    offset = asyncio.run(_send(known, service, action, targets, arguments, by, ids))
     if by.timeout:
         until(
             by.timeout,
@@ -78,8 +82,9 @@ def until(timeout: float, trouble: str, condition: Callable[[], bool]) -> None:
 
 
 async def _send(
-    known: Mapping[str, str], service: str, action: str, targets: Sequence[str], arguments: Mapping[str, str], by: Who
-) -> int:
+    known: Mapping[str, str], service: str, action: str, targets: Sequence[str], arguments: Mapping[str, str], by: Who,
+    ids: Sequence[str] | None,
+) -> int:  # fmt: skip
     from shared.contract import events, topics
 
     said = [
@@ -89,19 +94,27 @@ async def _send(
         }
         for target in targets
     ]  # fmt: skip
-    return await publish(known, topics.COMMANDS, events.OperatorCommand, service, [(service, data) for data in said])
+    rows = [(service, data) for data in said]
+    return await publish(known, topics.COMMANDS, events.OperatorCommand, service, rows, ids=ids)
+
+
+def new_id() -> str:
+    """An id for an event that happens now."""
+    from shared.contract.ids import uuid7
+
+    return uuid7(int(time.time() * 1000), secrets.randbits)
 
 
 async def publish(
-    known: Mapping[str, str], topic: Topic, model: type[Event], subject: str, said: Sequence[tuple[str, Any]]
-) -> int:
-    """Sends an operator's events, (key, data) each; returns the offset of the last one. Ends the command when Kafka
-    does not take them."""
+    known: Mapping[str, str], topic: Topic, model: type[Event], subject: str, said: Sequence[tuple[str, Any]], *,
+    ids: Sequence[str] | None = None,
+) -> int:  # fmt: skip
+    """Sends an operator's events, (key, data) each, with these ids or new ones; returns the offset of the last one. Ends
+    the command when Kafka does not take them."""
     from aiokafka import AIOKafkaProducer
     from aiokafka.errors import KafkaError
 
     from shared.contract.codec import build, validated
-    from shared.contract.ids import uuid7
     from shared.mesh.settings import KafkaSettings
 
     producer = AIOKafkaProducer(
@@ -110,12 +123,9 @@ async def publish(
     await producer.start()
     try:
         offset = -1
-        for key, data in said:
-            now = time.time()
-            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
-            raw = build(
-                model, id=uuid7(int(now * 1000), secrets.randbits), source="operator", subject=subject, time=at, data=data
-            )  # fmt: skip
+        for event_id, (key, data) in zip(ids or [new_id() for _ in said], said, strict=True):
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time()))
+            raw = build(model, id=event_id, source="operator", subject=subject, time=at, data=data)
             headers = [("content-type", b"application/cloudevents+json"), ("ce_source", b"operator")]
             sent = await producer.send_and_wait(topic.name, validated(model, raw), key=key.encode(), headers=headers)
             offset = max(offset, sent.offset)

@@ -32,11 +32,11 @@ _NUMBERS = ("pid", "restarts")
 @click.option("--detach", is_flag=True, help="Return when everything is ready and leave it running.")
 @click.option("--take-over", is_flag=True, help="On your PostgreSQL: new passwords for another stack's roles.")
 def up(detach: bool, take_over: bool) -> None:
-    """Start Kafka, PostgreSQL and every service on this machine.
+    """Start Kafka, PostgreSQL, a mail sink and every service on this machine.
 
     Returns when everything is ready and then keeps it running: a service that dies is started again. Ctrl-C
-    drains and stops. STEWARD_KAFKA_BOOTSTRAP_SERVERS and STEWARD_POSTGRES_URL use servers that you have
-    instead.
+    drains and stops. STEWARD_KAFKA_BOOTSTRAP_SERVERS, STEWARD_POSTGRES_URL and STEWARD_SMTP_URL use servers
+    that you have instead. The sink keeps mails as files in .steward/mail.
     """
     _quiet()
     console = _console()
@@ -144,8 +144,8 @@ def wait(idle: bool, timeout: float, as_json: bool) -> None:
 def doctor(as_json: bool) -> None:
     """Check servers and machine before anything starts.
 
-    Looks at the servers named by STEWARD_KAFKA_BOOTSTRAP_SERVERS and STEWARD_POSTGRES_URL (versions, rights,
-    topic settings, clock), or at what this machine needs to run its own. Exit code 0 when all is well or
+    Looks at the servers named by STEWARD_KAFKA_BOOTSTRAP_SERVERS, STEWARD_POSTGRES_URL and STEWARD_SMTP_URL
+    (versions, rights, topic settings, clock), or at what this machine needs to run its own. Exit code 0 when all is well or
     could be better, 1 when something must be changed, 3 when a server cannot be reached.
     """
     from deploy.local.doctor import examine
@@ -249,7 +249,7 @@ async def _ready(part: PartState) -> bool:
     from deploy.local.ports import answers
     from deploy.local.probe import is_ready
 
-    return await answers(part.port) if part.name in ("kafka", "postgres") else await is_ready(part.port)
+    return await answers(part.port) if part.name in ("kafka", "postgres", "mail") else await is_ready(part.port)
 
 
 def _phase(known: StackState | None) -> str:
@@ -288,6 +288,7 @@ def _yours(home: Path, ours: set[str]) -> list[tuple[str, str]]:
     servers = (
         ("kafka", known.get("STEWARD_KAFKA_BOOTSTRAP_SERVERS", "")),
         ("postgres", without_password(known.get("STEWARD_POSTGRES_URL", ""))),
+        ("mail", without_password(known.get("STEWARD_SMTP_URL", ""))),
     )
     return [(name, where) for name, where in servers if where and name not in ours]
 

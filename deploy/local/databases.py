@@ -3,7 +3,8 @@
 `steward_<name>_owner` owns the database and runs the migrations. `steward_<name>_app` runs the service: it
 reads and writes rows of the owner's tables, and cannot make, change or drop a table. `steward_auditor` may
 SELECT in the services' databases; in the keys' database it may connect and sees what the owner of the keys
-grants it, no more. Other roles of the server cannot connect. Rights on tables are the owner's default
+grants it, no more: ids and dates of all keys, and the wrapped keys of cases. All services share one app role
+there. Other roles of the server cannot connect. Rights on tables are the owner's default
 privileges, so they hold for tables that are yet to come, and a migration can take some away again (the
 ledger's UPDATE and DELETE) for good.
 

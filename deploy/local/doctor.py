@@ -19,11 +19,11 @@ import asyncpg
 
 from deploy.local import env, jars, state
 from deploy.local.cache import cache_folder
-from deploy.local.databases import connect
+from deploy.local.databases import connect, without_password
 from deploy.local.errors import LocalError
 from deploy.local.java import find_java
 from deploy.local.postgres_binaries import find_binaries, server_account
-from deploy.local.stack import KAFKA_SERVERS, POSTGRES_URL, Stack
+from deploy.local.stack import KAFKA_SERVERS, LOCAL_SENDER, MAIL_FROM, POSTGRES_URL, SMTP_URL, Stack
 
 Level = Literal["OK", "WARN", "FAIL"]
 
@@ -61,6 +61,10 @@ async def examine(home: Path, environ: Mapping[str, str]) -> list[Finding]:
         findings += await _postgres(environ[POSTGRES_URL])
     else:
         findings += _local_postgres()
+    if stack.mail is None:
+        findings.append(await _smtp(environ))
+    else:
+        findings.append(Finding("OK", f"mails will be files in {stack.mail.folder}"))
     findings += _machine(home)
     return findings
 
@@ -103,6 +107,26 @@ def _local_postgres() -> list[Finding]:
         return [Finding("FAIL", what, todo)]
     under = f", will run under user {account.name}" if account is not None else ""
     return [Finding("OK", f"PostgreSQL {binaries.version} ({binaries.bin}){under}")]
+
+
+async def _smtp(environ: Mapping[str, str]) -> Finding:
+    """Whether the mail server greets us, with TLS and login as its URL asks for them. No mail is sent."""
+    from services.notifications.app.postman import Postman
+    from shared.mesh.settings import Misconfigured
+
+    production = environ.get("STEWARD_ENV") == "production"
+    sender = environ.get(MAIL_FROM) or LOCAL_SENDER
+    where = without_password(environ[SMTP_URL])
+    try:
+        postman = Postman(environ[SMTP_URL], sender=sender, production=production)
+    except Misconfigured as error:
+        return Finding("FAIL", str(error), f"correct {SMTP_URL}")
+    trouble = await postman.knock()
+    await postman.close()
+    if trouble:
+        text = f"the mail server at {where} cannot be used ({trouble})"
+        return Finding("FAIL", text, f"start it, or correct {SMTP_URL}", away=trouble == "away")
+    return Finding("OK", f"the mail server at {where} answers")
 
 
 def _machine(home: Path) -> list[Finding]:
@@ -209,7 +233,7 @@ async def _topics(settings: Any) -> list[Finding]:
     for topic in present:
         wrong = [
             f"{name} = {have[topic.name].get(name)} (the contract: {value})"
-            for name, value in topic.config().items()
+            for name, value in topic.config(hurried=settings.hurried).items()
             if have[topic.name].get(name) != value
         ]
         if wrong:

@@ -1,4 +1,4 @@
-"""The whole stack: Kafka and PostgreSQL (or yours), databases, topics, and every room as a process.
+"""The whole stack: Kafka, PostgreSQL, a mail server (or yours), databases, topics, and every room as a process.
 
     async with Stack(home) as stack:    # starts everything, stops it at the end
         stack.settings                  # what any client is told: STEWARD_KAFKA_BOOTSTRAP_SERVERS, ...
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -23,10 +24,13 @@ from deploy.local import env, state
 from deploy.local.databases import provision
 from deploy.local.errors import LocalError, LocalRefusal
 from deploy.local.kafka import KafkaNode
+from deploy.local.mail import NOTE as MAIL_NOTE
+from deploy.local.mail import MailSink
 from deploy.local.ports import free_port, is_free
 from deploy.local.postgres import PostgresServer
 from deploy.local.room import DRAIN_SECONDS, SERVE, Room, room_environment
 from deploy.rooms import ROOMS
+from shared.privacy.certificate import new_signing_key, public_pem, signing_key
 from shared.privacy.vault import MasterKeys
 
 if TYPE_CHECKING:
@@ -36,6 +40,11 @@ if TYPE_CHECKING:
 
 KAFKA_SERVERS = "STEWARD_KAFKA_BOOTSTRAP_SERVERS"
 POSTGRES_URL = "STEWARD_POSTGRES_URL"
+SMTP_URL = "STEWARD_SMTP_URL"
+MAIL_FROM = "STEWARD_MAIL_FROM"
+LOCAL_SENDER = "steward@localhost"
+# Mails are sent by this room alone: without it nobody needs a mail server.
+_SENDS_MAIL = "notifications"
 _KAFKA_SECURITY = tuple(
     f"STEWARD_KAFKA_{name}"
     for name in (
@@ -48,13 +57,17 @@ _KAFKA_SECURITY = tuple(
     )
 )
 # Notes of our own servers: without one the server named in the env file is not ours.
-_OWN_NOTES: Mapping[str, str] = {KAFKA_SERVERS: "kafka/node.json", POSTGRES_URL: "postgres/server.json"}
+_OWN_NOTES: Mapping[str, str] = {
+    KAFKA_SERVERS: "kafka/node.json",
+    POSTGRES_URL: "postgres/server.json",
+    SMTP_URL: f"mail/{MAIL_NOTE}",
+}
 
 Say = Callable[[str], None]
 
 
 class Part(Protocol):
-    """What the stack starts and the supervisor watches: Kafka, PostgreSQL, a room."""
+    """What the stack starts and the supervisor watches: Kafka, PostgreSQL, the mail sink, a room."""
 
     @property
     def name(self) -> str: ...
@@ -103,6 +116,7 @@ class Stack:
         self.settings: dict[str, str] = {}
         self.kafka: KafkaNode | None = None
         self.postgres: PostgresServer | None = None
+        self.mail: MailSink | None = None
         self.rooms: dict[str, Room] = {}
         self._environ = dict(environ)
         self._room_names = tuple(rooms)
@@ -131,6 +145,8 @@ class Stack:
                 lasting=not throw_away,
                 die_with_parent=throw_away,
             )
+        if _SENDS_MAIL in self._room_names and not (use_existing and self._given(SMTP_URL)):
+            self.mail = MailSink(self.home / "mail", log=logs / "mail.log", die_with_parent=throw_away)
 
     @classmethod
     def throw_away(
@@ -164,7 +180,7 @@ class Stack:
     @property
     def parts(self) -> list[Part]:
         """Everything that this stack runs, in the order of its start."""
-        servers: list[Part] = [part for part in (self.kafka, self.postgres) if part is not None]
+        servers: list[Part] = [part for part in (self.kafka, self.postgres, self.mail) if part is not None]
         return [*servers, *self.rooms.values()]
 
     @property
@@ -188,14 +204,16 @@ class Stack:
         self._take_lock()
         await self._end_leftovers()
         known = env.read(self.env_file)
-        servers = [name for name, part in (("Kafka", self.kafka), ("PostgreSQL", self.postgres)) if part is not None]
+        own = (("Kafka", self.kafka), ("PostgreSQL", self.postgres), ("a mail sink", self.mail))
+        servers = [name for name, part in own if part is not None]
         self.say(f"starting {' and '.join(servers)}" if servers else "looking at the servers that you have")
         updates: dict[str, str | None] = {}
-        for found in await _both(self._start_kafka(), self._start_postgres(known)):
+        for found in await _both(self._start_kafka(), self._start_postgres(known), self._start_mail(known)):
             updates |= found
         updates["STEWARD_ENV"] = self._environ.get("STEWARD_ENV") or known.get("STEWARD_ENV") or "local"
         updates |= self._ports(known) | self._extra
-        updates["STEWARD_MASTER_KEY_FILE"] = str(self._master_key())
+        updates["STEWARD_MASTER_KEY_FILE"] = self._master_key()
+        updates["STEWARD_SIGNING_KEY_FILE"] = str(self._signing_key())
         merged = env.merge(self.env_file, updates)
         self.settings = merged | {"STEWARD_HOME": str(self.home)}
         self.say("making the topics")
@@ -210,13 +228,15 @@ class Stack:
         await _both(*(self.rooms[name].start() for name in wanted))
 
     async def stop(self, grace: float = DRAIN_SECONDS) -> None:
-        """Rooms first, with `grace` seconds to finish their batches, then Kafka, then PostgreSQL."""
+        """Rooms first, with `grace` seconds to finish their batches, then Kafka, PostgreSQL and the mail sink."""
         try:
             await asyncio.gather(*(room.stop(grace) for room in self.rooms.values()))
             if self.kafka is not None:
                 await self.kafka.stop()
             if self.postgres is not None:
                 await self.postgres.stop()
+            if self.mail is not None:
+                await self.mail.stop()
         finally:
             self._release_lock()
         if self._throw_away:
@@ -274,15 +294,36 @@ class Stack:
         )
         return {POSTGRES_URL: admin, **urls}
 
-    def _master_key(self) -> Path:
-        """The file with the key that wraps all others; made once. Whoever loses it has shredded what is sealed."""
+    async def _start_mail(self, known: Mapping[str, str]) -> dict[str, str | None]:
+        if _SENDS_MAIL not in self._room_names:
+            return {}
+        if self.mail is not None:
+            await self.mail.start()
+        sender = self._environ.get(MAIL_FROM) or known.get(MAIL_FROM) or LOCAL_SENDER
+        return {SMTP_URL: self._environ[SMTP_URL] if self.mail is None else self.mail.url, MAIL_FROM: sender}
+
+    def _master_key(self) -> str | None:
+        """The file with the key that wraps all others; made once. Whoever loses it has shredded what is sealed.
+
+        None when the environment has the key itself. The env file has the file's name alone.
+        """
         given = self._environ.get("STEWARD_MASTER_KEY_FILE")
-        if given:
-            return Path(given)
+        if given or self._environ.get("STEWARD_MASTER_KEY"):
+            return given
         file = self.home / "master.key"
         if not file.exists():
-            file.touch(mode=0o600)
-            file.write_text(MasterKeys.new("local-1") + "\n", encoding="ascii")
+            env.write_private(file, MasterKeys.new(f"local-{secrets.token_hex(3)}") + "\n")
+        return str(file)
+
+    def _signing_key(self) -> Path:
+        """The file with the key that signs certificates; made once, with what others verify by beside it."""
+        given = self._environ.get("STEWARD_SIGNING_KEY_FILE")
+        if given:
+            return Path(given)
+        file = self.home / "signing.pem"
+        if not file.exists():
+            env.write_private(file, new_signing_key().decode("ascii"))
+        (self.home / "certificate.pem").write_bytes(public_pem(signing_key(file.read_bytes())))
         return file
 
     async def _make_topics(self) -> None:

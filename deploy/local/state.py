@@ -17,7 +17,7 @@ from deploy.local.process import Identity
 from deploy.local.room import DRAIN_SECONDS
 
 Phase = Literal["starting", "running", "stopping", "failed"]
-_SERVERS = ("kafka", "postgres")
+_SERVERS = ("kafka", "postgres", "mail")
 _SERVER_SECONDS = 30.0
 
 
@@ -91,7 +91,7 @@ def leftovers(state: StackState | None) -> list[PartState]:
 
 
 async def end_leftovers(parts: list[PartState]) -> None:
-    """Ends parts whose supervisor is gone: services with their grace, then Kafka, then PostgreSQL."""
+    """Ends parts whose supervisor is gone: services with their grace, then Kafka, PostgreSQL and the mail sink."""
     services = [part for part in parts if part.name not in _SERVERS]
     await asyncio.gather(*(_end(part, signal.SIGTERM, DRAIN_SECONDS) for part in services))
     by_name = {part.name: part for part in parts}
@@ -99,6 +99,8 @@ async def end_leftovers(parts: list[PartState]) -> None:
         await _end(by_name["kafka"], signal.SIGTERM, _SERVER_SECONDS)
     if "postgres" in by_name:
         await _end(by_name["postgres"], signal.SIGINT, _SERVER_SECONDS)
+    if "mail" in by_name:
+        await _end(by_name["mail"], signal.SIGTERM, _SERVER_SECONDS)
 
 
 async def _end(part: PartState, number: signal.Signals, grace: float) -> None:

@@ -3,7 +3,7 @@
 Three equations carry it. Every record that metering passed is in one class: emitted = rated + duplicates + quarantined
 + dead-lettered + erased. Every rated line is booked or on its way: rated lines - booked lines lies between 0 and what
 is in flight (a correction is one rated record and two lines: what it takes back, and what it charges instead). Every
-payment that billing passed is booked, known already, waiting, parked or a dead letter.
+payment that billing passed is booked, known already, waiting, parked, a dead letter, or no money and of somebody erased.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Payments:
     dead_lettered: int = 0
     parked: int = 0
     parked_rows: int = 0
+    erased: int = 0
 
     @classmethod
     def of(cls, counters: Mapping[str, int], topic: str, parked_rows: int) -> Payments:
@@ -95,12 +96,14 @@ class Payments:
             dead_lettered=counters.get(f"dead_lettered:{topic}", 0),
             parked=counters.get(f"parked:{topic}", 0),
             parked_rows=parked_rows,
+            erased=counters.get("payments_erased", 0) + counters.get(f"erased:{topic}", 0),
         )
 
     @property
     def classes(self) -> int:
         """The records that are in a class."""
-        return self.created + self.exists + self.conflict + self.waiting + self.dead_lettered + self.parked
+        booked = self.created + self.exists + self.conflict + self.waiting
+        return booked + self.dead_lettered + self.parked + self.erased
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +234,7 @@ def _payments(payments: Payments) -> Iterable[str]:
         yield (
             f"{payments.records} payments came, but booked {payments.created} + repeated {payments.exists} + in conflict "
             f"{payments.conflict} + waiting {payments.waiting} + dead-lettered {payments.dead_lettered} + parked "
-            f"{payments.parked} = {payments.classes}"
+            f"{payments.parked} + erased {payments.erased} = {payments.classes}"
         )
     if payments.parked != payments.parked_rows:
         yield f"parked payments count {payments.parked}, but {payments.parked_rows} records are parked"
@@ -311,6 +314,7 @@ def _figures(usage: Usage, books: Books, in_flight: InFlight) -> dict[str, Any]:
             "waiting": books.payments.waiting,
             "dead_lettered": books.payments.dead_lettered,
             "parked": books.payments.parked,
+            "erased": books.payments.erased,
         },
         "charges_pico": str(books.charges_pico),
         "recomputed_pico": str(books.recomputed_pico),

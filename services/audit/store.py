@@ -233,8 +233,11 @@ async def unequal_grants(db: Connection) -> int:
 
 
 async def byok_months(db: Connection) -> dict[tuple[str, str], int]:
-    """Own-key usage at list price as billing keeps it, by (account, month)."""
-    rows = await db.fetch("SELECT account, month, list_pico::text AS pico FROM byok_month")
+    """Own-key usage at list price as billing keeps it, by (account, month); months of erased accounts by number."""
+    rows = await db.fetch(
+        """SELECT account, month, list_pico::text AS pico FROM byok_month
+           UNION ALL SELECT '#' || id, month, list_pico::text FROM byok_erased"""
+    )
     return {(row["account"], row["month"]): int(row["pico"]) for row in rows}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from prometheus_client import Gauge
 
 from services.billing import charges, ledger, payments, store
 from services.billing.books import State
-from services.billing.data_map import HOLDING
+from services.billing.data_map import HOLDING, kept_tables
 from services.billing.ledger import BillingConfig
 from shared.contract import events, topics
 from shared.contract.codec import encode_json
 from shared.contract.ids import derived_id
+from shared.contract.topics import pace
 from shared.mesh import Batch, Partitioned, Service, Transaction, metrics
 from shared.mesh.http import NotFound
 from shared.mesh.store import Connection, OutboxRow
@@ -79,18 +80,26 @@ async def post_charges(batch: Batch, tx: Transaction) -> None:
         tx.count("line_duplicates", found.duplicates)
         tx.count("conflicts", found.conflicts)
     if sheets:
-        await _charge(tx, sheets)
+        await _charge(tx, sheets, batch.erased_subjects)
     tx.count("booked", sum(len(sheet.ids) for sheet in sheets))
 
 
-async def _charge(tx: Transaction, sheets: list[charges.Sheet]) -> None:
-    """Books lines that are new."""
+async def _charge(tx: Transaction, sheets: list[charges.Sheet], erased: frozenset[tuple[str, str]]) -> None:
+    """Books lines that are new. Those of erased workspaces whose name leads nowhere any more are nobody's."""
     db, now = tx.db, tx.now
     todo, owners = charges.bills(sheets), charges.owners(sheets)
     journals = await store.journal_ids(db, len(todo))
     await store.add_records(db, {sheet.record for sheet in sheets}, now.year, journals)
-    books = await store.open_books(db, now, CONFIG, owners, dict.fromkeys(owners, CONFIG.legal_class()))
-    byok = await store.lock_byok(db, charges.byok_months(sheets))
+    gone = charges.erased_workspaces(owners, erased) if erased else set()
+    books = await store.open_books(db, now, CONFIG, owners, dict.fromkeys(owners, CONFIG.legal_class()), gone)
+    if gone := gone - books.standings.keys():
+        sheets = charges.nameless(sheets, gone, books.nobody(CONFIG.legal_class()).workspace)
+        todo = charges.bills(sheets)
+    months = charges.byok_months(sheets)
+    byok = await store.lock_byok(db, months, {who for kind, who in erased if kind == "account"})
+    # Nobody knows what an erased account has used of its allowance: it counts as unused.
+    ended = set(months) - byok.keys()
+    byok |= dict.fromkeys(ended, 0)
     closed = await store.share_periods(
         db, {(books.standings[bill.workspace].legal_class, bill.period) for bill in todo}, CONFIG
     )
@@ -99,19 +108,28 @@ async def _charge(tx: Transaction, sheets: list[charges.Sheet]) -> None:
     for legal_class, of_class in charges.by_class(books, todo).items():
         rows = charges.post(books, of_class, lines, ids, closed)
         await store.add_lines(db, legal_class, now.year, rows)
+    if ended:
+        await store.add_erased_byok(db, [(month, byok.pop((who, month))) for who, month in sorted(ended)])
     await store.set_byok(db, byok)
     publish_balances(tx, await store.close_books(db, books))
 
 
 @service.consumes(topics.PAYMENTS, batch=1_000)
 async def post_payments(batch: Batch, tx: Transaction) -> None:
-    """Books payments, grants, opening balances and notes, each once, in order."""
+    """Books payments, grants, opening balances and notes, each once, in order; of the erased, money alone."""
     db, now = tx.db, tx.now
     arrived = [received.event for received in batch.events]
     owners = {event.data.workspace: event.data.account for event in reversed(arrived)}
     stated = payments.stated_jurisdictions(arrived)
     classes = {name: CONFIG.legal_class(stated.get(name)) for name in owners}
-    books = await store.open_books(db, now, CONFIG, owners, classes)
+    erased = charges.erased_workspaces(owners, batch.erased_subjects) if batch.erased_subjects else set()
+    numbers = await store.payers(db, *payments.named_by(arrived, erased)) if erased else ()
+    books = await store.open_books(db, now, CONFIG, owners, classes, erased, numbers)
+    if erased:
+        # One that is known and only its account is erased goes on, under whoever has taken it over.
+        erased = {w for w in erased if ("workspace", w) in batch.erased_subjects or w not in books.standings}
+    living = {w: account for w, account in owners.items() if ("account", account) not in batch.erased_subjects}
+    await store.take_over(db, living)
     if moves := payments.moves(books, stated):
         books.other_accounts = await store.enter_class(db, moves)
     known = await store.open_payments(
@@ -121,6 +139,7 @@ async def post_payments(batch: Batch, tx: Transaction) -> None:
         payments={e.data.payment for e in arrived if hasattr(e.data, "payment")},
         disputes={e.data.dispute for e in arrived if hasattr(e.data, "dispute")},
         notes={e.data.note for e in arrived if hasattr(e.data, "note")},
+        erased=erased,
     )
     for event in arrived:
         tx.count(f"payments_{known.take(event)}")
@@ -133,7 +152,7 @@ async def expire_grants(now: datetime, tx: Transaction) -> None:
     """Granted credit that is over becomes breakage."""
     due = await store.due_grants(tx.db, now, _CHUNK)
     if due:
-        # Opening the books is what expires grants, here as everywhere.
+        # Opening the books is what expires grants, here as everywhere. Erased workspaces have none.
         books = await store.open_books_by_id(tx.db, now, CONFIG, due)
         publish_balances(tx, await store.close_books(tx.db, books))
 
@@ -179,6 +198,75 @@ async def republish_balances(now: datetime, tx: Transaction) -> None:
 async def forget_late_lines(now: datetime, tx: Transaction) -> None:
     """Released lines are remembered for W from their arrival."""
     await store.forget_late(tx.db, (now - policy().window).date())
+
+
+# --- erasure -----------------------------------------------------------------------------------------------------
+
+
+async def before_erase(cases: Mapping[str, frozenset[tuple[str, str]]], tx: Transaction) -> None:
+    """In the transaction that begins an erasure, before rows go: ends what the subjects have in the books.
+
+    What is left of a workspace's credit becomes breakage, its balance says `erased` and never changes under its name
+    again; a debt stays on its number. What an account used with its own keys is kept without the account. A workspace of
+    an account that is not itself erased has been taken over by somebody: it keeps all but the account's name. Once more
+    for the same subjects it changes nothing.
+    """
+    db, now = tx.db, tx.now
+    workspaces, accounts = _by_kind(frozenset().union(*cases.values()))
+    numbers = await store.numbers_of(db, workspaces)
+    if numbers:
+        books = await store.open_books_by_id(db, now, CONFIG, numbers)
+        ending = [standing for standing in books.standings.values() if not standing.nameless]
+        # A workspace of which nothing was published needs no last word.
+        known = {standing.workspace for standing in ending if standing.version}
+        for standing in ending:
+            standing.erased = standing.changed = True
+            movement = ledger.lapse(standing.balances)
+            if movement.legs:
+                cause = f"erasure:{standing.workspace_id}"
+                books.post(standing, "erasure", cause, movement, event_at=now, digest=b"")
+        publish_balances(tx, [state for state in await store.close_books(db, books) if state.workspace in known])
+        classes = await store.classes_of(db, [standing.workspace_id for standing in ending])
+        await store.add_erased_workspaces(
+            db, [(s.workspace, s.workspace in known, _kept_until(classes[s.workspace_id], now)) for s in ending], now
+        )
+    if accounts:
+        await store.part_with_byok(db, accounts)
+        await store.part_with_owners(db, accounts, workspaces)
+
+
+def _kept_until(classes: Iterable[str], now: datetime) -> datetime:
+    """When the last year in which somebody can have been booked by `now` is dropped, in each class that has books of it."""
+    days = [policy().books_end(legal_class, now.year) for legal_class in classes]
+    return datetime.combine(max(days), time.min, UTC)
+
+
+async def kept(subjects: frozenset[tuple[str, str]], tx: Transaction) -> list[dict[str, Any]]:
+    """What the law keeps of subjects that have just been erased, and until when: tables of a receipt."""
+    until = await store.kept_until(tx.db, _by_kind(subjects)[0])
+    if until is None:
+        return []
+    retained = {"ground": "legal_obligation", "until": rfc3339(until)}
+    return [
+        {"table": table, "action": "retain", "columns": columns, "rows": 0, "retained": retained}
+        for table, columns in kept_tables()
+    ]
+
+
+def _by_kind(subjects: frozenset[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """(workspaces, accounts), each in order."""
+    found = sorted(subjects)
+    return [who for kind, who in found if kind == "workspace"], [who for kind, who in found if kind == "account"]
+
+
+@service.job("end-erased-balances", every=timedelta(seconds=10))
+async def end_erased_balances(now: datetime, tx: Transaction) -> None:
+    """Ends the keys of erased workspaces on the balances topic, some time after their last word: so they are compacted."""
+    kafka = tx.plugged.get("kafka")
+    last_word = pace(hurried=True).forgetting if kafka is not None and kafka.hurried else policy().trim_hold
+    for workspace in await store.take_erased_workspaces(tx.db, now - last_word, _CHUNK):
+        key = workspace.encode()
+        tx.publish_raw(OutboxRow(shard_of(key, None), topics.BALANCES.name, None, key, None))
 
 
 @service.reads("balance")
@@ -303,13 +391,14 @@ async def read_waiting(query: Mapping[str, str], tx: Transaction) -> Any:
     return [dict(r) | {"credit_pico": None if r["credit_pico"] is None else str(int(r["credit_pico"]))} for r in rows]
 
 
-class _Balance(msgspec.Struct, gc=False):
+class _Balance(msgspec.Struct, gc=False, omit_defaults=True):
     workspace: str
     version: int
     balance_pico: str
     purchased_pico: str
     granted_pico: str
     receivable_pico: str
+    erased: bool = False
 
 
 class _BalanceChanged(msgspec.Struct, gc=False):
@@ -328,17 +417,18 @@ def publish_balances(tx: Transaction, states: Iterable[State]) -> None:
     There is one for every journal of a batch: so they are written by hand, at half of what `tx.publish` costs.
     """
     topic, kind = topics.BALANCES.name, events.BalanceChanged.TYPE
-    at, time, ms = None, "", 0
-    for workspace, version, purchased, granted, receivable, changed_at in states:
+    at, said, ms = None, "", 0
+    for workspace, version, purchased, granted, receivable, changed_at, erased in states:
         if changed_at is not at:  # those of one transaction share their instant
-            at, time, ms = changed_at, rfc3339(changed_at), ledger.microseconds(changed_at) // 1000
+            at, said, ms = changed_at, rfc3339(changed_at), ledger.microseconds(changed_at) // 1000
         has = _Balance(
-            workspace, version, str(purchased + granted - receivable), str(purchased), str(granted), str(receivable)
-        )
+            workspace, version, str(purchased + granted - receivable), str(purchased), str(granted), str(receivable),
+            erased,
+        )  # fmt: skip
         cause = derived_id(ms, "balance", workspace, str(version))
         key = workspace.encode()
-        raw = encode_json(_BalanceChanged("1.0", cause, tx.service, kind, workspace, time, has))
+        raw = encode_json(_BalanceChanged("1.0", cause, tx.service, kind, workspace, said, has))
         tx.publish_raw(OutboxRow(shard_of(key, None), topic, None, key, raw))
 
 
-holder = attach(service, HOLDING)
+holder = attach(service, HOLDING, before=before_erase, keeps=kept)

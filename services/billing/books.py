@@ -28,7 +28,7 @@ from services.billing.ledger import (
 
 
 class State(NamedTuple):
-    """A workspace's balance as it is published."""
+    """A workspace's balance as it is published. `erased`: it is the last word about this workspace."""
 
     workspace: str
     version: int
@@ -36,6 +36,16 @@ class State(NamedTuple):
     granted_pico: int
     receivable_pico: int
     changed_at: datetime
+    erased: bool = False
+
+
+_NOBODY = {"US": 0, "EU": -1, "OTHER": -2}
+"""Numbers that stand for whoever is erased and cannot be told from others any more, one for each legal class."""
+
+
+def numbered(workspace_id: int) -> str:
+    """What a workspace goes by in the books when its name is gone: no id of the contract looks like it."""
+    return f"#{workspace_id}"
 
 
 @dataclass(slots=True)
@@ -43,7 +53,8 @@ class Standing:
     """One workspace within one transaction. `version` is the one before; a change raises it by one, once.
 
     `accounts`: its ledger accounts for purchased, granted and receivable credit in its legal class.
-    `class_stated`: a payment has named the jurisdiction; until then the class is the default.
+    `class_stated`: a payment has named the jurisdiction; until then the class is the default. `nameless`: it is erased,
+    `workspace` is what `numbered` gives, and nothing of it is published.
     """
 
     workspace: str
@@ -59,6 +70,14 @@ class Standing:
     changed: bool = False
     newly_stated: bool = False
     moved: bool = False
+    nameless: bool = False
+    erased: bool = False
+    """It is being erased in this transaction."""
+
+    @property
+    def nobody(self) -> bool:
+        """True for what all share who have no number any more: it has no balance, only the house's suspense."""
+        return self.workspace_id <= 0
 
     def load_grants(self, grants: tuple[Grant, ...]) -> None:
         """The open grants, in the order in which they burn. They are the granted credit, or the books are wrong."""
@@ -69,6 +88,8 @@ class Standing:
 
     def state(self, changed_at: datetime) -> State:
         """What there is to publish of it."""
+        if self.erased:
+            return State(self.workspace, self.version, 0, 0, 0, changed_at, True)
         has = self.balances
         return State(
             self.workspace, self.version, has.purchased_pico, has.granted_pico, has.receivable_pico, changed_at
@@ -120,17 +141,33 @@ class Books:
         for leg_kind, amount in movement.legs:
             account = standing.account(leg_kind)
             entries.append(Entry(system[legal_class, leg_kind] if account is None else account, amount))
+        who: int | None = standing.workspace_id
+        if standing.nobody:
+            entries, who = _merged(entries), None
         if entries:
             standing.balances = movement.balances
             standing.changed = True
         now = self.now
         self.journals.append(
             Journal(
-                journal_id, legal_class, now.year, cause, kind, standing.workspace_id,
+                journal_id, legal_class, now.year, cause, kind, who,
                 period_of(event_at) if period is None else period, now, event_at, adjusts_period, lines_digest,
                 balanced(entries), digest,
             )
         )  # fmt: skip
+
+    def admit_nobody(self) -> None:
+        """Lets the books take what belongs to erased workspaces that no number is known of."""
+        for legal_class, number in _NOBODY.items():
+            account = self.system[legal_class, "suspense_erased"]
+            name = numbered(number)
+            self.standings[name] = Standing(
+                name, number, legal_class, True, 0, Balances(), (account, account, account), nameless=True
+            )
+
+    def nobody(self, legal_class: str) -> Standing:
+        """Whoever is erased, in a legal class."""
+        return self.standings[numbered(_NOBODY[legal_class])]
 
     def expire_due(self) -> int:
         """Books the end of every grant that is over by now; returns how many."""
@@ -170,7 +207,7 @@ class Books:
 
     def changed(self) -> list[Standing]:
         """The workspaces whose balances this transaction changes, by id."""
-        return sorted((s for s in self.standings.values() if s.changed), key=lambda s: s.workspace_id)
+        return sorted((s for s in self.standings.values() if s.changed and not s.nobody), key=lambda s: s.workspace_id)
 
     def by_class(self) -> Iterator[tuple[str, list[Journal]]]:
         """The journals of each legal class, classes in order; within a class by id."""
@@ -208,3 +245,11 @@ class Books:
                     updates.append((grant.grant, remaining))
             fresh += [(g, standing.workspace_id) for g in after if g.grant not in known]
         return sorted(updates), fresh
+
+
+def _merged(entries: Iterable[Entry]) -> list[Entry]:
+    """One entry for each account, where several kinds share one."""
+    totals: dict[int, int] = {}
+    for account, amount in entries:
+        totals[account] = totals.get(account, 0) + amount
+    return [Entry(account, amount) for account, amount in totals.items() if amount]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain, compress, repeat
@@ -245,6 +245,19 @@ def owners(todo: Iterable[Sheet]) -> dict[str, str]:
     return {workspace: account for sheet in todo for workspace, account, _ in sheet.units}
 
 
+def erased_workspaces(owned: Mapping[str, str], erased: Collection[tuple[str, str]]) -> set[str]:
+    """Those of `owned` (workspace to account) that are erased, or whose account is."""
+    return {w for w, account in owned.items() if ("workspace", w) in erased or ("account", account) in erased}
+
+
+def nameless(todo: Iterable[Sheet], gone: Collection[str], name: str) -> list[Sheet]:
+    """The same lines, with those of `gone` workspaces under one name."""
+    return [
+        sheet._replace(units=[(name if who in gone else who, account, n) for who, account, n in sheet.units])
+        for sheet in todo
+    ]
+
+
 def _accounts(sheet: Sheet) -> Iterator[str]:
     return chain.from_iterable(repeat(account, n) for _, account, n in sheet.units)
 
@@ -297,6 +310,7 @@ LINE_COLUMNS = (
 _line_start = struct.Struct(">hi16s").pack
 _line_own = struct.Struct(">iiiqiqi").pack
 _line_end = struct.Struct(">iqiq").pack
+_nobodys_line_end = struct.Struct(">iiq").pack
 
 
 class _Rated(dict[tuple[int, str, str, str], bytes]):
@@ -354,7 +368,8 @@ def post(
             rows += all_rows[run]
             amounts += all_amounts[run]
             hours += all_hours[run]
-        end = _line_end(8, who, 8, journal_id) + packed.text(legal_class) + booking_year
+        end = _nobodys_line_end(-1, 8, journal_id) if standing.nobody else _line_end(8, who, 8, journal_id)
+        end += packed.text(legal_class) + booking_year
         rows.append(b"")
         whole = end.join(rows)
         digest = lines_digest(whole)

@@ -3,6 +3,8 @@ workspace is apart, and can be erased."""
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from shared.privacy.data_map import DataMap, Holding, Rows, personal, plain
 
 
@@ -51,6 +53,7 @@ DATA_MAP: DataMap = (
         "purchased_account",
         "granted_account",
         "receivable_account",
+        "erased",
     ),
     *_books("journal", "workspace_id", "period", "booked_at", "event_at", "adjusts_period", "lines_digest"),
     *_books("journal", "cause", note="the id of a payment, refund, dispute or grant, or of a rated record"),
@@ -115,6 +118,8 @@ DATA_MAP: DataMap = (
         on_erasure="delete_row",
         ground="contract",
     ),
+    *_books("byok_erased", "month", "list_pico", note="an erased account's month, without the account"),
+    *plain("byok_erased", "id"),
     *plain("period", "class", "period", "closes_at", "closed_at"),
     *_books("period_total", "workspace_id", "charged_pico", "adjusted_pico", "journals"),
     *plain("period_total", "class", "period"),
@@ -160,15 +165,37 @@ DATA_MAP: DataMap = (
         note="free text, sealed; beside the ledger, so that it can go and the books stay",
     ),
     *plain("balance_round", "one", "position", "started_at"),
+    *personal(
+        "erased_workspace",
+        "workspace",
+        category="user.unique_id",
+        use="essential.service.payment_processing",
+        clock_start="erasure_confirmed",
+        period=timedelta(days=1),
+        on_erasure="expire",
+        ground="legal_obligation",
+        note="until its receipt is written and its key on the balances topic is ended",
+    ),
+    *plain("erased_workspace", "published", "erased_at", "kept_until"),
 )
 
 HOLDING = Holding(
     "billing",
     DATA_MAP,
     (
+        # A workspace that outlives its account belongs to whoever has taken it over, and so does its way into the books.
         Rows("note", {"workspace": "workspace"}, through=("workspace_id", "workspace_ref", "id")),
         Rows("byok_month", {"account": "account"}),
         # What leads to the numbers of the books goes last.
-        Rows("workspace_ref", {"workspace": "workspace", "account": "account"}),
+        Rows("workspace_ref", {"workspace": "workspace"}),
     ),
 )
+
+
+def kept_tables() -> list[tuple[str, list[str]]]:
+    """(table, columns) of what the law keeps, of those who are erased too."""
+    found: dict[str, list[str]] = {}
+    for column in DATA_MAP:
+        if column.on_erasure == "retain":
+            found.setdefault(column.table, []).append(column.column)
+    return sorted((table, sorted(columns)) for table, columns in found.items())

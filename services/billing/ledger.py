@@ -31,9 +31,10 @@ AccountKind = Literal[
     "revenue",  # usage that was charged; a correction takes from it
     "payment_clearing",  # money at the payment processor
     "fees",  # fees of purchases
-    "breakage",  # granted credit that expired unused
+    "breakage",  # credit that ended unused: a grant that expired, what an erased workspace had left
     "promotions",  # granted credit, by what it costs us: debited when it is granted
     "suspense",  # money that nobody can match
+    "suspense_erased",  # usage and money of those who are erased, and to whom nothing leads any more
     "opening",  # where opening balances come from, and through which a workspace changes its legal class
 ]
 
@@ -156,29 +157,24 @@ def _movement(balances: Balances, *legs: Leg) -> Movement:
     return Movement(tuple(leg for leg in legs if leg.amount_pico), balances)
 
 
-def charge(balances: Balances, amount_pico: int, *, beyond: AccountKind = "receivable") -> Movement:
+def charge(balances: Balances, amount_pico: int) -> Movement:
     """Usage of `amount_pico`; negative when corrections outweigh the usage, which then comes back as credit."""
     if amount_pico > 0:
-        return burn(balances, amount_pico, beyond=beyond)
+        return burn(balances, amount_pico)
     return credit(balances, -amount_pico, Leg("revenue", -amount_pico))
 
 
-def burn(
-    balances: Balances, amount_pico: int, *, to: AccountKind = "revenue", beyond: AccountKind = "receivable"
-) -> Movement:
-    """Takes `amount_pico` from granted credit, in turn, then from purchased credit, then as a debt.
-
-    `beyond` is where the debt goes: the workspace's receivable, or suspense when nobody is left who owes it.
-    """
+def burn(balances: Balances, amount_pico: int) -> Movement:
+    """Takes `amount_pico` from granted credit, in turn, then from purchased credit, then as a debt."""
     assert amount_pico >= 0
     purchased, receivable, grants = balances
     if not grants and amount_pico:  # almost always, and then one of two
         if amount_pico <= purchased:
             after = Balances(purchased - amount_pico, receivable)
-            return Movement((Leg("purchased", amount_pico), Leg(to, -amount_pico)), after)
-        if not purchased and beyond == "receivable":
+            return Movement((Leg("purchased", amount_pico), Leg("revenue", -amount_pico)), after)
+        if not purchased:
             after = Balances(0, receivable + amount_pico)
-            return Movement((Leg("receivable", amount_pico), Leg(to, -amount_pico)), after)
+            return Movement((Leg("receivable", amount_pico), Leg("revenue", -amount_pico)), after)
     left = amount_pico
     if grants:
         kept = []
@@ -191,13 +187,12 @@ def burn(
     from_granted = amount_pico - left
     from_purchased = min(left, balances.purchased_pico)
     left -= from_purchased
-    owed = left if beyond == "receivable" else 0
     return _movement(
-        Balances(balances.purchased_pico - from_purchased, balances.receivable_pico + owed, grants),
+        Balances(balances.purchased_pico - from_purchased, balances.receivable_pico + left, grants),
         Leg("granted", from_granted),
         Leg("purchased", from_purchased),
-        Leg(beyond, left),
-        Leg(to, -amount_pico),
+        Leg("receivable", left),
+        Leg("revenue", -amount_pico),
     )
 
 
@@ -249,6 +244,20 @@ def expire(balances: Balances, now: datetime) -> tuple[Grant, Movement] | None:
                 Leg("breakage", -due.remaining_pico),
             )
     return None
+
+
+def lapse(balances: Balances, to: AccountKind = "breakage") -> Movement:
+    """Ends all credit of somebody who is erased. What is owed stays owed.
+
+    A debt is a claim, and erasure is no waiver: the payments that it can be collected by are kept as long as the books.
+    """
+    purchased, granted_ = balances.purchased_pico, balances.granted_pico
+    return _movement(
+        Balances(0, balances.receivable_pico),
+        Leg("granted", granted_),
+        Leg("purchased", purchased),
+        Leg(to, -purchased - granted_),
+    )
 
 
 def take_back(

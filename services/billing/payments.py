@@ -2,12 +2,16 @@
 
 A refund or dispute whose purchase is not known waits, and so does the end of a dispute that is not known. What
 waited too long is booked as suspense, and still matched when its purchase comes after all.
+
+Money of an erased payer is booked too. Where no name leads to a number any more, the payment or dispute does, if it was
+known before; what remains of it as credit, and all that leads to no number, is suspense of the erased. What is no money
+(a note) or is ours to give (a grant, an opening balance) is dropped.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -15,12 +19,14 @@ from typing import Any, Literal
 import msgspec
 
 from services.billing import ledger
-from services.billing.books import Books, Standing
+from services.billing.books import Books, Standing, numbered
 from services.billing.ledger import Grant, Movement
 from shared.contract import events as e
 
-Outcome = Literal["created", "exists", "conflict", "waiting"]
-"""What became of an event: `conflict` = another content under a cause that is taken; nothing is booked."""
+Outcome = Literal["created", "exists", "conflict", "waiting", "erased"]
+"""What became of an event: `conflict` = another content under a cause that is taken; nothing is booked. `erased` = of
+somebody who is erased, and no money: dropped."""
+_DROPPED = frozenset((e.NoteAdded.TYPE, e.CreditGranted.TYPE, e.BalanceOpened.TYPE))
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -87,6 +93,8 @@ class Payments:
     """The books, and what is known of payments, disputes and causes that a batch touches."""
 
     books: Books
+    erased: Collection[str] = frozenset()
+    """Workspaces that are erased."""
     causes: dict[str, bytes] = field(default_factory=dict)
     purchases: dict[str, Purchase] = field(default_factory=dict)
     disputes: dict[str, Dispute] = field(default_factory=dict)
@@ -104,7 +112,12 @@ class Payments:
     def take(self, event: Any) -> Outcome:
         """Books one event of the payments topic."""
         data = event.data
-        standing = self.books.standings[data.workspace]
+        if data.workspace in self.erased:
+            if event.type in _DROPPED:
+                return "erased"
+            standing = self.books.standings.get(data.workspace) or self._payer(data)
+        else:
+            standing = self.books.standings[data.workspace]
         if event.type == e.NoteAdded.TYPE:
             return self._note(data, standing, event.time)
         cause = cause_of(event, standing.workspace_id)
@@ -114,6 +127,12 @@ class Payments:
             known = self.waiting[cause].digest
         if known is not None:
             return "exists" if known == digest else "conflict"
+        outcome = self._book(event, standing, cause, digest)
+        self._hand_over(standing, cause, event.time)
+        return outcome
+
+    def _book(self, event: Any, standing: Standing, cause: str, digest: bytes) -> Outcome:
+        data = event.data
         match event.type:
             case e.PaymentSettled.TYPE:
                 self._settle(data, standing, event.time, cause, digest)
@@ -142,6 +161,26 @@ class Payments:
             case _:
                 raise ValueError("an event type that the payments topic does not carry")
         return "created"
+
+    # --- payers whose name is gone ---------------------------------------------------------------------------------
+
+    def _payer(self, data: Any) -> Standing:
+        """Whom an event of an erased workspace is about: whoever the payment or dispute is booked on, else nobody."""
+        waiting = (item for item in self.waiting.values() if item.payment == data.payment)
+        known = (self.purchases.get(data.payment), self.disputes.get(getattr(data, "dispute", "")), *waiting)
+        for item in known:
+            found = None if item is None else self.books.standings.get(numbered(item.workspace_id))
+            if found is not None:
+                return found
+        return self.books.nobody(self.books.config.legal_class(getattr(data, "jurisdiction", None)))
+
+    def _hand_over(self, standing: Standing, cause: str, event_at: datetime) -> None:
+        """Credit that came back to somebody who is erased: nobody can use it, and it is visible as suspense."""
+        if not standing.nameless or standing.nobody:
+            return
+        movement = ledger.lapse(standing.balances, to="suspense_erased")
+        if movement.legs:
+            self._post(standing, "erasure", f"erased:{cause}", movement, event_at, b"")
 
     # --- what can wait -------------------------------------------------------------------------------------------
 
@@ -228,7 +267,8 @@ class Payments:
         self.touched_disputes[dispute.dispute] = dispute
 
     def _settle(self, data: Any, standing: Standing, event_at: datetime, cause: str, digest: bytes) -> None:
-        self._state(standing, data.jurisdiction, event_at)
+        if not standing.nameless:
+            self._state(standing, data.jurisdiction, event_at)
         amount = int(data.credit_pico)
         fee = ledger.purchase_fee(amount, self.books.config)
         self._post(standing, "purchase", cause, ledger.settle(standing.balances, amount, fee), event_at, digest)
@@ -250,6 +290,10 @@ class Payments:
     def give_up(self, cause: str, standing: Standing) -> None:
         """`cause` has waited too long: its money is suspense from here on (an end of a dispute moves none)."""
         item = self.waiting[cause]
+        self._give_up(item, cause, standing)
+        self._hand_over(standing, cause, item.event_at)
+
+    def _give_up(self, item: Waiting, cause: str, standing: Standing) -> None:
         if item.kind == "dispute_closed" and self._apply(item, standing):
             self._forget(cause)
             return
@@ -313,11 +357,20 @@ def cause_of(event: Any, workspace_id: int) -> str:
 
 def causes(books: Books, arrived: Iterable[Any]) -> list[str]:
     """The causes of these events; notes stand beside the ledger and have none."""
+    numbers = {name: standing.workspace_id for name, standing in books.standings.items()}
+    # Who has no number is erased: then none of the causes that would need it is asked for.
     return [
-        cause_of(event, books.standings[event.data.workspace].workspace_id)
-        for event in arrived
-        if event.type != e.NoteAdded.TYPE
+        cause_of(event, numbers.get(event.data.workspace, 0)) for event in arrived if event.type != e.NoteAdded.TYPE
     ]
+
+
+def named_by(arrived: Iterable[Any], workspaces: Collection[str]) -> tuple[set[str], set[str]]:
+    """(payments, disputes) that the events of these workspaces are about."""
+    theirs = [event.data for event in arrived if event.data.workspace in workspaces]
+    return (
+        {data.payment for data in theirs if hasattr(data, "payment")},
+        {data.dispute for data in theirs if hasattr(data, "dispute")},
+    )
 
 
 def content_digest(event: Any, workspace_id: int) -> bytes:
@@ -341,8 +394,8 @@ def moves(books: Books, stated: dict[str, str]) -> list[tuple[int, str]]:
     """(workspace, new class) of those whose default class will give way to the one that a payment names."""
     found = set()
     for workspace, jurisdiction in stated.items():
-        standing = books.standings[workspace]
+        standing = books.standings.get(workspace)
         legal_class = books.config.legal_class(jurisdiction)
-        if not standing.class_stated and standing.legal_class != legal_class:
+        if standing is not None and not standing.class_stated and standing.legal_class != legal_class:
             found.add((standing.workspace_id, legal_class))
     return sorted(found)

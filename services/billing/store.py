@@ -14,10 +14,11 @@ from typing import Any
 
 import asyncpg
 
-from services.billing.books import Books, Standing, State
+from services.billing.books import Books, Standing, State, numbered
 from services.billing.charges import LINE_COLUMNS, Sheet, Sifted, by_day, digests, oldest, seen_rows
 from services.billing.ledger import Balances, BillingConfig, Grant, block_hash, closes_at
 from services.billing.payments import Dispute, Note, Payments, Purchase, Waiting
+from shared.contract.units import ERASED
 from shared.mesh import packed
 from shared.mesh.store import Connection, copy_packed
 
@@ -133,35 +134,55 @@ async def forget_late(db: Connection, before: date) -> None:
 
 
 async def open_books(
-    db: Connection, now: datetime, config: BillingConfig, owners: Mapping[str, str], classes: Mapping[str, str]
+    db: Connection,
+    now: datetime,
+    config: BillingConfig,
+    owners: Mapping[str, str],
+    classes: Mapping[str, str],
+    erased: Collection[str] = (),
+    numbers: Collection[int] = (),
 ) -> Books:
     """The books of `owners` (workspace to account), locked; workspaces never seen before are entered first.
 
-    `classes`: the legal class that new ones start in. Grants that are over are booked as breakage.
+    `classes`: the legal class that new ones start in. Grants that are over are booked as breakage. Of the workspaces
+    that are `erased` none is entered: the books have those whose name is still known, and nobody for the rest.
+    `numbers`: more workspaces, by their number in the ledger.
     """
     names = list(owners)
-    standings = await _lock(db, names)
-    if len(standings) < len(names):
-        unknown = sorted(name for name in names if name not in standings)
+    standings = await (_lock_numbered(db, names, numbers) if erased else _lock(db, names))
+    unknown = sorted(name for name in names if name not in standings and name not in erased)
+    if unknown:
         await _enter(db, unknown, [owners[name] for name in unknown], [classes[name] for name in unknown])
         standings |= await _lock(db, unknown)
-    return await _books(db, now, config, standings)
+    books = await _books(db, now, config, standings)
+    if erased:
+        books.admit_nobody()
+    return books
 
 
 async def open_books_by_id(
     db: Connection, now: datetime, config: BillingConfig, workspace_ids: Collection[int]
 ) -> Books:
-    """The books of workspaces that are known, locked; those whose names were erased are left out."""
-    rows = await db.fetch(_LOCKED.format("b.workspace_id"), list(workspace_ids))
-    return await _books(db, now, config, {row[0]: _standing(row) for row in rows})
+    """The books of workspaces that are known, locked; those whose names were erased are nameless."""
+    books = await _books(db, now, config, await _lock_numbered(db, (), workspace_ids))
+    books.admit_nobody()
+    return books
 
 
-# The columns are in the order of `_standing`.
+# Columns in the order of `_standing`. Where an erasure can be under way, by number: who waits for it to end sees the
+# balance as it is then, and the name as it was before. So it is the balance that says whether there is still a name.
 _LOCKED = """SELECT r.workspace, b.workspace_id, b.class, b.class_stated, b.version, b.purchased_pico::text,
                     b.receivable_pico::text, b.granted_pico::text, b.purchased_account, b.granted_account,
                     b.receivable_account
              FROM workspace_ref r JOIN balance b ON b.workspace_id = r.id
-             WHERE {} = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b"""
+             WHERE r.workspace = ANY($1) ORDER BY b.workspace_id FOR UPDATE OF b"""
+_LOCKED_NUMBERED = """SELECT CASE WHEN NOT b.erased THEN r.workspace END, b.workspace_id, b.class, b.class_stated, b.version,
+                             b.purchased_pico::text, b.receivable_pico::text, b.granted_pico::text, b.purchased_account,
+                             b.granted_account, b.receivable_account
+                      FROM balance b LEFT JOIN workspace_ref r ON r.id = b.workspace_id
+                      WHERE b.workspace_id = ANY($1::bigint[] || ARRAY(SELECT id FROM workspace_ref
+                                                                       WHERE workspace = ANY($2::text[])))
+                      ORDER BY b.workspace_id FOR UPDATE OF b"""
 
 
 async def _books(db: Connection, now: datetime, config: BillingConfig, standings: dict[str, Standing]) -> Books:
@@ -176,17 +197,26 @@ async def _books(db: Connection, now: datetime, config: BillingConfig, standings
 
 
 async def _lock(db: Connection, workspaces: Sequence[str]) -> dict[str, Standing]:
-    rows = await db.fetch(_LOCKED.format("r.workspace"), workspaces)
-    return {row[0]: _standing(row) for row in rows}
+    return {row[0]: _standing(row) for row in await db.fetch(_LOCKED, workspaces)}
+
+
+async def _lock_numbered(db: Connection, workspaces: Collection[str], numbers: Collection[int]) -> dict[str, Standing]:
+    """Workspaces by name or number; those whose name is gone go by their number."""
+    rows = await db.fetch(_LOCKED_NUMBERED, list(numbers), list(workspaces))
+    found = [_standing(row) for row in rows]
+    return {standing.workspace: standing for standing in found}
 
 
 def _standing(row: Sequence[Any]) -> Standing:
     """Amounts come as text, which is exact and half the work. Grants are loaded where there is granted credit."""
     name, number, legal_class, stated, version, purchased, receivable, granted, *accounts = row
-    return Standing(
+    standing = Standing(
         name, number, legal_class, stated, version, Balances(int(purchased), int(receivable)),
         (accounts[0], accounts[1], accounts[2]), int(granted),
     )  # fmt: skip
+    if name is None:
+        standing.workspace, standing.nameless = numbered(number), True
+    return standing
 
 
 async def _load_grants(db: Connection, standings: Mapping[str, Standing]) -> None:
@@ -246,15 +276,18 @@ async def enter_class(db: Connection, moves: Sequence[tuple[int, str]]) -> dict[
     return {key: (kinds["purchased"], kinds["granted"], kinds["receivable"]) for key, kinds in found.items()}
 
 
-async def lock_byok(db: Connection, months: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    """The list price of own-key usage by (account, month) so far, locked."""
+async def lock_byok(
+    db: Connection, months: Sequence[tuple[str, str]], erased: Collection[str] = ()
+) -> dict[tuple[str, str], int]:
+    """The list price of own-key usage by (account, month) so far, locked. None is begun for `erased` accounts."""
     if not months:
         return {}
     accounts, names = [m[0] for m in months], [m[1] for m in months]
+    begun = [m for m in months if m[0] not in erased]
     await db.execute(
         """INSERT INTO byok_month (account, month, list_pico) SELECT *, 0 FROM unnest($1::text[], $2::text[])
            ON CONFLICT DO NOTHING""",
-        accounts, names,
+        [m[0] for m in begun], [m[1] for m in begun],
     )  # fmt: skip
     rows = await db.fetch(
         """SELECT b.account, b.month, b.list_pico FROM byok_month b
@@ -274,6 +307,12 @@ async def set_byok(db: Connection, months: Mapping[tuple[str, str], int]) -> Non
                WHERE b.account = v.account AND b.month = v.month""",
             [k[0] for k in months], [k[1] for k in months], [str(v) for v in months.values()],
         )  # fmt: skip
+
+
+async def add_erased_byok(db: Connection, months: Collection[tuple[str, int]]) -> None:
+    """Keeps own-key usage (month, list price) of accounts that are erased, without them."""
+    await db.executemany("INSERT INTO byok_erased (month, list_pico) VALUES ($1, $2::text::numeric)",
+                         [(month, str(listed)) for month, listed in sorted(months)])  # fmt: skip
 
 
 async def share_periods(
@@ -342,7 +381,7 @@ async def close_books(db: Connection, books: Books) -> list[State]:
         await db.copy_records_to_table("journal_cause", columns=("cause", "journal", "digest"), records=causes)
     if books.journals:
         await _write_blocks(db, books)
-    return [standing.state(books.now) for standing in changed]
+    return [standing.state(books.now) for standing in changed if not standing.nameless]
 
 
 async def _write_balances(db: Connection, changed: Sequence[Standing], now: datetime) -> None:
@@ -350,7 +389,7 @@ async def _write_balances(db: Connection, changed: Sequence[Standing], now: date
         return
     for standing in changed:
         standing.version += 1
-    moved = [s for s in changed if s.moved]
+    moved, erased = [s for s in changed if s.moved], [s.workspace_id for s in changed if s.erased]
     # Amounts go as text: exact at any size, and cheaper than a numeric each.
     await db.execute(
         """UPDATE balance b SET version = v.version, purchased_pico = v.purchased::numeric,
@@ -367,6 +406,8 @@ async def _write_balances(db: Connection, changed: Sequence[Standing], now: date
         await db.execute(
             "UPDATE balance SET class_stated = true WHERE workspace_id = ANY($1)", [s.workspace_id for s in stated]
         )
+    if erased:
+        await db.execute("UPDATE balance SET erased = true WHERE workspace_id = ANY($1)", erased)
     for s in moved:
         await db.execute(
             """UPDATE balance SET class = $2, purchased_account = $3, granted_account = $4, receivable_account = $5
@@ -448,10 +489,10 @@ async def _write_blocks(db: Connection, books: Books) -> None:
 
 async def open_payments(
     db: Connection, books: Books, causes: Collection[str], payments: Collection[str], disputes: Collection[str],
-    notes: Collection[str],
+    notes: Collection[str], erased: Collection[str] = (),
 ) -> Payments:  # fmt: skip
     """What is known of the given causes, payments, disputes and notes."""
-    found = Payments(books)
+    found = Payments(books, erased)
     found.causes = {
         row["cause"]: row["digest"]
         for row in await db.fetch("SELECT cause, digest FROM journal_cause WHERE cause = ANY($1)", list(causes))
@@ -485,6 +526,17 @@ def _waiting(row: Mapping[str, Any]) -> Waiting:
         None if amount is None else int(amount), row["outcome"], row["digest"], row["event_at"], row["arrived_at"],
         row["position"], row["state"],
     )  # fmt: skip
+
+
+async def payers(db: Connection, payments: Collection[str], disputes: Collection[str]) -> list[int]:
+    """The numbers of those on whom these payments and disputes are booked, or for whom something waits."""
+    rows = await db.fetch(
+        """SELECT workspace_id FROM purchase WHERE payment = ANY($1)
+           UNION SELECT workspace_id FROM dispute WHERE dispute = ANY($2) OR payment = ANY($1)
+           UNION SELECT workspace_id FROM waiting_payment WHERE payment = ANY($1)""",
+        list(payments), list(disputes),
+    )  # fmt: skip
+    return [row["workspace_id"] for row in rows]
 
 
 async def due_waiting(db: Connection, before: datetime, limit: int) -> list[Waiting]:
@@ -568,14 +620,14 @@ async def close_period(
     """Writes what each workspace used in a period, and what was booked in it of closed ones; then it is closed."""
     await db.execute(
         """INSERT INTO period_total (class, period, workspace_id, charged_pico, adjusted_pico, journals)
-           SELECT $1, $2, j.workspace_id,
+           SELECT $1, $2, coalesce(j.workspace_id, 0),
                   coalesce(sum(-e.amount_pico) FILTER (WHERE j.adjusts_period IS NULL), 0),
                   coalesce(sum(-e.amount_pico) FILTER (WHERE j.adjusts_period IS NOT NULL), 0), count(*)
            FROM journal j
            JOIN ledger_account a ON a.class = $1 AND a.kind = 'revenue' AND a.workspace_id IS NULL
            LEFT JOIN entry e ON e.class = $1 AND e.booking_year = ANY($3) AND e.booking_year = j.booking_year
                             AND e.journal = j.id AND e.account = a.id
-           WHERE j.class = $1 AND j.booking_year = ANY($3) AND j.kind = 'usage' AND j.workspace_id IS NOT NULL
+           WHERE j.class = $1 AND j.booking_year = ANY($3) AND j.kind = 'usage'
              AND ((j.period = $2 AND j.adjusts_period IS NULL)
                   OR (j.adjusts_period IS NOT NULL AND j.booked_at >= $4 AND j.booked_at < $5))
            GROUP BY j.workspace_id""",
@@ -600,7 +652,7 @@ async def next_balances(db: Connection, limit: int, now: datetime, round_started
         await db.execute("UPDATE balance_round SET started_at = $1", now)
     rows = await db.fetch(
         """SELECT r.workspace, b.* FROM balance b JOIN workspace_ref r ON r.id = b.workspace_id
-           WHERE b.workspace_id > $1 AND b.version > 0 ORDER BY b.workspace_id LIMIT $2 FOR UPDATE OF b""",
+           WHERE b.workspace_id > $1 AND b.version > 0 AND NOT b.erased ORDER BY b.workspace_id LIMIT $2 FOR UPDATE OF b""",
         position, limit,
     )  # fmt: skip
     # -1: through.
@@ -612,6 +664,81 @@ async def next_balances(db: Connection, limit: int, now: datetime, round_started
         )
         for row in rows
     ]  # fmt: skip
+
+
+# --- erasure -----------------------------------------------------------------------------------------------------
+
+
+async def numbers_of(db: Connection, workspaces: Collection[str]) -> list[int]:
+    """The numbers that these names still lead to."""
+    rows = await db.fetch("SELECT id FROM workspace_ref WHERE workspace = ANY($1)", list(workspaces))
+    return [row["id"] for row in rows]
+
+
+async def part_with_owners(db: Connection, accounts: Collection[str], workspaces: Collection[str]) -> None:
+    """Takes the names of accounts from all workspaces but these, which go as a whole."""
+    await db.execute(
+        "UPDATE workspace_ref SET account = $3 WHERE account = ANY($1) AND workspace <> ALL($2)",
+        list(accounts), list(workspaces), ERASED,
+    )  # fmt: skip
+
+
+async def take_over(db: Connection, owners: Mapping[str, str]) -> None:
+    """Names the account of those of these workspaces (to account) whose former one was erased."""
+    await db.execute(
+        """UPDATE workspace_ref r SET account = v.account FROM unnest($1::text[], $2::text[]) AS v(workspace, account)
+           WHERE r.workspace = v.workspace AND r.account = $3""",
+        list(owners), list(owners.values()), ERASED,
+    )  # fmt: skip
+
+
+async def part_with_byok(db: Connection, accounts: Collection[str]) -> None:
+    """Keeps what accounts used with their own keys, without the accounts."""
+    await db.execute(
+        """WITH month AS (DELETE FROM byok_month WHERE account = ANY($1) RETURNING month, list_pico)
+           INSERT INTO byok_erased (month, list_pico) SELECT month, list_pico FROM month ORDER BY month, list_pico""",
+        list(accounts),
+    )
+
+
+async def classes_of(db: Connection, numbers: Collection[int]) -> dict[int, list[str]]:
+    """The legal classes in which these workspaces have books."""
+    found: dict[int, list[str]] = {}
+    for row in await db.fetch(
+        "SELECT DISTINCT workspace_id, class FROM ledger_account WHERE workspace_id = ANY($1)", list(numbers)
+    ):
+        found.setdefault(row["workspace_id"], []).append(row["class"])
+    return found
+
+
+async def add_erased_workspaces(
+    db: Connection, workspaces: Collection[tuple[str, bool, datetime]], now: datetime
+) -> None:
+    """Remembers (workspace, whether there is a balance to end, until when its books are kept) for what is still to say."""
+    await db.executemany(
+        """INSERT INTO erased_workspace (workspace, published, erased_at, kept_until) VALUES ($1, $2, $4, $3)
+           ON CONFLICT DO NOTHING""",
+        [(*workspace, now) for workspace in sorted(workspaces)],
+    )
+
+
+async def kept_until(db: Connection, workspaces: Collection[str]) -> datetime | None:
+    """Until when the books of workspaces are kept that have just been erased; None if they have none."""
+    until: datetime | None = await db.fetchval(
+        "SELECT max(kept_until) FROM erased_workspace WHERE workspace = ANY($1)", list(workspaces)
+    )
+    return until
+
+
+async def take_erased_workspaces(db: Connection, before: datetime, limit: int) -> list[str]:
+    """Forgets workspaces that were erased by `before`; names those whose balance is to be ended."""
+    rows = await db.fetch(
+        """DELETE FROM erased_workspace WHERE workspace IN (
+             SELECT workspace FROM erased_workspace WHERE erased_at <= $1 ORDER BY erased_at LIMIT $2 FOR UPDATE)
+           RETURNING workspace, published""",
+        before, limit,
+    )  # fmt: skip
+    return sorted(row["workspace"] for row in rows if row["published"])
 
 
 # --- reads -------------------------------------------------------------------------------------------------------
@@ -671,7 +798,7 @@ async def periods(db: Connection) -> list[Mapping[str, Any]]:
     """Every period with what was charged in it, once it is closed."""
     rows = await db.fetch(
         """SELECT p.class, p.period, p.closes_at, p.closed_at, sum(t.charged_pico) AS charged_pico,
-                  sum(t.adjusted_pico) AS adjusted_pico, count(t.workspace_id) AS workspaces
+                  sum(t.adjusted_pico) AS adjusted_pico, count(nullif(t.workspace_id, 0)) AS workspaces
            FROM period p LEFT JOIN period_total t ON t.class = p.class AND t.period = p.period
            GROUP BY p.class, p.period ORDER BY p.period, p.class"""
     )

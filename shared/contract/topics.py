@@ -164,11 +164,12 @@ BALANCES = Topic(
     key="workspace",
     partitions=6,
     writers=("billing",),
-    readers=("gateway",),
+    readers=("gateway", "retention"),
     retention=_TRANSIT,
     compacted=True,
     ordered=True,
     fixed_partitions=True,
+    after_erasure={"retention": "drop"},
 )
 
 COMMANDS = Topic(

@@ -36,4 +36,6 @@ def units(event: Any) -> Sequence[Unit]:
     if event.type == AccessRecorded.TYPE and data.account is None and data.identity is not None:
         # Whoever signs in without an account any more must not become somebody again. A new account may.
         subjects = (("identity", data.identity),)
-    return [Unit(subjects, event)]
+    # What an erased member's key still tries names the key no more.
+    traces = (("key", data.key),) if event.type == AccessRecorded.TYPE and data.key is not None else ()
+    return [Unit(subjects, event, traces)]

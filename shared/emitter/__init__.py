@@ -1,5 +1,5 @@
 """The emitter: how a platform sends its events to the mesh. See README.md; platforms import it as `steward`."""
 
-from .emitter import Closed, Emitter, Full, Refused, Stats
+from .emitter import Closed, Emitter, Full, Refused, Stats, seal
 
-__all__ = ["Closed", "Emitter", "Full", "Refused", "Stats"]
+__all__ = ["Closed", "Emitter", "Full", "Refused", "Stats", "seal"]

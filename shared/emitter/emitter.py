@@ -41,6 +41,7 @@ from ..contract.base import (
 from ..contract.codec import encode_json
 from ..contract.events import PricesImported
 from ..contract.ids import UUID7
+from ..contract.sealing import seal_to
 from ..contract.topics import TOPICS, Topic
 from .cards import holds_card, may_hold_card
 from .journal import create, framed
@@ -66,6 +67,15 @@ class Full(Exception):
 
 class Closed(Exception):
     """The emitter was closed, or belongs to the process that this one was forked from."""
+
+
+def seal(text: str, key: str) -> str:
+    """`text` for a field of the kind `Sealed`: only the mesh can read it, and nobody once the key's day is over.
+
+    `key` is the public key of the day (UTC) as `steward keys ingress` prints it, `ID:BASE64URL`. Raises ValueError for another
+    text there, and for more than 8,191 bytes; the error never holds the text.
+    """
+    return seal_to(text, key)
 
 
 @dataclass(frozen=True, slots=True)

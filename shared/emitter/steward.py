@@ -3,6 +3,6 @@
 In the wheel this file is `steward/__init__.py`, beside the packages that it stands on.
 """
 
-from .emitter import Closed, Emitter, Full, Refused, Stats
+from .emitter import Closed, Emitter, Full, Refused, Stats, seal
 
-__all__ = ["Closed", "Emitter", "Full", "Refused", "Stats"]
+__all__ = ["Closed", "Emitter", "Full", "Refused", "Stats", "seal"]

@@ -145,6 +145,7 @@ class TopicConsumer:
         session_timeout_ms: int,
         filter: Filter | None = None,
         guard: Guard | None = None,
+        plugged: Mapping[str, Any] | None = None,
         limit: Limit | None = None,
         wake_relay: Callable[[], None] = lambda: None,
         wake_tasks: Callable[[], None] = lambda: None,
@@ -161,7 +162,7 @@ class TopicConsumer:
         self.attach: Callable[[], AIOKafkaConsumer | None] = lambda: None
         self._service, self._pool, self._clock, self._owner = service, pool, clock, owner
         self._codec = Codec(self.topic)
-        self._filter, self._guard = filter, guard
+        self._filter, self._guard, self._plugged = filter, guard, plugged
         self._limit = limit or Limit()
         self._wake_relay, self._wake_tasks = wake_relay, wake_tasks
         self._fault = fault
@@ -479,8 +480,9 @@ class TopicConsumer:
                     await self._fence(db, moves)
                     await self._at("fenced")
                     tx = Transaction(
-                        self._service, db, self._clock.now(), part=min(tp.partition for tp in moves), replay=replay
-                    )
+                        self._service, db, self._clock.now(), part=min(tp.partition for tp in moves), replay=replay,
+                        plugged=self._plugged,
+                    )  # fmt: skip
                     if self._guard is not None and self.declaration.guarded:
                         await self._guard(tx)
                     redrives = await self._settle_redrives(tx, received, records)

@@ -22,6 +22,10 @@ class NotFound(Exception):
     """A read that has no answer: 404, with the text."""
 
 
+class NotAllowed(Exception):
+    """A read that needs another role or a better reason: 403, with what is missing."""
+
+
 class NotKept(Exception):
     """A read whose answer is not kept, by a promise: 410, with the reason."""
 
@@ -112,6 +116,8 @@ class Port:
             )
         except KeyError:
             return _json({"error": "this service has no such read"}, 404)
+        except NotAllowed as error:
+            return _json({"error": str(error)}, 403)
         except NotFound as error:
             return _json({"error": str(error)}, 404)
         except NotKept as error:

@@ -32,7 +32,7 @@ from shared.mesh.relay import Relay
 from shared.mesh.service import Consumer, Partitioned, Service
 from shared.mesh.settings import ServiceSettings
 from shared.mesh.store import OutboxRow, Pool
-from shared.mesh.transaction import HEARTBEAT, Transaction, shard_of
+from shared.mesh.transaction import HEARTBEAT, Caller, Transaction, shard_of
 from shared.mesh.work import Worker
 
 log = logging.getLogger("steward.mesh")
@@ -80,7 +80,7 @@ class Runtime:
         self._started = False
         self._closers: list[Callable[[], Awaitable[Any]]] = []
         # What plug-ins keep for the life of this process, by name.
-        self.plugged: dict[str, Any] = {}
+        self.plugged: dict[str, Any] = {"kafka": settings.kafka}
         self.exit_reason: str | None = None
         self._exit = asyncio.Event()
         self._sweep = asyncio.Event()
@@ -120,7 +120,8 @@ class Runtime:
         tasks = service.tasks | {RELEASE_PARKED: release_parked_task(self)}
         self.worker = Worker(
             service.name, self._pool, self.clock, jobs, tasks,
-            guard=service.guard, wake_relay=self.relay.wake, fault=self._fault,
+            guard=service.guard, unguarded=service.unguarded, plugged=self.plugged,
+            wake_relay=self.relay.wake, fault=self._fault,
         )  # fmt: skip
         declarations = [*service.consumers]
         if service.name in COMMANDS.readers:
@@ -212,6 +213,7 @@ class Runtime:
             session_timeout_ms=settings.session_timeout_ms,
             filter=self.service.filter,
             guard=self.service.guard,
+            plugged=self.plugged,
             limit=self._limit,
             wake_relay=self.relay.wake,
             wake_tasks=self.worker.wake,
@@ -437,14 +439,22 @@ class Runtime:
             metrics.TASKS_PENDING.labels(name).set(waiting["tasks"].get(name, 0))
 
     async def answer(self, name: str, query: Mapping[str, str], actor: str, role: str, reason: str) -> Any:
-        """Answers a read and notes who asked. Raises KeyError for a read that this service does not have."""
+        """Answers a read and notes who asked, also when the read then refuses (`NotAllowed`).
+
+        Raises KeyError for a read that this service does not have.
+        """
         if name == "idle":
             return await self.idle()
         handler = self.service.read_handlers.get(name) or _COMMON_READS[name]
-        async with self.pool.acquire() as db, db.transaction():
+        async with self.pool.acquire() as db:
             now = self.clock.now()
+            # Committed first: whoever is refused has asked, too.
             await store.log_read(db, name, actor, role, reason, now)
-            return await handler(query, Transaction(self.service.name, db, now))
+            async with db.transaction():
+                caller = Caller(actor, role, reason)
+                return await handler(
+                    query, Transaction(self.service.name, db, now, plugged=self.plugged, caller=caller)
+                )
 
     async def idle(self) -> dict[str, Any]:
         """Whether nothing is on its way: lag 0 (asked of Kafka, not of a cache), outbox and tasks empty."""

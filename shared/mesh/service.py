@@ -155,6 +155,7 @@ class Service:
     consumers: list[Consumer] = field(default_factory=list)
     jobs: dict[str, tuple[timedelta, JobHandler]] = field(default_factory=dict)
     tasks: dict[str, TaskHandler] = field(default_factory=dict)
+    unguarded: set[str] = field(default_factory=set)
     read_handlers: dict[str, ReadHandler] = field(default_factory=dict)
     commands: dict[str, CommandHandler] = field(default_factory=dict)
 
@@ -198,11 +199,16 @@ class Service:
 
         return register
 
-    def task(self, name: str) -> Callable[[TaskHandler], TaskHandler]:
-        """The decorated handler does one chunk of a task and returns its new position, or `Done()`."""
+    def task(self, name: str, *, guarded: bool = True) -> Callable[[TaskHandler], TaskHandler]:
+        """The decorated handler does one chunk of a task and returns its new position, `Later(...)`, or `Done()`.
+
+        `guarded=False`: it makes no rows out of what was read, and may wait for others while its transaction is open.
+        """
 
         def register(handler: TaskHandler) -> TaskHandler:
             self.tasks[name] = handler
+            if not guarded:
+                self.unguarded.add(name)
             return handler
 
         return register

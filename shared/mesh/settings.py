@@ -85,10 +85,13 @@ class ServiceSettings:
     clock: str | None = None
     master_key_file: str | None = None
     master_key: str | None = field(default=None, repr=False)
+    signing_key_file: str | None = None
     session_timeout_ms: int = 15_000
     batch_records: int = 5_000
     linger_ms: int = 25
     drain_seconds: float = 25.0
+    smtp_url: str | None = None
+    mail_from: str | None = None
 
     @classmethod
     def from_env(cls, name: str, env: Mapping[str, str] = os.environ) -> ServiceSettings:
@@ -122,10 +125,13 @@ class ServiceSettings:
             clock=env.get("STEWARD_CLOCK"),
             master_key_file=env.get("STEWARD_MASTER_KEY_FILE"),
             master_key=env.get("STEWARD_MASTER_KEY"),
+            signing_key_file=env.get("STEWARD_SIGNING_KEY_FILE"),
             session_timeout_ms=int(number("STEWARD_SESSION_TIMEOUT_MS", "15000")),
             batch_records=int(number("STEWARD_BATCH_RECORDS", "5000")),
             linger_ms=int(number("STEWARD_LINGER_MS", "25")),
             drain_seconds=number("STEWARD_DRAIN_SECONDS", "25"),
+            smtp_url=env.get("STEWARD_SMTP_URL"),
+            mail_from=env.get("STEWARD_MAIL_FROM"),
         )
         if settings.drain_seconds <= 0:
             raise Misconfigured("STEWARD_DRAIN_SECONDS must be above 0: without a drain a batch is cut in its middle")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,18 +32,43 @@ def shard_of(key: bytes | None, part: int | None) -> int:
     return hashlib.blake2b(key, digest_size=2).digest()[0] % SHARDS
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks a read, in which role and why: as the log of reads has it."""
+
+    actor: str
+    role: str
+    reason: str
+
+
 class NotGiven(Exception):
     """The contract does not let this service do that."""
 
 
 class Transaction:
-    """One effect transaction. `db` is inside of it; what `publish` and `count` are told becomes true with its commit."""
+    """One effect transaction. `db` is inside of it; what `publish` and `count` are told becomes true with its commit.
 
-    def __init__(self, service: str, db: Connection, now: datetime, *, part: int = -1, replay: bool = False) -> None:
+    `caller`: who asks, in the transaction of a read.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        db: Connection,
+        now: datetime,
+        *,
+        part: int = -1,
+        replay: bool = False,
+        plugged: Mapping[str, Any] | None = None,
+        caller: Caller | None = None,
+    ) -> None:
         self.service = service
         self.db = db
         self.now = now
         self.replay = replay
+        # What is plugged into the running service, by name.
+        self.plugged: Mapping[str, Any] = plugged or {}
+        self.caller = caller
         self._part = part
         self._outbox: list[OutboxRow] = []
         self._counts: Counter[str] = Counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -33,12 +33,14 @@ class Worker:
         tasks: dict[str, TaskHandler],
         *,
         guard: Guard | None = None,
+        unguarded: Collection[str] = (),
+        plugged: Mapping[str, Any] | None = None,
         wake_relay: Callable[[], None] = lambda: None,
         fault: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._service, self._pool, self._clock = service, pool, clock
         self._jobs, self._tasks = jobs, tasks
-        self._guard = guard
+        self._guard, self._unguarded, self._plugged = guard, unguarded, plugged
         self._wake_relay = wake_relay
         self._fault = fault
         self._wake = asyncio.Event()
@@ -89,7 +91,7 @@ class Worker:
                 return False
             slot = slot_of(now, every)
             missed = max(0, int((slot - job["next_slot"]) / every))
-            tx = Transaction(self._service, db, now)
+            tx = Transaction(self._service, db, now, plugged=self._plugged)
             if self._guard is not None:
                 await self._guard(tx)
             await handler(now, tx)
@@ -129,9 +131,9 @@ class Worker:
                 await transaction.rollback()
                 return False
             task = Task(row["id"], row["name"], row["cause"], row["payload"], row["position"], row["attempts"])
-            tx = Transaction(self._service, db, now)
+            tx = Transaction(self._service, db, now, plugged=self._plugged)
             try:
-                if self._guard is not None:
+                if self._guard is not None and task.name not in self._unguarded:
                     await self._guard(tx)
                 position: Any = await self._tasks[task.name](task, tx)
                 if isinstance(position, Done):

@@ -21,7 +21,8 @@ STARTS = ("receipt", "identity_verified", "confirmation", "child_report", "last_
 class Deadline:
     """A period of the policy. `unit`: days of 24 hours, or business days of the calendar.
 
-    `minimum`: what starts the clock has to be at least so long ago (a policy change), instead of at most.
+    `minimum`: what starts the clock has to be at least so long ago (a policy change), instead of at most. Its clock says
+    from when something may happen; it is no clock of a case, and neither due nor forecast.
     """
 
     name: str

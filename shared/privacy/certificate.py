@@ -237,7 +237,9 @@ def parse(raw: bytes) -> tuple[dict[str, Any], Certificate]:
     """The document in `raw`. Raises `NotACertificate`; so for a member that is there twice, which two readers could take
     for two documents."""
     try:
-        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_twins, parse_constant=_refused, parse_float=_refused)
+        document = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_no_twins, parse_constant=_refused, parse_float=_refused
+        )
     except (ValueError, RecursionError) as error:
         raise NotACertificate(f"it is not plain JSON ({type(error).__name__})") from None
     if not isinstance(document, dict) or document.get("type") != TYPE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import msgspec
@@ -47,8 +47,11 @@ class Treatment:
 
 @dataclass(slots=True)
 class Pass:
-    """Where a pass got to. `rest`: [table, physical table, its pages] still to be gone over; `block`: where in the first
-    of them; `outbox`: the newest row that waited to be published when it began. Holds no id of a subject: it is stored.
+    """Where a pass got to.
+
+    `rest`: [table, physical table, its pages] still to be gone over; `block`: where in the first of them; `outbox`: the
+    newest row that waited to be published when it began; `kept`: what the law keeps. Holds no id of a subject: it is
+    stored.
     """
 
     orders: list[tuple[str, int]]
@@ -56,18 +59,22 @@ class Pass:
     block: int
     counts: Counts
     outbox: int
+    kept: dict[str, list[Any]] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
         """As a task's position."""
         return {
-            "orders": self.orders, "rest": self.rest, "block": self.block, "counts": self.counts, "outbox": self.outbox
+            "orders": self.orders, "rest": self.rest, "block": self.block, "counts": self.counts, "outbox": self.outbox,
+            "kept": self.kept,
         }  # fmt: skip
 
     @classmethod
     def load(cls, position: Mapping[str, Any]) -> Pass:
         """From a task's position."""
         orders = [(case, epoch) for case, epoch in position["orders"]]
-        return cls(orders, position["rest"], position["block"], position["counts"], position["outbox"])
+        return cls(
+            orders, position["rest"], position["block"], position["counts"], position["outbox"], position["kept"]
+        )
 
     async def advance(self, tx: Transaction, tables: Mapping[str, Treatment], orders: Orders) -> None:
         """Goes over the next pages, as many as one transaction should."""

@@ -23,11 +23,11 @@ from shared.mesh.transaction import rfc3339
 from shared.policy import policy
 from shared.privacy import store
 from shared.privacy.data_map import Column, Holding, Rows, longest
-from shared.privacy.erasure import Counts, Letters, Pass, Treatment, by_kind
+from shared.privacy.erasure import Letters, Pass, Treatment, by_kind
 from shared.privacy.expiry import attach_expiry
 from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP, MESH_ROWS
 from shared.privacy.tombstones import Tombstones
-from shared.privacy.vault import Shredded, Vault, open_vault
+from shared.privacy.vault import Shredded, open_vault, vault_of
 
 log = logging.getLogger("steward.privacy")
 
@@ -63,18 +63,14 @@ class Holder:
         suppress: bool = True,
     ) -> None:
         self.holding = holding
-        self.vault: Vault
         self.tombstones = Tombstones(service.name, enabled=suppress)
         self._service = service
         self._before, self._keeps, self._reports = before, keeps, reports
         self._tables = {rows.table: treatment_of(holding.columns, rows) for rows in holding.rows}
-        self._runtime: Any = None
 
     async def open(self, runtime: Any) -> None:
         """Opens the vault: hashes and case keys come from there."""
-        self._runtime = runtime
-        self.vault = await open_vault(runtime)
-        self.tombstones.hasher = self.vault.hasher
+        await open_vault(runtime)
         async with runtime.pool.acquire() as db, db.transaction():
             declared = (*self.holding.columns, *MESH_MAP, *HOLDER_MAP)
             await store.declare(db, [_declared(column) for column in declared], self.holding.version)
@@ -94,7 +90,7 @@ class Holder:
                 await self._hold(order, tx)
             elif order.action == "release":
                 await self._release(order, tx)
-        if stones and self.tombstones._enabled:
+        if stones and self.tombstones.enabled:
             await store.add_tombstones(tx.db, list(stones.values()))
         if stones:
             await tx.enqueue(ERASE, "pass", {})
@@ -108,13 +104,13 @@ class Holder:
                 self._publish(tx, order.case, order.epoch, known["receipt"])
             return {}
         try:
-            subjects = await self.vault.open_subjects(order.case, order.sealed)
+            subjects = await vault_of(tx).open_subjects(order.case, order.sealed)
         except Shredded:
             # The case is over: its certificate was given, and this is an old copy of the command.
             log.warning("an order of a case without a key: nothing is left to do")
             await store.finish_orders(tx.db, [(order.case, order.epoch, {"treated": [], "shredded": True})], tx.now)
             return {}
-        hashes = self.vault.hasher.hashes(subjects)
+        hashes = vault_of(tx).hasher.hashes(subjects)
         return {
             digest: (digest, kind, order.case, order.confirmed_at)
             for (kind, _), digest in zip(subjects, hashes, strict=True)
@@ -122,14 +118,14 @@ class Holder:
 
     async def _hold(self, order: Any, tx: Transaction) -> None:
         """Copies a subject's rows of one table, sealed under the hold's key, so that they outlive expiry and erasure."""
-        subjects = await self.vault.open_subjects(order.case, order.sealed)
+        subjects = await vault_of(tx).open_subjects(order.case, order.sealed)
         hold, table = order.arguments["hold"], order.arguments["table"]
         treatment = self._tables.get(table)
         count = 0
         if treatment is not None:
             texts = await store.rows_as_json(tx.db, treatment.rows, by_kind(subjects), _HELD_ROWS)
-            (digest,) = self.vault.hasher.hashes(subjects[:1])
-            sealed = await self.vault.seal_held(hold, table, texts, tx.now)
+            (digest,) = vault_of(tx).hasher.hashes(subjects[:1])
+            sealed = await vault_of(tx).seal_held(hold, table, texts, tx.now)
             await store.hold(tx.db, hold, table, digest, sealed, tx.now)
             count = len(sealed)
         treated = [self._treated(table, "held", self._personal(table), count)]
@@ -139,7 +135,7 @@ class Holder:
         """Ends a hold: its copies go, which is what the erasure had left."""
         hold = order.arguments["hold"]
         gone = await store.release(tx.db, hold)
-        await self.vault.destroy_held(hold)
+        await vault_of(tx).destroy_held(hold)
         treated = [self._treated(table, "delete_row", self._personal(table), n) for table, n in gone.items()]
         self._publish(tx, order.case, order.epoch, {"treated": treated}, "release", dict(order.arguments))
 
@@ -161,7 +157,7 @@ class Holder:
         if task.position is None:
             return await self._begin(tx)
         current = Pass.load(task.position)
-        orders = await self._orders(await store.orders(tx.db, current.orders))
+        orders = await self._orders(tx, await store.orders(tx.db, current.orders))
         if current.rest:
             await current.advance(tx, self._tables, orders)
             return current.dump()
@@ -169,9 +165,9 @@ class Holder:
         if self._reports is not None:
             if await mesh_store.outbox_before(tx.db, self._reports.name, current.outbox):
                 return Later(current.dump(), _LOOK_AGAIN)
-            ends = await end_offsets(self._runtime.settings.kafka, [self._reports.name])
+            ends = await end_offsets(tx.plugged["kafka"], [self._reports.name])
             offsets = {self._reports.name: {str(tp.partition): end for tp, (_, end) in ends.items()}}
-        await self._finish(tx, orders, current.counts, offsets)
+        await self._finish(tx, orders, current, offsets)
         return None if await store.any_waiting(tx.db) else Done()
 
     async def _begin(self, tx: Transaction) -> Any:
@@ -179,15 +175,19 @@ class Holder:
         ready = [row for row in waiting if await self._passed(tx, row["after"])]
         if not ready:
             return Later(None, _LOOK_AGAIN) if waiting else Done()
-        orders = await self._orders(ready)
+        orders = await self._orders(tx, ready)
         if self._before is not None:
             await self._before({case: subjects for (case, _), (_, subjects) in orders.items()}, tx)
+        # Asked while the names still lead to what is kept.
+        kept = (
+            {} if self._keeps is None else {case: await self._keeps(who, tx) for (case, _), (_, who) in orders.items()}
+        )
         letters = await Letters.erase(tx, orders)
         extents = await store.extents(tx.db, [rows.table for rows in self.holding.rows])
         # What leads to other rows goes last, and in one piece with nothing behind it.
         rest = [[e.table, e.relation, e.blocks] for e in extents]
         outbox = await mesh_store.last_outbox(tx.db) if self._reports is not None else 0
-        return Pass([(r["case_id"], r["epoch"]) for r in ready], rest, 0, letters, outbox).dump()
+        return Pass([(r["case_id"], r["epoch"]) for r in ready], rest, 0, letters, outbox, kept).dump()
 
     async def _passed(self, tx: Transaction, after: Mapping[str, Mapping[str, int]]) -> bool:
         """Whether this service has handled everything below the offsets that an order waits for."""
@@ -197,11 +197,13 @@ class Holder:
                 return False
         return True
 
-    async def _orders(self, rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], tuple[Any, Subjects]]:
+    async def _orders(
+        self, tx: Transaction, rows: Iterable[Mapping[str, Any]]
+    ) -> dict[tuple[str, int], tuple[Any, Subjects]]:
         """The orders with their subjects, opened for this moment."""
         opened = {}
         for row in rows:
-            subjects = await self.vault.open_subjects(row["case_id"], row["sealed"])
+            subjects = await vault_of(tx).open_subjects(row["case_id"], row["sealed"])
             opened[row["case_id"], row["epoch"]] = (row, frozenset(subjects))
         return opened
 
@@ -209,24 +211,22 @@ class Holder:
         self,
         tx: Transaction,
         orders: Mapping[tuple[str, int], tuple[Any, Subjects]],
-        counts: Counts,
+        current: Pass,
         offsets: Mapping[str, Mapping[str, int]],
     ) -> None:
         receipts = []
         hashes: list[bytes] = []
         for (case, epoch), (row, subjects) in orders.items():
-            treated = await self._account(tx, row, subjects, counts.get(case, {}))
+            treated = self._account(row, current.counts.get(case, {})) + current.kept.get(case, [])
             receipt = {"treated": treated, "offsets": offsets}
             receipts.append((case, epoch, receipt))
-            hashes += self.vault.hasher.hashes(list(subjects))
+            hashes += vault_of(tx).hasher.hashes(list(subjects))
             self._publish(tx, case, epoch, receipt)
         await store.finish_orders(tx.db, receipts, tx.now)
         await store.set_applied(tx.db, hashes)
         tx.count("erasures", len(receipts))
 
-    async def _account(
-        self, tx: Transaction, order: Mapping[str, Any], subjects: Subjects, counts: Mapping[str, Mapping[str, int]]
-    ) -> list[dict[str, Any]]:
+    def _account(self, order: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
         """What became of every table that can hold something of a subject."""
         treated = []
         for rows in self.holding.rows:
@@ -240,8 +240,6 @@ class Holder:
             treated.append(self._treated(table, "delete_row", ["payload"], counts.get(table, {}).get("rows", 0)))
         for table, columns, end in self._left_to_their_clocks(order["confirmed_at"]):
             treated.append(self._treated(table, "expire", columns, 0) | {"not_after": rfc3339(end)})
-        if self._keeps is not None:
-            treated += await self._keeps(subjects, tx)
         return treated
 
     def _left_to_their_clocks(self, confirmed_at: datetime) -> list[tuple[str, list[str], datetime]]:
@@ -293,7 +291,7 @@ class Holder:
         Before the service handles a record: every id that stands in the database is held against the tombstones.
         """
         async with runtime.pool.acquire() as db, db.transaction():
-            tx = Transaction(self._service.name, db, runtime.clock.now())
+            tx = Transaction(self._service.name, db, runtime.clock.now(), plugged=runtime.plugged)
             await store.one_at_a_time(db)
             open_hashes = await store.unapplied(db)
             if not open_hashes:

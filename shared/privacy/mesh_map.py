@@ -115,6 +115,14 @@ HOLDER_ROWS: tuple[Rows, ...] = (
 )
 """How rows of what a holder keeps beside its own tables end, where no event ends them."""
 
-KEY_MAP: DataMap = plain(
-    "vault_key", "purpose", "name", "wrapped", "wrapped_by", "public", "created_at", category="system.operations"
-)
+KEY_MAP: DataMap = (
+    *plain(
+        "vault_key", "purpose", "id", "wrapped", "wrapped_by", "public", "created_at", category="system.operations"
+    ),
+    *personal(
+        "vault_key", "name",
+        category="user.unique_id.pseudonymous", use="essential.service.security", clock_start="account_closed",
+        period="account_closure", on_erasure="delete_row", ground="contract",
+        note="of a subject's key: the subject's keyed hash; the row goes when the key is destroyed",
+    ),
+)  # fmt: skip

@@ -217,11 +217,16 @@ async def change_rows(
         return {}
     found = ", ".join(f"({rows.owners[kind]})::text AS {kind}" for kind in kinds)
     sets = ", ".join(f"{column} = ${n}" for n, column in enumerate(values, len(arguments) + 1))
+    where = f"WHERE ({condition}) AND {piece.condition}"
+    # Whose a row is has to be read before: the column that says so may be among those that change.
     statement = (
-        f"WITH gone AS (UPDATE {piece.relation} t SET {sets} WHERE ({condition}) AND {piece.condition} "  # noqa: S608
-        f"RETURNING {found}) SELECT {', '.join(kinds)}, count(*) AS n FROM gone GROUP BY {', '.join(kinds)}"
+        f"WITH mine AS (SELECT {found} FROM {piece.relation} t {where} FOR UPDATE) "  # noqa: S608
+        f"SELECT {', '.join(kinds)}, count(*) AS n FROM mine GROUP BY {', '.join(kinds)}"
     )
-    return _by_owner(await db.fetch(statement, *arguments, *values.values()), kinds, subjects)
+    counts = _by_owner(await db.fetch(statement, *arguments), kinds, subjects)
+    if counts:
+        await db.execute(f"UPDATE {piece.relation} t SET {sets} {where}", *arguments, *values.values())  # noqa: S608
+    return counts
 
 
 def _by_owner(

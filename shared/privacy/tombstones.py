@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Protocol
 
 from shared.contract.events import SubjectErased
 from shared.contract.topics import GENERATIONS
@@ -12,12 +11,7 @@ from shared.contract.units import ERASED, Subject, units
 from shared.mesh.service import Batch, Received
 from shared.mesh.transaction import Transaction
 from shared.privacy import store
-
-
-class Hasher(Protocol):
-    """Gives the keyed hashes under which subjects stand in tombstones."""
-
-    def hashes(self, subjects: Sequence[Subject]) -> list[bytes]: ...
+from shared.privacy.vault import vault_of
 
 
 class Tombstones:
@@ -25,18 +19,17 @@ class Tombstones:
 
     def __init__(self, service: str, *, enabled: bool = True) -> None:
         self._service = service
-        self._enabled = enabled
-        self.hasher: Hasher
+        self.enabled = enabled
 
     async def guard(self, tx: Transaction) -> None:
         """First in every transaction that makes rows: from here on no tombstone is added until it has ended."""
-        if self._enabled:
+        if self.enabled:
             await store.share(tx.db)
 
     async def filter(self, batch: Batch, tx: Transaction) -> Batch:
         """Takes out of `batch` what is about erased subjects, as the contract says for this reader."""
         treatment = batch.topic.after_erasure.get(self._service)
-        if treatment is None or treatment == "control" or not self._enabled:
+        if treatment is None or treatment == "control" or not self.enabled:
             return batch
         found = await self.erased(_subjects(batch), tx)
         if not found:
@@ -64,7 +57,7 @@ class Tombstones:
         asked = list(subjects)
         if not asked:
             return set()
-        hashes = self.hasher.hashes(asked)
+        hashes = vault_of(tx).hasher.hashes(asked)
         found = await store.erased(tx.db, hashes)
         return {subject for subject, digest in zip(asked, hashes, strict=True) if digest in found} if found else set()
 

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import asyncpg
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from shared.contract import topics
-from shared.mesh import metrics, store
+from shared.mesh import metrics
 from shared.mesh.admin import end_offsets
 from shared.mesh.settings import KafkaSettings
 from tests.support.books import assert_books
 from tests.support.gateway import Gateway
+from tests.support.rewind import rewind
 from tests.support.world import Mesh
-
-
-async def _rewind(mesh: Mesh, room: str, topic: str) -> None:
-    """As `steward cursors rewind` does: every partition back to the log's start."""
-    starts = {
-        tp.partition: begin for tp, (begin, _) in (await end_offsets(KafkaSettings.from_env(mesh.env), [topic])).items()
-    }
-    db = await asyncpg.connect(mesh.env[f"STEWARD_{room.upper()}_OWNER_DATABASE_URL"])
-    try:
-        for row in await store.cursors(db):
-            if row["topic"] == topic:
-                moved = await store.move_cursor(
-                    db, row["grp"], topic, row["part"], starts[row["part"]], "operator:test", row["claimed_at"]
-                )
-                assert moved
-    finally:
-        await db.close()
 
 
 @pytest.mark.promise(17)
@@ -50,7 +33,7 @@ async def test_a_rewound_cursor_changes_nothing(mesh: Mesh, seed: int) -> None:
         ("billing", topics.USAGE_RATED),
         ("billing", topics.PAYMENTS),
     ):
-        await _rewind(mesh, room, topic.name)
+        await rewind(mesh, room, topic.name)
     await gateway.send(mesh.env, gateway.some(30, duplicates=0))
     await mesh.idle()
     await assert_books(mesh, gateway)

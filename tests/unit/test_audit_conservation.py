@@ -143,5 +143,9 @@ def test_counters_by_their_names() -> None:
     usage = Usage.of(counters, "g", waiting={"stale": 1}, letters={}, missing={}, outbox_lines=3)
     assert (usage.emitted, usage.classes, usage.lines, usage.outbox_lines) == (9, 9, 5, 3)
     assert conservation.unbooked(usage, replace(BOOKS, lines=2)) == 3
-    payments = Payments.of({"records:p": 3, "payments_created": 1, "parked:p": 2}, "p", 2)
-    assert payments.records == payments.classes == 3
+    payments = Payments.of(
+        {"records:p": 6, "payments_created": 1, "parked:p": 2, "payments_erased": 1, "erased:p": 2, "erased:x": 9},
+        "p",
+        2,
+    )
+    assert payments.records == payments.classes == 6

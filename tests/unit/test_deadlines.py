@@ -232,6 +232,14 @@ def test_a_breach_is_never_the_first_news(name: str, seconds: int, needs: timede
     assert forecast([clock], clock.ends_at - SECOND, policy().deadlines)
 
 
+def test_work_that_would_be_done_at_the_end_is_late() -> None:
+    clock = policy().clock("ccpa", DAY_0)
+    needs = {"ccpa": 20 * DAY}
+    (found,) = forecast([clock], DAY_0 + 25 * DAY, policy().deadlines, needs)
+    assert (found.state, found.slack) == ("endangered", timedelta(0))
+    assert forecast([clock], DAY_0 + 25 * DAY - SECOND, policy().deadlines, needs) == ()
+
+
 def test_the_most_urgent_comes_first() -> None:
     ccpa, erasure = policy().clock("ccpa", DAY_0), policy().clock("erasure", DAY_0 + 21 * DAY)
     now = DAY_0 + 40 * DAY

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.billing import charges, ledger
-from services.billing.books import Books, Standing
+from services.billing.books import Books, Standing, numbered
 from services.billing.ledger import Balances, BillingConfig, Entry, Grant, Journal, Leg, Unbalanced
 from services.billing.payments import Payments, causes
 from shared.contract import topics
@@ -29,7 +29,7 @@ CONFIG = BillingConfig.parse(files("services.billing").joinpath("billing.toml").
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 AMOUNTS = st.integers(1, 400 * PICO)
 DECODE = Codec(topics.PAYMENTS).decode
-SYSTEM = ("revenue", "payment_clearing", "fees", "breakage", "promotions", "suspense", "opening")
+SYSTEM = ("revenue", "payment_clearing", "fees", "breakage", "promotions", "suspense", "suspense_erased", "opening")
 
 
 def granted(name: str, amount: int, *, priority: int = 100, expires: int | None = None, made: int = 0) -> Grant:
@@ -60,12 +60,6 @@ def test_burn_order_is_priority_then_expiry_then_creation_then_purchased_then_de
     legs, after = ledger.burn(after, 20)
     assert legs == (Leg("granted", 5), Leg("purchased", 7), Leg("receivable", 8), Leg("revenue", -20))
     assert after == Balances(0, 8, ())
-
-
-def test_usage_of_somebody_who_is_gone_goes_to_suspense() -> None:
-    legs, after = ledger.charge(Balances(), 9, beyond="suspense")
-    assert legs == (Leg("suspense", 9), Leg("revenue", -9))
-    assert after == Balances()
 
 
 def test_nothing_used_books_nothing() -> None:
@@ -236,6 +230,7 @@ class Ledger:
     payments: Payments | None = None
     entries: Counter[int] = field(default_factory=Counter)
     journals: list[Journal] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for number, name in enumerate(("ws-a", "ws-b"), 1):
@@ -244,11 +239,28 @@ class Ledger:
 
     def books(self) -> Books:
         """New books over the same standings: one transaction."""
-        system = {(c, kind): 100 * n + i for n, c in enumerate(("US", "EU"), 1) for i, kind in enumerate(SYSTEM)}
+        system = {
+            (c, kind): 100 * n + i for n, c in enumerate(("US", "EU", "OTHER"), 1) for i, kind in enumerate(SYSTEM)
+        }
         moved = {(s.workspace_id, "EU"): tuple(a + 1000 for a in s.accounts) for s in self.standings.values()}
         books = Books(self.now, CONFIG, system, self.standings, moved)  # type: ignore[arg-type]
         books.expire_due()
+        if self.gone:
+            books.admit_nobody()
         return books
+
+    def erase(self, workspace: str) -> None:
+        """As billing does: its credit lapses, and from then on it has no name."""
+        books = self.books()
+        standing = self.standings.pop(workspace)
+        movement = ledger.lapse(standing.balances)
+        if movement.legs:
+            cause = f"erasure:{standing.workspace_id}"
+            books.post(standing, "erasure", cause, movement, event_at=self.now, digest=b"")
+        self.close(books)
+        standing.workspace, standing.nameless = numbered(standing.workspace_id), True
+        self.standings[standing.workspace] = standing
+        self.gone.add(workspace)
 
     def close(self, books: Books) -> None:
         for booked in books.journals:
@@ -259,7 +271,7 @@ class Ledger:
     def take(self, *events: Any) -> list[str]:
         books = self.books()
         known = self.payments or Payments(books)
-        known.books = books
+        known.books, known.erased = books, self.gone
         self.payments = known
         assert len(causes(books, events)) == len(events)
         outcomes = [known.take(event) for event in events]
@@ -269,7 +281,7 @@ class Ledger:
     def give_up(self) -> None:
         books = self.books()
         known = self.payments or Payments(books)
-        known.books = books
+        known.books, known.erased = books, self.gone
         names = {s.workspace_id: s for s in self.standings.values()}
         for item in sorted(known.waiting.values(), key=lambda w: (w.arrived_at, w.position)):
             if item.state == "waiting" and item.arrived_at <= self.now - CONFIG.wait and item.cause in known.waiting:
@@ -278,7 +290,7 @@ class Ledger:
 
     def charge(self, workspace: str, amount: int) -> None:
         books = self.books()
-        standing = books.standings[workspace]
+        standing = books.nobody("US") if workspace in self.gone else books.standings[workspace]
         books.post(
             standing, "usage", f"usage:{len(self.journals)}", ledger.charge(standing.balances, amount),
             event_at=self.now, digest=b"", lines_digest=b"",
@@ -289,7 +301,11 @@ class Ledger:
         assert len({j.cause for j in self.journals}) == len(self.journals)
         assert sum(self.entries.values()) == 0
         for standing in self.standings.values():
+            if standing.nobody:
+                assert standing not in Books(self.now, CONFIG, {}, self.standings).changed()
+                continue
             has, (purchased, granted_, receivable) = standing.balances, standing.accounts
+            assert not standing.nameless or (has.purchased_pico, has.grants) == (0, ()), "credit that nobody can use"
             assert min(has.purchased_pico, has.receivable_pico) >= 0
             assert has.purchased_pico == -self.entries[purchased]
             assert has.granted_pico == -self.entries[granted_]
@@ -367,6 +383,7 @@ steps = st.lists(
         st.tuples(st.just("opened"), st.integers(-100 * PICO, 100 * PICO), spaces),
         st.tuples(st.just("charge"), st.integers(-20 * PICO, 300 * PICO), spaces),
         st.tuples(st.just("later"), st.integers(1, 30)),
+        st.tuples(st.just("erased"), spaces),
     ),
     max_size=30,
 )
@@ -394,6 +411,8 @@ def test_whatever_happens_the_books_balance_and_balances_are_their_replay(plan: 
             case ("later", hours):
                 books.now += timedelta(hours=hours)
                 books.give_up()
+            case ("erased", workspace) if workspace not in books.gone:
+                books.erase(workspace)
         books.check()
     # Time passes: every grant with an end has ended, nothing waits any more.
     books.now += timedelta(days=10)
@@ -551,6 +570,90 @@ def test_a_workspace_goes_to_its_stated_class_with_all_it_has() -> None:
     assert (standing.legal_class, standing.balances.purchased_pico) == ("EU", 85)
     assert books.payments is not None
     assert books.payments.jurisdiction_conflicts == 1
+
+
+# --- erasure -----------------------------------------------------------------------------------------------------
+
+
+def of_kind(books: Ledger, kind: str, class_number: int = 1) -> int:
+    return books.entries[100 * class_number + SYSTEM.index(kind)]
+
+
+def test_the_credit_of_the_erased_lapses_and_their_debt_stays() -> None:
+    legs, after = ledger.lapse(Balances(7, 0, (granted("g", 5),)))
+    assert (legs, after) == ((Leg("granted", 5), Leg("purchased", 7), Leg("breakage", -12)), Balances())
+    assert ledger.lapse(Balances(0, 9)) == ((), Balances(0, 9))
+
+
+def test_usage_and_money_of_nobody_are_one_account_of_the_house() -> None:
+    books = Ledger()
+    books.gone = {"ws-x"}
+    books.charge("ws-x", 30)
+    books.charge("ws-x", -10)
+    assert books.take(settled("p", 100, "ws-x", place="DE"), refunded("r", "p", 40, "ws-x")) == ["created", "created"]
+    assert (of_kind(books, "suspense_erased"), of_kind(books, "suspense_erased", 2)) == (20, -60)
+    assert of_kind(books, "payment_clearing", 2) == 60 + pico("0.80")
+    assert {j.workspace_id for j in books.journals} == {None}
+    assert all(len({entry.account for entry in j.entries}) == len(j.entries) for j in books.journals)
+    books.check()
+
+
+def test_what_is_no_money_of_the_erased_is_dropped() -> None:
+    books = Ledger()
+    books.erase("ws-a")
+    assert books.take(promised("g", 5), opened(5)) == ["erased", "erased"]
+    note = event("billing.note_added.v1", "ws-a", NOW, note="n", text="sealed:v1:k:" + "A" * 43 + ":" + "B" * 30)
+    assert books.payments is not None
+    assert books.payments.take(note) == "erased"
+    assert (books.journals, books.payments.new_notes) == ([], [])
+
+
+def test_a_refund_of_an_erased_payer_is_booked_on_the_number_that_paid() -> None:
+    books = Ledger()
+    books.take(settled("p", 100))
+    books.erase("ws-a")
+    assert of_kind(books, "breakage") == -100
+    assert books.take(refunded("r", "p", 40)) == ["created"]
+    standing = books.standings[numbered(1)]
+    assert (standing.balances, of_kind(books, "suspense_erased")) == (Balances(0, 40), 0)
+    assert books.take(refunded("r", "p", 40), settled("p", 100), refunded("r", "p", 41)) == [
+        "exists",
+        "exists",
+        "conflict",
+    ]
+    # Somebody else's payment is nobody's business, whoever asks: it waits like any refund that fits nothing.
+    books.take(settled("q", 100, "ws-b"))
+    assert books.take(refunded("r2", "q", 40)) == ["waiting"]
+    books.check()
+
+
+def test_credit_that_comes_back_to_the_erased_is_suspense() -> None:
+    books = Ledger()
+    books.take(settled("p", 100), disputed("d", "p", 60))
+    books.charge("ws-a", 50)
+    books.erase("ws-a")
+    assert books.standings[numbered(1)].balances == Balances(0, 10)
+    books.take(closed("d", "p", "won"))
+    assert books.standings[numbered(1)].balances == Balances()
+    assert (of_kind(books, "suspense_erased"), of_kind(books, "breakage")) == (-50, 0)
+    books.check()
+
+
+def test_lines_of_erased_workspaces_share_one_bill() -> None:
+    record = derived_id(1, "a"), derived_id(2, "b")
+    usages = [
+        Usage(record[0], Data([Unit("w1", [line(1, 5)]), Unit("w2", [line(2, 6)]), Unit("w3", [line(3, 7)])])),
+        Usage(record[1], Data([Unit("w3", [line(4, 8)], "gone")])),
+    ]
+    todo = charges.sheets(usages)
+    owned = charges.owners(todo)
+    gone = charges.erased_workspaces(owned, {("workspace", "w1"), ("account", "gone"), ("account", "w2")})
+    assert gone == {"w1", "w3"}
+    bills = charges.bills(charges.nameless(todo, gone, numbered(0)))
+    assert [(b.workspace, b.record, b.runs) for b in bills] == [
+        (numbered(0), record[0], [slice(0, 1), slice(2, 3), slice(3, 4)]),
+        ("w2", record[0], [slice(1, 2)]),
+    ]
 
 
 # --- lines -------------------------------------------------------------------------------------------------------

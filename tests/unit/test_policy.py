@@ -16,6 +16,7 @@ import pytest
 
 import shared.policy
 from services.billing.ledger import BillingConfig
+from shared.contract.topics import TOPICS
 from shared.policy import PolicyError, digest_of, load_policy, policy, renewed
 from shared.privacy.data_map import Column, DataUse, foreign_uses
 from tests.support.policies import NEW_DATE, TEXT, changed, sealed
@@ -219,6 +220,11 @@ def test_what_is_about_nobody_needs_no_use() -> None:
     nobody = [replace(COLUMN, category="none", use="none")]
     assert foreign_uses("audit", nobody) == ()
     assert len(foreign_uses("stranger", nobody)) == 1
+
+
+def test_whoever_reads_personal_topics_is_a_reader_of_the_policy() -> None:
+    readers = {reader for topic in TOPICS if topic.personal for reader in topic.readers}
+    assert readers - {"gateway"} <= policy().uses.readers.keys()
 
 
 # --- another file ------------------------------------------------------------------------------------------------

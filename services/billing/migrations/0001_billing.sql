@@ -15,7 +15,7 @@ CREATE TABLE ledger_account (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     class        text   NOT NULL CHECK (class IN ('US', 'EU', 'OTHER')),
     kind         text   NOT NULL CHECK (kind IN ('purchased', 'granted', 'held', 'receivable', 'revenue',
-                     'payment_clearing', 'fees', 'breakage', 'promotions', 'suspense', 'opening')),
+                     'payment_clearing', 'fees', 'breakage', 'promotions', 'suspense', 'suspense_erased', 'opening')),
     workspace_id bigint,
     -- A workspace has its credit and its debt; everything else is the house's, once per class.
     CHECK ((kind IN ('purchased', 'granted', 'held', 'receivable')) = (workspace_id IS NOT NULL)),
@@ -25,7 +25,8 @@ CREATE TABLE ledger_account (
 INSERT INTO ledger_account (class, kind)
 SELECT class, kind
 FROM unnest(ARRAY['US', 'EU', 'OTHER']) AS class,
-     unnest(ARRAY['revenue', 'payment_clearing', 'fees', 'breakage', 'promotions', 'suspense', 'opening']) AS kind
+     unnest(ARRAY['revenue', 'payment_clearing', 'fees', 'breakage', 'promotions', 'suspense', 'suspense_erased',
+                  'opening']) AS kind
 ORDER BY class, kind;
 
 -- What a workspace has: a cache of its entries, rebuildable by replay. Its row is the workspace's lock.
@@ -40,7 +41,8 @@ CREATE TABLE balance (
     class_stated       boolean NOT NULL,    -- a payment has named the jurisdiction
     purchased_account  bigint  NOT NULL,
     granted_account    bigint  NOT NULL,
-    receivable_account bigint  NOT NULL
+    receivable_account bigint  NOT NULL,
+    erased             boolean NOT NULL DEFAULT false   -- no name leads here any more, whatever a snapshot still shows
 ) WITH (fillfactor = 60);
 
 -- --- the ledger -------------------------------------------------------------------------------------------------
@@ -53,8 +55,8 @@ CREATE TABLE journal (
     booking_year   int    NOT NULL,
     cause          text   NOT NULL,
     kind           text   NOT NULL CHECK (kind IN ('usage', 'purchase', 'refund', 'dispute', 'dispute_won', 'dispute_lost',
-                       'grant', 'grant_expiry', 'opening', 'suspense', 'match', 'class_left', 'class_entered')),
-    workspace_id   bigint,
+                       'grant', 'grant_expiry', 'opening', 'suspense', 'match', 'class_left', 'class_entered', 'erasure')),
+    workspace_id   bigint,                  -- null: of somebody who is erased, and nobody knows any more who
     period         text   NOT NULL CHECK (length(period) = 7),
     booked_at      timestamptz NOT NULL,
     event_at       timestamptz NOT NULL,
@@ -230,6 +232,15 @@ CREATE TABLE byok_month (
     PRIMARY KEY (account, month)
 ) WITH (fillfactor = 60);
 
+-- Months of accounts that are erased, so that the fees charged can still be proved. A row is one account's month, or
+-- what came of one after it was erased; nothing says which rows belong together.
+CREATE TABLE byok_erased (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    month     text    NOT NULL,
+    list_pico numeric NOT NULL
+);
+SELECT billing_append_only('byok_erased');
+
 CREATE TABLE period (
     class     text NOT NULL,
     period    text NOT NULL CHECK (length(period) = 7),
@@ -241,7 +252,7 @@ CREATE TABLE period (
 CREATE TABLE period_total (
     class         text    NOT NULL,
     period        text    NOT NULL,
-    workspace_id  bigint  NOT NULL,
+    workspace_id  bigint  NOT NULL,         -- 0: usage of erased workspaces
     charged_pico  numeric NOT NULL,         -- usage of the period, booked before it closed
     adjusted_pico numeric NOT NULL,         -- usage of closed periods, booked in this month
     journals      bigint  NOT NULL,
@@ -253,7 +264,7 @@ SELECT billing_append_only('period_total');
 
 CREATE TABLE purchase (
     payment      text    PRIMARY KEY,
-    workspace_id bigint  NOT NULL,
+    workspace_id bigint  NOT NULL,          -- 0 and below: it came after the payer's erasure, and is nobody's
     credit_pico  numeric NOT NULL CHECK (credit_pico > 0),
     fee_pico     numeric NOT NULL CHECK (fee_pico >= 0),
     taken_pico   numeric NOT NULL CHECK (taken_pico BETWEEN 0 AND credit_pico),   -- by refunds, and disputes not won
@@ -315,3 +326,12 @@ CREATE TABLE balance_round (
     position   bigint NOT NULL,
     started_at timestamptz NOT NULL
 );
+
+-- Workspaces that were just erased, until the null record is on its way that lets compaction end their key.
+CREATE TABLE erased_workspace (
+    workspace  text PRIMARY KEY,
+    published  boolean     NOT NULL,        -- there is a balance of it to end
+    erased_at  timestamptz NOT NULL,
+    kept_until timestamptz NOT NULL         -- how long the law keeps its books: for the receipt
+);
+CREATE INDEX erased_workspace_at ON erased_workspace (erased_at);

@@ -1,0 +1,95 @@
+"""What of the activity may be kept, and for how long: the stricter of the event's word and the setting known here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+from shared.policy import policy
+
+LIFE = timedelta(days=policy().activity_days)
+
+Verdict = Literal["kept", "opted_out", "expired", "future"]
+
+# A ticket of the operator's own (SUP-4711), or a case of this mesh (an event's id); more words may follow.
+_CASE = re.compile(
+    r"(?:[A-Z][A-Z0-9]{0,15}-[0-9]{1,12}|[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})(?:[\s:,;].*)?",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a workspace wants. `kept_since`: when its last opt-out ended; nothing from before is kept."""
+
+    workspace: str
+    account: str
+    version: int
+    opted_out: bool
+    kept_since: datetime | None = None
+
+
+class Row(NamedTuple):
+    """One row of `activity`, in the order of its columns."""
+
+    expires_on: date
+    event_id: str
+    occurred_at: datetime
+    account: str
+    workspace: str
+    member: str | None
+    surface: str
+    action: str
+    model: str | None
+
+
+def names_a_case(reason: str) -> bool:
+    """Whether `reason` begins with a ticket or a case: without one nobody reads raw activity."""
+    return _CASE.fullmatch(reason.strip()) is not None
+
+
+def judged(event: Any, setting: Setting | None, now: datetime) -> Verdict:
+    """Whether the event may leave a row, or why not.
+
+    An opt-out comes first: of who has opted out not even a wrong clock is a reason to keep anything.
+    """
+    if event.data.opted_out or (setting is not None and not _wanted(event.time, setting)):
+        return "opted_out"
+    if event.time + LIFE <= now:
+        return "expired"
+    return "future" if event.time > now + policy().future else "kept"
+
+
+def _wanted(at: datetime, setting: Setting) -> bool:
+    return not setting.opted_out and (setting.kept_since is None or at >= setting.kept_since)
+
+
+def row(event: Any) -> Row:
+    """The event as a row. It expires on the day of its last instant."""
+    data = event.data
+    return Row(
+        (event.time.astimezone(UTC) + LIFE).date(), event.id, event.time, data.account, data.workspace, data.member,
+        data.surface, data.action, data.model,
+    )  # fmt: skip
+
+
+def obeyed(known: Mapping[str, Setting], stated: Iterable[Any]) -> tuple[list[Setting], list[Setting]]:
+    """The settings that changed, and those of them whose earlier activity has to go.
+
+    A version that is not higher than the known one changes nothing. An erased workspace wants nothing kept.
+    """
+    after, purged = dict(known), set()
+    for data in stated:
+        before = after.get(data.workspace)
+        if before is not None and data.version <= before.version:
+            continue
+        out = data.activity_opt_out or data.erased
+        since = None if before is None else data.changed_at if before.opted_out and not out else before.kept_since
+        after[data.workspace] = Setting(data.workspace, data.account, data.version, out, since)
+        if out:
+            purged.add(data.workspace)
+    changed = [setting for name, setting in sorted(after.items()) if setting is not known.get(name)]
+    return changed, [setting for setting in changed if setting.workspace in purged]

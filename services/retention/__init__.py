@@ -1,0 +1,1 @@
+"""Retention: who is who, and the cases by which people are forgotten."""

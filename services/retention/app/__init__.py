@@ -1,0 +1,170 @@
+"""Retention: topics to handlers, jobs, reads, commands."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from services.retention import case as machine
+from services.retention import store
+from services.retention.app import cases, directory, holds, shown
+from services.retention.app.gauges import observe
+from services.retention.app.room import Room
+from services.retention.case import Timing
+from services.retention.data_map import HOLDING
+from shared.contract import topics
+from shared.mesh import Batch, Received, Service, Transaction
+from shared.mesh.http import NotFound
+from shared.mesh.store import Connection
+from shared.mesh.trim import hold_of, trim
+from shared.privacy.holder import attach
+
+_REPUBLISHED = 1_000
+_LIST = 1_000
+
+
+def make_service(
+    *,
+    timing: Timing | None = None,
+    random_bits: Callable[[int], int] = secrets.randbits,
+    holders: Sequence[str] = topics.HOLDERS,
+    trims: bool = True,
+) -> Service:
+    """The room's declaration. `timing`, `random_bits` and `holders` are for tests; without `timing` the environment
+    decides, and only a production one takes its time. `trims` off leaves topics as they are."""
+    room = Room(tuple(holders), timing, random_bits)
+
+    async def gauges(db: Connection, now: datetime) -> None:
+        await observe(db, now, room.timing)
+
+    async def start(runtime: Any) -> None:
+        await room.open(runtime)
+        if trims:
+            # Where topics forget within seconds, somebody watches.
+            every = timedelta(seconds=5) if runtime.settings.kafka.hurried else timedelta(minutes=5)
+            service.jobs["trim-topics"] = (every, cut_topics)
+
+    async def cut_topics(now: datetime, tx: Transaction) -> None:
+        kafka = tx.plugged["kafka"]
+        for topic, parts in (await trim(kafka, now, hold_of(kafka))).items():
+            tx.count(f"trims:{topic}", len(parts))
+
+    service = Service(
+        "retention",
+        migrations=Path(__file__).parents[1] / "migrations",
+        on_start=start,
+        on_observe=gauges,
+    )
+
+    @service.consumes(topics.ACCOUNTS, batch=1_000)
+    async def learn(batch: Batch, tx: Transaction) -> None:
+        await directory.learn(room, batch, tx)
+
+    @service.consumes(topics.BALANCES, batch=1_000)
+    async def note_credit(batch: Batch, tx: Transaction) -> None:
+        await directory.credit(batch, tx)
+
+    @service.consumes(topics.PRIVACY_REQUESTS, batch=50)
+    async def take_requests(batch: Batch, tx: Transaction) -> None:
+        await cases.requested(room, batch, tx)
+
+    @service.consumes(topics.PRIVACY_RECEIPTS, batch=200)
+    async def take_answers(batch: Batch, tx: Transaction) -> None:
+        await cases.answered(room, batch, tx)
+
+    @service.consumes(topics.MESSAGE_OUTCOMES, batch=200)
+    async def take_outcomes(batch: Batch, tx: Transaction) -> None:
+        await cases.mailed(room, batch, tx)
+
+    @service.job("cases", every=timedelta(seconds=1))
+    async def go_on(now: datetime, tx: Transaction) -> None:
+        await cases.tick(room, now, tx)
+        await holds.tick(room, now, tx)
+
+    @service.job("ingress-keys", every=timedelta(hours=1))
+    async def make_ingress_keys(now: datetime, tx: Transaction) -> None:
+        await room.make_ingress_keys(now)
+
+    # A frozen relay may have left an older state standing as the topic's last word.
+    @service.job("republish-settings", every=timedelta(hours=1))
+    async def republish(now: datetime, tx: Transaction) -> None:
+        after = ""
+        while rows := await store.settings_changed_since(tx.db, now - timedelta(days=1), after, _REPUBLISHED):
+            for row in rows:
+                directory.publish_settings(tx, row)
+            after = rows[-1]["workspace"]
+
+    @service.job("tombstones", every=timedelta(hours=1))
+    async def end_tombstones(now: datetime, tx: Transaction) -> None:
+        for grave in await store.over_tombstones(tx.db, now, _REPUBLISHED):
+            directory.publish_null(tx, topics.TOMBSTONES, grave.hex())
+
+    async def of_operator(received: Received, tx: Transaction, what: machine.Happening) -> None:
+        target = received.event.data.target
+        for row in (await store.lock_cases(tx.db, [target])).values():
+            await cases.happen(room, tx, row, what)
+            return
+        tx.refuse(received.record, "unknown_case", "no such case is known here")
+
+    @service.command("waive_holder")
+    async def waive(received: Received, tx: Transaction) -> None:
+        command = received.event.data
+        holder = command.arguments.get("holder", "")
+        await of_operator(received, tx, machine.Waive(holder, command.actor, command.ticket))
+
+    @service.command("retry_case")
+    async def retry(received: Received, tx: Transaction) -> None:
+        await of_operator(received, tx, machine.Retry())
+
+    @service.command("sweep_case")
+    async def sweep(received: Received, tx: Transaction) -> None:
+        if received.event.data.target != "all":
+            await of_operator(received, tx, machine.SweepNow())
+            return
+        for row in (await store.lock_cases(tx.db, await store.to_sweep(tx.db))).values():
+            await cases.happen(room, tx, row, machine.SweepNow())
+
+    @service.command("place_hold")
+    async def place_hold(received: Received, tx: Transaction) -> None:
+        await holds.place(room, received, tx)
+
+    @service.command("release_hold")
+    async def release_hold(received: Received, tx: Transaction) -> None:
+        await holds.release(room, received, tx)
+
+    @service.reads("case")
+    async def read_case(query: Mapping[str, str], tx: Transaction) -> Any:
+        case_id = await store.case_of_request(tx.db, query.get("id", ""))
+        row = None if case_id is None else await store.case(tx.db, case_id)
+        if row is None:
+            raise NotFound("no such case is known here")
+        return await shown.whole(tx.db, row, tx.now, room.timing)
+
+    @service.reads("certificate")
+    async def read_certificate(query: Mapping[str, str], tx: Transaction) -> Any:
+        case_id = await store.case_of_request(tx.db, query.get("case", ""))
+        document = None if case_id is None else await store.certificate(tx.db, case_id)
+        if document is None:
+            raise NotFound("the case is not certified")
+        return document
+
+    @service.reads("cases")
+    async def read_cases(query: Mapping[str, str], tx: Transaction) -> Any:
+        limit = min(int(query.get("limit", "100")), _LIST)
+        rows = await store.cases(tx.db, open_only=query.get("all") != "yes", limit=limit)
+        return [shown.line(row, tx.now, room.timing) for row in rows.values()]
+
+    @service.reads("holds")
+    async def read_holds(query: Mapping[str, str], tx: Transaction) -> Any:
+        limit = min(int(query.get("limit", "100")), _LIST)
+        rows = await store.holds(tx.db, all_of_them=query.get("all") == "yes", limit=limit)
+        return [dict(row) for row in rows]
+
+    attach(service, HOLDING)
+    return service
+
+
+service = make_service()

@@ -1,0 +1,683 @@
+"""All SQL of retention. Time comes in as a parameter.
+
+Every transaction locks cases by id, then holds by id; directory rows have no order among themselves, since each
+statement touches one key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from services.retention.case import AUDITOR, Case, Progress
+from services.retention.hold import Hold
+from services.retention.subjects import Circle, Known
+from shared.mesh.store import Connection
+
+# --- the directory ------------------------------------------------------------------------------------------------
+
+
+async def open_account(
+    db: Connection, account: str, identity: str | None, jurisdiction: str, opened_at: datetime
+) -> None:
+    """Enters an account; what was known of it stays."""
+    await db.execute(
+        """INSERT INTO account AS a (account, identity, jurisdiction, opened_at) VALUES ($1, $2, $3, $4)
+           ON CONFLICT (account) DO UPDATE
+             SET identity = COALESCE(a.identity, excluded.identity), jurisdiction = excluded.jurisdiction,
+                 opened_at = COALESCE(a.opened_at, excluded.opened_at)""",
+        account, identity, jurisdiction, opened_at,
+    )  # fmt: skip
+
+
+async def close_account(db: Connection, account: str, closed_at: datetime) -> None:
+    """Notes that an account was closed; the first time counts."""
+    await db.execute(
+        """INSERT INTO account AS a (account, closed_at) VALUES ($1, $2)
+           ON CONFLICT (account) DO UPDATE SET closed_at = LEAST(a.closed_at, excluded.closed_at)""",
+        account, closed_at,
+    )  # fmt: skip
+
+
+async def create_workspace(
+    db: Connection, account: str, workspace: str, administrator: str, created_at: datetime
+) -> None:
+    """Enters a workspace and its first administrator; a repeat does not bring back one who left."""
+    new = await db.fetchval(
+        """INSERT INTO workspace AS w (workspace, account, created_at) VALUES ($1, $2, $3)
+           ON CONFLICT (workspace) DO UPDATE SET created_at = excluded.created_at WHERE w.created_at IS NULL
+           RETURNING workspace""",
+        workspace, account, created_at,
+    )  # fmt: skip
+    if new is not None:
+        await put_member(db, account, workspace, administrator, "administrator")
+
+
+async def put_member(db: Connection, account: str, workspace: str, member: str, role: str) -> None:
+    """A person in a workspace, with this role from now on."""
+    await db.execute(
+        """INSERT INTO member (workspace, member, account, role) VALUES ($1, $2, $3, $4)
+           ON CONFLICT (workspace, member) DO UPDATE SET role = excluded.role""",
+        workspace, member, account, role,
+    )  # fmt: skip
+
+
+async def remove_member(db: Connection, workspace: str, member: str) -> None:
+    """A person left a workspace."""
+    await db.execute("DELETE FROM member WHERE workspace = $1 AND member = $2", workspace, member)
+
+
+async def promote(db: Connection, workspace: str, member: str) -> None:
+    """A member takes a workspace over."""
+    await db.execute("UPDATE member SET role = 'administrator' WHERE workspace = $1 AND member = $2", workspace, member)
+
+
+async def put_key(
+    db: Connection, account: str, workspace: str, key: str, member: str | None, name: str | None, created_at: datetime
+) -> None:
+    """Enters an API key; what was known of it, such as that it is revoked, stays."""
+    await db.execute(
+        """INSERT INTO api_key AS k (key, account, workspace, member, name, created_at) VALUES ($1, $2, $3, $4, $5, $6)
+           ON CONFLICT (key) DO UPDATE
+             SET member = COALESCE(k.member, excluded.member), name = COALESCE(k.name, excluded.name),
+                 created_at = COALESCE(k.created_at, excluded.created_at)""",
+        key, account, workspace, member, name, created_at,
+    )  # fmt: skip
+
+
+async def revoke_key(
+    db: Connection, account: str, workspace: str, key: str, member: str | None, revoked_at: datetime
+) -> None:
+    """Notes that an API key is refused."""
+    await db.execute(
+        """INSERT INTO api_key AS k (key, account, workspace, member, revoked_at) VALUES ($1, $2, $3, $4, $5)
+           ON CONFLICT (key) DO UPDATE SET revoked_at = LEAST(k.revoked_at, excluded.revoked_at)""",
+        key, account, workspace, member, revoked_at,
+    )  # fmt: skip
+
+
+async def role_of(db: Connection, workspace: str, member: str) -> tuple[bool, str | None]:
+    """(whether the directory knows who is in the workspace, the member's role in it)."""
+    row = await db.fetchrow(
+        """SELECT EXISTS (SELECT FROM workspace WHERE workspace = $1 AND created_at IS NOT NULL)
+                  OR EXISTS (SELECT FROM member WHERE workspace = $1) AS known,
+                  (SELECT role FROM member WHERE workspace = $1 AND member = $2) AS role""",
+        workspace, member,
+    )  # fmt: skip
+    assert row is not None
+    return row["known"], row["role"]
+
+
+async def put_settings(
+    db: Connection, account: str, workspace: str, version: int, days: int, opt_out: bool, changed_at: datetime
+) -> bool:
+    """Settings of a workspace; False for a version that is not above the one in force."""
+    return (
+        await db.fetchval(
+            """INSERT INTO workspace AS w (workspace, account, version, log_retention_days, activity_opt_out, changed_at)
+               VALUES ($1, $2, $3, $4, $5, $6)
+               ON CONFLICT (workspace) DO UPDATE
+                 SET version = excluded.version, log_retention_days = excluded.log_retention_days,
+                     activity_opt_out = excluded.activity_opt_out, changed_at = excluded.changed_at
+                 WHERE w.version < excluded.version
+               RETURNING workspace""",
+            workspace, account, version, days, opt_out, changed_at,
+        )
+        is not None
+    )  # fmt: skip
+
+
+async def settings_of(db: Connection, workspaces: Sequence[str]) -> list[asyncpg.Record]:
+    """Settings in force of those workspaces that have any."""
+    return await db.fetch(
+        """SELECT workspace, account, version, log_retention_days, activity_opt_out, changed_at FROM workspace
+           WHERE workspace = ANY($1) AND version > 0 ORDER BY workspace""",
+        workspaces,
+    )
+
+
+async def settings_changed_since(db: Connection, since: datetime, after: str, limit: int) -> list[asyncpg.Record]:
+    """Settings that changed since an instant, by workspace, from the one after `after` on."""
+    return await db.fetch(
+        """SELECT workspace, account, version, log_retention_days, activity_opt_out, changed_at FROM workspace
+           WHERE version > 0 AND changed_at >= $1 AND workspace > $2 ORDER BY workspace LIMIT $3""",
+        since, after, limit,
+    )  # fmt: skip
+
+
+async def put_credit(db: Connection, rows: Sequence[tuple[str, int, int]]) -> None:
+    """Balances as (workspace, version, pico-US-dollars), one for each workspace; lower versions change nothing."""
+    await db.execute(
+        """INSERT INTO credit_known AS c (workspace, version, balance_pico)
+           SELECT * FROM unnest($1::text[], $2::bigint[], $3::numeric[])
+           ON CONFLICT (workspace) DO UPDATE SET version = excluded.version, balance_pico = excluded.balance_pico
+             WHERE c.version < excluded.version""",
+        [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows],
+    )  # fmt: skip
+
+
+async def forget_credit(db: Connection, workspaces: Sequence[str]) -> None:
+    """Forgets what erased workspaces had."""
+    await db.execute("DELETE FROM credit_known WHERE workspace = ANY($1)", workspaces)
+
+
+async def known_around(db: Connection, scope: str, target: str) -> Known:
+    """What the directory knows around a subject: its workspaces, who is in them, and all keys concerned."""
+    identity = None
+    if scope == "account":
+        identity = await db.fetchval("SELECT identity FROM account WHERE account = $1", target)
+        named = await db.fetch(
+            """SELECT workspace FROM workspace WHERE account = $1 UNION SELECT workspace FROM member WHERE account = $1
+               UNION SELECT workspace FROM api_key WHERE account = $1""",
+            target,
+        )
+        workspaces = [row["workspace"] for row in named]
+    elif scope == "workspace":
+        workspaces = [target]
+    else:
+        named = await db.fetch("SELECT workspace FROM member WHERE member = $1", target)
+        workspaces = [row["workspace"] for row in named]
+    # The workspace's own row says whose it is; of one that never came, its members' and keys' rows do.
+    owners = await db.fetch(
+        """SELECT DISTINCT ON (workspace) workspace, account FROM (
+             SELECT workspace, account, 0 AS n FROM workspace WHERE workspace = ANY($1)
+             UNION ALL SELECT workspace, account, 1 FROM member WHERE workspace = ANY($1)
+             UNION ALL SELECT workspace, account, 2 FROM api_key WHERE workspace = ANY($1)) AS named
+           ORDER BY workspace, n, account""",
+        workspaces,
+    )
+    members = await db.fetch("SELECT workspace, member, role FROM member WHERE workspace = ANY($1)", workspaces)
+    keys = await db.fetch(
+        "SELECT key, workspace, member FROM api_key WHERE workspace = ANY($1) OR ($2 AND member = $3)",
+        workspaces, scope == "member", target,
+    )  # fmt: skip
+    credit = await db.fetch("SELECT workspace, balance_pico FROM credit_known WHERE workspace = ANY($1)", workspaces)
+    return Known(
+        identity=identity,
+        workspaces={row["workspace"]: row["account"] for row in owners},
+        roles={(row["workspace"], row["member"]): row["role"] for row in members},
+        keys={row["key"]: (row["workspace"], row["member"]) for row in keys},
+        credit_pico={row["workspace"]: int(row["balance_pico"]) for row in credit},
+    )
+
+
+async def closed_accounts(db: Connection, before: datetime, limit: int) -> list[asyncpg.Record]:
+    """Accounts that were closed before an instant and have no case for it yet."""
+    return await db.fetch(
+        """SELECT account, closed_at FROM account WHERE closed_at <= $1 AND closure_case IS NULL
+           ORDER BY closed_at LIMIT $2 FOR UPDATE SKIP LOCKED""",
+        before, limit,
+    )  # fmt: skip
+
+
+async def note_closure(db: Connection, account: str, case_id: str) -> None:
+    """A closed account's case is under way."""
+    await db.execute("UPDATE account SET closure_case = $2 WHERE account = $1", account, case_id)
+
+
+# --- cases --------------------------------------------------------------------------------------------------------
+
+
+async def case_of_request(db: Connection, request: str) -> str | None:
+    """The case that a request began or joined."""
+    found: str | None = await db.fetchval("SELECT case_id FROM case_request WHERE id = $1", request)
+    return found
+
+
+async def open_case_of(db: Connection, pseudonym: bytes) -> str | None:
+    """The open case of a subject."""
+    found: str | None = await db.fetchval(
+        "SELECT id FROM privacy_case WHERE subject_pseudonym = $1 AND ended_at IS NULL", pseudonym
+    )
+    return found
+
+
+async def add_case(db: Connection, case: Case, pseudonym: bytes, account: str | None, target: str | None) -> bool:
+    """A new case; `account` and `target` only while it waits for its confirmation. False if another transaction was
+    quicker to open one for the same subject."""
+    added = await db.fetchval(
+        """INSERT INTO privacy_case (id, kind, scope, channel, state, account, target, subject_pseudonym, attempts,
+                                     requested_at)
+           VALUES ($1, $2, $3, $4, 'requested', $5, $6, $7, 0, $8)
+           ON CONFLICT (subject_pseudonym) WHERE ended_at IS NULL DO NOTHING RETURNING id""",
+        case.id, case.kind, case.scope, case.channel, account, target, pseudonym, case.requested_at,
+    )  # fmt: skip
+    return added is not None
+
+
+async def add_request(
+    db: Connection, request: str, case_id: str, channel: str, received_at: datetime, code_hash: bytes | None
+) -> None:
+    """Somebody asked."""
+    await db.execute(
+        """INSERT INTO case_request (id, case_id, channel, received_at, code_hash) VALUES ($1, $2, $3, $4, $5)
+           ON CONFLICT (id) DO NOTHING""",
+        request, case_id, channel, received_at, code_hash,
+    )  # fmt: skip
+
+
+async def codes(db: Connection, case_id: str) -> list[bytes]:
+    """The keyed hashes of the codes that went out for a case."""
+    rows = await db.fetch("SELECT code_hash FROM case_request WHERE case_id = $1 AND code_hash IS NOT NULL", case_id)
+    return [row["code_hash"] for row in rows]
+
+
+async def forget_codes(db: Connection, case_id: str) -> None:
+    """No code is good any more."""
+    await db.execute("UPDATE case_request SET code_hash = NULL WHERE case_id = $1", case_id)
+
+
+class Row:
+    """A locked case, and what stands beside the machine's part of it."""
+
+    __slots__ = (
+        "account",
+        "case",
+        "circle",
+        "listed",
+        "needs_person",
+        "pseudonym",
+        "sealed",
+        "sealed_account",
+        "subjects",
+        "target",
+    )
+
+    def __init__(self, row: asyncpg.Record, holders: Iterable[asyncpg.Record]) -> None:
+        self.account: str | None = row["account"]
+        self.target: str | None = row["target"]
+        self.pseudonym: bytes = row["subject_pseudonym"]
+        self.sealed: str | None = row["sealed"]
+        self.sealed_account: str | None = row["sealed_account"]
+        self.needs_person: tuple[str, ...] = tuple(row["needs_person"])
+        self.subjects: int = row["subjects"]
+        self.case = _case(row, holders)
+        # Whom a confirmation concerns, for the transaction that takes it.
+        self.circle: Circle | None = None
+
+
+def _case(row: asyncpg.Record, holders: Iterable[asyncpg.Record]) -> Case:
+    found = {
+        one["holder"]: Progress(
+            one["holder"], one["epoch"], one["done"], one["sends"], one["first_sent_at"], one["due_at"], one["faults"],
+            one["offsets"], one["waived_by"], one["ticket"], one["waived_at"],
+        )
+        for one in holders
+    }  # fmt: skip
+    auditor = found.pop(AUDITOR, None) or Progress(AUDITOR)
+    return Case(
+        id=row["id"], scope=row["scope"], requested_at=row["requested_at"], kind=row["kind"], channel=row["channel"],
+        state=row["state"], attempts=row["attempts"], confirmed_at=row["confirmed_at"],
+        completed_at=row["completed_at"], answered_at=row["answered_at"], ended_at=row["ended_at"],
+        moved_at=row["moved_at"], key_destroyed=row["key_destroyed"], holders=found, auditor=auditor,
+    )  # fmt: skip
+
+
+async def lock_cases(db: Connection, ids: Iterable[str]) -> dict[str, Row]:
+    """Cases by id, locked in that order."""
+    rows = await db.fetch("SELECT * FROM privacy_case WHERE id = ANY($1) ORDER BY id FOR UPDATE", sorted(set(ids)))
+    return await _with_holders(db, rows)
+
+
+async def lock_due(db: Connection, now: datetime, limit: int) -> dict[str, Row]:
+    """Cases for which something is due, locked; those that somebody works on are left out."""
+    rows = await db.fetch(
+        """SELECT * FROM privacy_case WHERE next_at <= $1 ORDER BY next_at LIMIT $2 FOR UPDATE SKIP LOCKED""",
+        now,
+        limit,
+    )
+    return await _with_holders(db, rows)
+
+
+async def cases(db: Connection, *, open_only: bool, limit: int) -> dict[str, Row]:
+    """Cases, the newest first."""
+    rows = await db.fetch(
+        """SELECT * FROM privacy_case WHERE ended_at IS NULL OR NOT $1 ORDER BY requested_at DESC, id DESC LIMIT $2""",
+        open_only, limit,
+    )  # fmt: skip
+    return await _with_holders(db, rows)
+
+
+async def case(db: Connection, case_id: str) -> Row | None:
+    """One case."""
+    rows = await db.fetch("SELECT * FROM privacy_case WHERE id = $1", case_id)
+    return (await _with_holders(db, rows)).get(case_id)
+
+
+async def _with_holders(db: Connection, rows: Sequence[asyncpg.Record]) -> dict[str, Row]:
+    if not rows:
+        return {}
+    holders: dict[str, list[asyncpg.Record]] = {}
+    for one in await db.fetch("SELECT * FROM case_holder WHERE case_id = ANY($1)", [row["id"] for row in rows]):
+        holders.setdefault(one["case_id"], []).append(one)
+    return {row["id"]: Row(row, holders.get(row["id"], ())) for row in rows}
+
+
+async def put_case(
+    db: Connection, row: Row, *, due_at: datetime | None, next_at: datetime | None, expires_at: datetime | None
+) -> None:  # fmt: skip
+    """Writes a case back."""
+    case = row.case
+    await db.execute(
+        """UPDATE privacy_case
+           SET state = $2, account = $3, target = $4, sealed = $5, subjects = $6, attempts = $7, confirmed_at = $8,
+               completed_at = $9, answered_at = $10, ended_at = $11, moved_at = $12, key_destroyed = $13, due_at = $14,
+               next_at = $15, expires_at = $16, needs_person = $17, requested_at = $18, sealed_account = $19, kind = $20
+           WHERE id = $1""",
+        case.id, case.state, row.account, row.target, row.sealed, row.subjects, case.attempts, case.confirmed_at,
+        case.completed_at, case.answered_at, case.ended_at, case.moved_at, case.key_destroyed, due_at,
+        next_at, expires_at, list(row.needs_person), case.requested_at, row.sealed_account, case.kind,
+    )  # fmt: skip
+    everybody = [*case.holders.values(), *([case.auditor] if case.auditor.epoch else [])]
+    await db.executemany(
+        """INSERT INTO case_holder (case_id, holder, epoch, done, sends, first_sent_at, due_at, faults, offsets, waived_by,
+                                    ticket, waived_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+           ON CONFLICT (case_id, holder) DO UPDATE
+             SET epoch = excluded.epoch, done = excluded.done, sends = excluded.sends,
+                 first_sent_at = excluded.first_sent_at, due_at = excluded.due_at, faults = excluded.faults,
+                 offsets = excluded.offsets, waived_by = excluded.waived_by, ticket = excluded.ticket,
+                 waived_at = excluded.waived_at""",
+        [
+            (case.id, one.holder, one.epoch, one.done, one.sends, one.first_sent_at, one.due_at, one.faults, one.offsets,
+             one.waived_by, one.ticket, one.waived_at)
+            for one in everybody
+        ],
+    )  # fmt: skip
+
+
+async def add_receipt(
+    db: Connection, case_id: str, holder: str, action: str, epoch: int, hold: str, body: Any, now: datetime
+) -> None:
+    """Keeps what a holder said; the first word of an epoch stands."""
+    await db.execute(
+        """INSERT INTO case_receipt (case_id, holder, action, epoch, hold, body, arrived_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING""",
+        case_id, holder, action, epoch, hold, body, now,
+    )  # fmt: skip
+
+
+async def add_scan(db: Connection, case_id: str, action: str, epoch: int, stores: Any, now: datetime) -> None:
+    """Keeps what the auditor said."""
+    await db.execute(
+        """INSERT INTO case_scan (case_id, action, epoch, stores, arrived_at) VALUES ($1, $2, $3, $4, $5)
+           ON CONFLICT DO NOTHING""",
+        case_id, action, epoch, stores, now,
+    )  # fmt: skip
+
+
+async def receipts(db: Connection, case_id: str) -> list[asyncpg.Record]:
+    """All receipts of a case, in order."""
+    return await db.fetch(
+        """SELECT holder, action, epoch, hold, body, arrived_at FROM case_receipt WHERE case_id = $1
+           ORDER BY arrived_at, holder, epoch""",
+        case_id,
+    )
+
+
+async def scans(db: Connection, case_id: str) -> list[asyncpg.Record]:
+    """All scans of a case, in order."""
+    return await db.fetch(
+        "SELECT action, epoch, stores, arrived_at FROM case_scan WHERE case_id = $1 ORDER BY epoch", case_id
+    )
+
+
+async def ask_mail(db: Connection, cause: str, case_id: str, template: str, now: datetime) -> None:
+    """A mail is owed."""
+    await db.execute(
+        """INSERT INTO case_mail (cause, case_id, template, asked_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING""",
+        cause, case_id, template, now,
+    )  # fmt: skip
+
+
+async def mails(db: Connection, case_id: str) -> list[asyncpg.Record]:
+    """What became of a case's mails."""
+    return await db.fetch(
+        "SELECT cause, template, asked_at, outcome, at FROM case_mail WHERE case_id = $1 ORDER BY asked_at, cause",
+        case_id,
+    )
+
+
+async def settle_mail(db: Connection, cause: str, outcome: str, at: datetime) -> asyncpg.Record | None:
+    """What became of a mail: its case and template. An accepted one stays accepted."""
+    return await db.fetchrow(
+        """UPDATE case_mail SET outcome = $2, at = $3 WHERE cause = $1 AND outcome IS DISTINCT FROM 'accepted'
+           RETURNING case_id, template""",
+        cause, outcome, at,
+    )  # fmt: skip
+
+
+async def add_tombstones(
+    db: Connection, case_id: str, rows: Sequence[tuple[bytes, str]], at: datetime, expires_at: datetime
+) -> None:
+    """The graveyard's book, written before anything is destroyed: (hash, kind) each."""
+    await db.execute(
+        """INSERT INTO tombstone (hash, kind, case_id, at, expires_at)
+           SELECT hash, kind, $3, $4, $5 FROM unnest($1::bytea[], $2::text[]) AS v(hash, kind)
+           ON CONFLICT DO NOTHING""",
+        [row[0] for row in rows], [row[1] for row in rows], case_id, at, expires_at,
+    )  # fmt: skip
+
+
+async def tombstones(db: Connection, case_id: str) -> list[asyncpg.Record]:
+    """The tombstones of a case."""
+    return await db.fetch("SELECT hash, kind, at FROM tombstone WHERE case_id = $1 ORDER BY hash", case_id)
+
+
+async def to_sweep(db: Connection) -> list[str]:
+    """Cases that wait for their sweep."""
+    rows = await db.fetch("SELECT id FROM privacy_case WHERE state IN ('completed', 'sweeping')")
+    return [row["id"] for row in rows]
+
+
+async def running(db: Connection) -> dict[str, Row]:
+    """All cases with an open clock."""
+    return await _with_holders(db, await db.fetch("SELECT * FROM privacy_case WHERE ended_at IS NULL"))
+
+
+# --- holds --------------------------------------------------------------------------------------------------------
+
+
+def _hold(row: asyncpg.Record) -> Hold:
+    return Hold(
+        row["id"], row["holder"], row["until"], row["state"], row["epoch"], row["sends"], row["first_sent_at"],
+        row["due_at"], row["released_at"], row["ended_at"], row["key_destroyed"],
+    )  # fmt: skip
+
+
+class HoldRow:
+    """A locked hold, and what stands beside the machine's part of it."""
+
+    __slots__ = ("ground", "hold", "pseudonym", "sealed", "table")
+
+    def __init__(self, row: asyncpg.Record) -> None:
+        self.hold = _hold(row)
+        self.sealed: str | None = row["sealed"]
+        self.table: str = row["table_name"]
+        self.ground: str = row["ground"]
+        self.pseudonym: bytes = row["subject_pseudonym"]
+
+
+async def add_hold(
+    db: Connection, hold: Hold, *, table: str, kind: str, pseudonym: bytes, sealed: str, ground: str, actor: str,
+    ticket: str, now: datetime,
+) -> bool:  # fmt: skip
+    """A new hold; False if it is known."""
+    return (
+        await db.fetchval(
+            """INSERT INTO hold (id, state, holder, table_name, kind, subject_pseudonym, sealed, ground, until, epoch, sends,
+                                 due_at, placed_at, placed_by, ticket)
+               VALUES ($1, 'placing', $2, $3, $4, $5, $6, $7, $8, 1, 0, $9, $9, $10, $11)
+               ON CONFLICT DO NOTHING RETURNING id""",
+            hold.id, hold.holder, table, kind, pseudonym, sealed, ground, hold.until, now, actor, ticket,
+        )
+        is not None
+    )  # fmt: skip
+
+
+async def lock_hold(db: Connection, hold_id: str) -> HoldRow | None:
+    """One hold, locked."""
+    row = await db.fetchrow("SELECT * FROM hold WHERE id = $1 FOR UPDATE", hold_id)
+    return None if row is None else HoldRow(row)
+
+
+async def lock_due_holds(db: Connection, now: datetime, limit: int) -> list[HoldRow]:
+    """Holds for which something is due, locked. The end of one that still waits for its holder counts, too."""
+    rows = await db.fetch(
+        """SELECT * FROM hold WHERE due_at <= $1 ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED""", now, limit
+    )
+    return [HoldRow(row) for row in rows]
+
+
+async def put_hold(db: Connection, row: HoldRow, expires_at: datetime | None) -> None:
+    """Writes a hold back."""
+    hold = row.hold
+    await db.execute(
+        """UPDATE hold SET state = $2, epoch = $3, sends = $4, first_sent_at = $5, due_at = $6, released_at = $7,
+                           ended_at = $8, key_destroyed = $9, sealed = $10, expires_at = $11
+           WHERE id = $1""",
+        hold.id, hold.state, hold.epoch, hold.sends, hold.first_sent_at, hold.due_at, hold.released_at,
+        hold.ended_at, hold.key_destroyed, row.sealed, expires_at,
+    )  # fmt: skip
+
+
+async def note_release(db: Connection, hold_id: str, actor: str, ticket: str) -> None:
+    """Who let a hold go."""
+    await db.execute(
+        "UPDATE hold SET released_by = $2, release_ticket = $3 WHERE id = $1 AND released_by IS NULL",
+        hold_id, actor, ticket,
+    )  # fmt: skip
+
+
+async def holds(db: Connection, *, all_of_them: bool, limit: int) -> list[asyncpg.Record]:
+    """Holds, the newest first; no id of anybody."""
+    return await db.fetch(
+        """SELECT id, state, holder, table_name AS table, kind, ground, until, rows, placed_at, placed_by, ticket, released_at,
+                  released_by, release_ticket, ended_at, first_sent_at FROM hold
+           WHERE $1 OR ended_at IS NULL ORDER BY placed_at DESC, id DESC LIMIT $2""",
+        all_of_them, limit,
+    )  # fmt: skip
+
+
+async def being_placed(db: Connection, pseudonyms: Sequence[bytes]) -> set[str]:
+    """Holders that have not yet put aside what a hold on one of these subjects keeps."""
+    rows = await db.fetch(
+        """SELECT DISTINCT holder FROM hold WHERE subject_pseudonym = ANY($1) AND state = 'placing'""", pseudonyms
+    )
+    return {row["holder"] for row in rows}
+
+
+async def deferring(db: Connection, case_id: str) -> set[str]:
+    """The same for a case that is under way."""
+    rows = await db.fetch(
+        """SELECT DISTINCT h.holder FROM hold h JOIN case_hold c ON c.hold = h.id
+           WHERE h.state = 'placing' AND c.case_id = $1""",
+        case_id,
+    )
+    return {row["holder"] for row in rows}
+
+
+async def link_holds(db: Connection, case_id: str) -> None:
+    """Notes which holds there are on a case's subjects."""
+    await db.execute(
+        """INSERT INTO case_hold (case_id, hold)
+           SELECT $1, id FROM hold
+           WHERE ended_at IS NULL AND subject_pseudonym IN (SELECT hash FROM tombstone WHERE case_id = $1)
+           ON CONFLICT DO NOTHING""",
+        case_id,
+    )
+
+
+async def link_cases(db: Connection, hold_id: str, pseudonym: bytes) -> None:
+    """Notes which cases a hold is about that comes while they go round."""
+    await db.execute(
+        """INSERT INTO case_hold (case_id, hold)
+           SELECT t.case_id, $1 FROM tombstone t JOIN privacy_case c ON c.id = t.case_id
+           WHERE t.hash = $2 AND c.ended_at IS NULL
+           ON CONFLICT DO NOTHING""",
+        hold_id, pseudonym,
+    )  # fmt: skip
+
+
+async def cases_of_hold(db: Connection, hold_id: str) -> list[str]:
+    """The cases that a hold is about."""
+    rows = await db.fetch("SELECT case_id FROM case_hold WHERE hold = $1 ORDER BY case_id", hold_id)
+    return [row["case_id"] for row in rows]
+
+
+async def holds_on(db: Connection, case_id: str) -> list[asyncpg.Record]:
+    """Holds on the subjects of a case."""
+    return await db.fetch(
+        """SELECT h.id, h.state, h.holder, h.table_name AS table, h.ground, h.until, h.rows, h.ended_at
+           FROM hold h JOIN case_hold c ON c.hold = h.id WHERE c.case_id = $1 ORDER BY h.id""",
+        case_id,
+    )
+
+
+async def note_held(db: Connection, hold_id: str, rows: int) -> None:
+    """How many rows a hold's holder has put aside."""
+    await db.execute("UPDATE hold SET rows = $2 WHERE id = $1", hold_id, rows)
+
+
+async def silent_holds(db: Connection, before: datetime) -> int:
+    """Holds whose holder owes an answer since an instant."""
+    found: int = await db.fetchval(
+        "SELECT count(*) FROM hold WHERE state IN ('placing', 'releasing') AND first_sent_at <= $1", before
+    )
+    return found
+
+
+# --- certificates -------------------------------------------------------------------------------------------------
+
+
+async def lock_log(db: Connection) -> int:
+    """How many certificates there are; nobody adds one before this transaction ends."""
+    size: int = await db.fetchval("SELECT size FROM certificate_log WHERE one FOR UPDATE")
+    return size
+
+
+async def nodes(db: Connection, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+    """Nodes of the log's tree by (level, position)."""
+    wanted = list(places)
+    rows = await db.fetch(
+        """SELECT level, position, hash FROM merkle_node JOIN unnest($1::int[], $2::bigint[]) AS v(level, position)
+           USING (level, position)""",
+        [level for level, _ in wanted], [position for _, position in wanted],
+    )  # fmt: skip
+    return {(row["level"], row["position"]): row["hash"] for row in rows}
+
+
+async def add_certificate(
+    db: Connection, case_id: str, number: int, document: Any, made: Sequence[tuple[int, int, bytes]], now: datetime
+) -> None:
+    """A certificate, and the nodes that it completes."""
+    await db.executemany("INSERT INTO merkle_node (level, position, hash) VALUES ($1, $2, $3)", made)
+    await db.execute(
+        "INSERT INTO certificate (case_id, number, document, signed_at) VALUES ($1, $2, $3, $4)",
+        case_id, number, document, now,
+    )  # fmt: skip
+    await db.execute("UPDATE certificate_log SET size = $1 WHERE one", number + 1)
+
+
+async def certificate(db: Connection, case_id: str) -> Any:
+    """The certificate of a case; None if there is none."""
+    return await db.fetchval("SELECT document FROM certificate WHERE case_id = $1", case_id)
+
+
+async def over_tombstones(db: Connection, now: datetime, limit: int) -> list[bytes]:
+    """Forgets tombstones whose time is over, and whose cases have ended; returns those that no other case needs."""
+    rows = await db.fetch(
+        """WITH gone AS (
+             DELETE FROM tombstone WHERE (hash, case_id) IN (
+               SELECT t.hash, t.case_id FROM tombstone t LEFT JOIN privacy_case c ON c.id = t.case_id
+               WHERE t.expires_at <= $1 AND (c.id IS NULL OR c.ended_at IS NOT NULL) LIMIT $2)
+             RETURNING hash, case_id)
+           SELECT DISTINCT hash FROM gone g
+           WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.hash = g.hash
+                               AND NOT EXISTS (SELECT FROM gone o WHERE o.hash = t.hash AND o.case_id = t.case_id))""",
+        now, limit,
+    )  # fmt: skip
+    return [row["hash"] for row in rows]

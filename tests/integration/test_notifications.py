@@ -1,0 +1,517 @@
+"""Notifications on real Kafka, PostgreSQL and SMTP: each mail once per cause, and never a blind second one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from services.notifications import mail
+from services.notifications.app import make_service
+from services.notifications.app.office import Office
+from services.notifications.data_map import ENVELOPE_LIFE, ROWS
+from shared.contract import events, topics
+from shared.contract.sealing import seal
+from shared.mesh.runtime import Runtime
+from shared.privacy.vault import Vault, open_vault
+from tests.support.gateway import Gateway, Sent
+from tests.support.post import Post, Trouble, post
+from tests.support.world import Faults, Mesh
+
+ADDRESS = "canary-7be1@example.org"
+CODE = "7QK2M9XB"
+SENDER = "steward@localhost"
+CASE = "01936b5e-1111-7111-8111-111111111111"
+
+
+class Moved:
+    """The machine's clock, moved by hand."""
+
+    def __init__(self) -> None:
+        self.by = timedelta()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.by
+
+
+@dataclass
+class Desk:
+    """Those around the room: a gateway, retention, a mail server, the room itself."""
+
+    mesh: Mesh
+    gateway: Gateway
+    post: Post
+    vault: Vault
+    ingress: tuple[str, bytes]
+    clock: Moved = field(default_factory=Moved)
+
+    async def start(self, fault: str | None = None, **settings: Any) -> tuple[Runtime, Faults]:
+        faults = Faults(fault or "nowhere")
+        runtime = await self.mesh.start(
+            "notifications", service=make_service(Office(fault=faults)),
+            settings={"smtp_url": self.post.url, **settings}, clock=self.clock, fault=faults,
+        )  # fmt: skip
+        await self.mesh.owned()
+        return runtime, faults
+
+    async def know(self, *accounts: str, fault: str | None = None, **settings: Any) -> tuple[Runtime, Faults]:
+        """The room is up and has learned the addresses of these accounts."""
+        started = await self.start(fault, **settings)
+        await self.send(*(self.opened(account) for account in accounts or ("acc-1",)))
+        await self.mesh.idle()
+        return started
+
+    async def erase(self, account: str = "acc-1") -> None:
+        """Retention's order to erase an account, and what the engine makes of it."""
+        subjects = [("account", account), ("identity", "idp-1"), ("workspace", "ws-1")]
+        now = self.clock.now()
+        data = {
+            "case": CASE, "epoch": 1, "action": "erase", "holders": ["notifications"], "scope": "account",
+            "sealed": await self.vault.seal_subjects(CASE, subjects, now), "confirmed_at": now,
+        }  # fmt: skip
+        order = self.gateway.event(topics.PRIVACY_COMMANDS, events.PrivacyOrdered, data, key=CASE, subject=CASE)
+
+        async def gone() -> bool:
+            return await self.count("erasures") > 0
+
+        await self.send(order, order)
+        await self.mesh.until(gone, 30, "erased")
+        assert await self.mesh.value("notifications", "SELECT count(*) FROM address WHERE account = $1", account) == 0
+
+    async def send(self, *records: Sent) -> None:
+        await self.gateway.send(self.mesh.env, records)
+
+    def opened(self, account: str = "acc-1", address: str | None = ADDRESS) -> Sent:
+        data = {"account": account, "address": self.sealed(address)}
+        return self.gateway.event(topics.ACCOUNTS, events.AccountOpened, data, key=account, subject=account)
+
+    def asked(
+        self, cause: str = "cause-1", template: str = "verify", account: str | None = "acc-1", case: str | None = CASE,
+        facts: dict[str, str] | None = None,
+    ) -> Sent:  # fmt: skip
+        code = None if template == "erasure_completed" else self.sealed(CODE)
+        data = {
+            "cause": cause, "template": template, "account": account, "case": case, "code": code, "facts": facts or {},
+        }  # fmt: skip
+        return self.gateway.event(topics.MESSAGES, events.MessageRequested, data, key=case or account, subject=cause)
+
+    def sealed(self, text: str | None) -> str:
+        """As a platform seals it to the day's key; None = damaged on the way."""
+        value = seal(text or "x", *self.ingress)
+        return value if text is not None else value[:-40] + "A" * 40
+
+    async def row(self, cause: str = "cause-1") -> Any:
+        rows = await self.mesh.fetch("notifications", "SELECT * FROM mail WHERE cause = $1", cause)
+        return rows[0] if rows else None
+
+    async def in_state(self, state: str, cause: str = "cause-1", attempts: int | None = None) -> Any:
+        """Waits for a mail to be in a state, after so many attempts."""
+
+        async def there() -> bool:
+            row = await self.row(cause)
+            return row is not None and row["state"] == state and attempts in (None, row["attempts"])
+
+        await self.mesh.until(there, 30, f"{cause} is {state}")
+        return await self.row(cause)
+
+    async def outcomes(self) -> Counter[tuple[str, str]]:
+        """What was said of each mail; what was published twice counts once."""
+        said = [json.loads(record.value) for record in await records(self.mesh, topics.MESSAGE_OUTCOMES.name)]
+        by_id = {event["id"]: event["data"] for event in said}
+        return Counter((data["cause"], data["outcome"]) for data in by_id.values())
+
+    async def count(self, name: str) -> int:
+        return int(
+            await self.mesh.value(
+                "notifications", "SELECT coalesce(sum(value), 0)::bigint FROM mesh_counter WHERE name = $1", name
+            )
+        )
+
+
+@pytest.fixture
+async def desk(mesh: Mesh, tmp_path: Path) -> AsyncIterator[Desk]:
+    today = datetime.now(UTC).date()
+    closing: list[Any] = []
+    platform = SimpleNamespace(
+        settings=mesh.settings("notifications"), clock=Moved(), plugged={}, on_close=closing.append
+    )
+    vault = await open_vault(platform)
+    await vault.make_ingress([today, today + timedelta(days=1)], datetime.now(UTC))
+    async with post(tmp_path) as server:
+        yield Desk(mesh, Gateway(7), server, vault, await vault.ingress(today))
+        await mesh.close()
+    for close in closing:
+        await close()
+
+
+# --- once per cause ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise(22)
+async def test_each_mail_is_sent_once_per_cause_whatever_is_repeated(desk: Desk) -> None:
+    causes = [f"cause-{n}" for n in range(5)]
+    runtime, _ = await desk.know("acc-1", "acc-1", batch_records=4)
+    await desk.send(*(desk.asked(cause) for cause in causes * 3))
+    await desk.mesh.idle()
+    await desk.mesh.stop(runtime)
+    await desk.mesh.fetch("notifications", "UPDATE mesh_cursor SET next_offset = 0, epoch = epoch + 1")
+    await desk.send(*(desk.asked(cause) for cause in causes), desk.opened(address="other@example.org"))
+    await desk.start()
+    await desk.mesh.idle()
+    assert len(desk.post.mails()) == 5
+    assert {m["Message-ID"] for m in desk.post.mails()} == {mail.message_id(cause, SENDER) for cause in causes}
+    assert {m["To"] for m in desk.post.mails()} == {ADDRESS}
+    assert await desk.outcomes() == Counter({(cause, "accepted"): 1 for cause in causes})
+    assert await desk.count("mails_accepted") == 5
+    assert all(f"    {CODE}" in m.get_content().splitlines() for m in desk.post.mails())
+
+
+async def test_a_burst_of_mails_shares_a_connection(desk: Desk) -> None:
+    desk.post.troubles += ["refuse recipient"]
+    await desk.know()
+    await desk.send(*(desk.asked(f"cause-{n}") for n in range(6)))
+    await desk.mesh.idle()
+    assert (len(desk.post.mails()), desk.post.conversations) == (5, 1)
+
+
+async def test_a_mail_waits_for_an_address_that_is_still_on_its_way(desk: Desk) -> None:
+    await desk.send(desk.asked())
+    await desk.start()
+    assert (await desk.in_state("waiting", attempts=1))["reason"] == "no_address"
+    await desk.send(desk.opened())
+    desk.clock.by = timedelta(minutes=1)
+    await desk.in_state("accepted")
+    assert len(desk.post.mails()) == 1
+
+
+# --- killed in the middle ----------------------------------------------------------------------------------------
+
+POINTS = {
+    # point: (state at the next start, mails at the server)
+    "before_commit": ("accepted", 1),  # the order is read again
+    "committed": ("accepted", 1),
+    "unmarked": ("accepted", 1),  # sender and recipient were taken, the text did not go
+    "marked": ("unknown", 0),  # it was said that the text goes out: nobody can know that it did not
+    "answered": ("unknown", 1),  # the server took it, and nobody wrote that down
+    "task_before_commit": ("unknown", 1),
+    "relay_read": ("accepted", 1),  # the outcome is published later
+    "relay_acknowledged": ("accepted", 1),  # ... or twice, under one id
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_killed_at(desk: Desk, point: str) -> None:
+    state, mails = POINTS[point]
+    await desk.send(desk.opened())
+    first, _ = await desk.start()
+    await desk.mesh.idle()
+    await desk.mesh.stop(first)
+    victim, fault = await desk.start(point)
+    await desk.send(desk.asked())
+    async with asyncio.timeout(30):
+        await fault.hit.wait()
+    await desk.mesh.abandon(victim)
+    await desk.start()
+    await desk.in_state(state)
+    await desk.mesh.idle()
+    assert len(desk.post.mails()) == mails
+    assert await desk.outcomes() == Counter({("cause-1", state): 1})
+    assert (await desk.row())["attempts"] == 1
+
+
+async def test_a_process_that_dies_while_the_server_thinks_leaves_an_unknown_outcome(desk: Desk) -> None:
+    desk.post.troubles += ["stall"]
+    victim, _ = await desk.know()
+    await desk.send(desk.asked())
+    async with asyncio.timeout(30):
+        await desk.post.stalled.wait()
+    await desk.mesh.abandon(victim)
+    await desk.start()
+    assert (await desk.in_state("unknown"))["reason"] == "interrupted"
+    assert len(desk.post.mails()) == 1
+
+
+async def test_an_answer_that_was_heard_outlives_the_transaction_that_lost_it(desk: Desk) -> None:
+    runtime, fault = await desk.know(fault="answered")
+    await desk.send(desk.asked())
+    async with asyncio.timeout(30):
+        await fault.hit.wait()
+    # The database ends the transaction; the process lives, and knows what the server said.
+    async with desk.mesh.world.admin() as admin:
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'steward_notifications_app' "
+            "AND state = 'idle in transaction'"
+        )
+    fault.release.set()
+    await desk.in_state("accepted")
+    await desk.mesh.idle()
+    assert len(desk.post.mails()) == 1 and await desk.outcomes() == Counter({("cause-1", "accepted"): 1})
+    assert runtime.exit_reason is None
+
+
+# --- what a server may do ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("trouble", "kept"), [("hang up", 1), ("lose and hang up", 0)])
+async def test_an_unknown_outcome_is_never_sent_again_but_by_a_person(desk: Desk, trouble: Trouble, kept: int) -> None:
+    desk.post.troubles += [trouble]
+    first, _ = await desk.know()
+    await desk.send(desk.asked(), desk.asked("cause-2"))
+    await desk.mesh.idle()
+    assert (await desk.row())["state"] == "unknown" and (await desk.row())["reason"] == "no_reply"
+    desk.clock.by = timedelta(days=5)
+    await desk.mesh.stop(first)
+    await desk.send(desk.asked())
+    await desk.start()
+    await desk.mesh.idle()
+    theirs = mail.message_id("cause-1", SENDER)
+    assert [m["Message-ID"] for m in desk.post.mails()].count(theirs) == kept
+    assert await desk.outcomes() == Counter({("cause-1", "unknown"): 1, ("cause-2", "accepted"): 1})
+
+    await desk.send(
+        desk.gateway.command("notifications", "resend", "cause-1"),
+        desk.gateway.command("notifications", "resend", "cause-2"),
+        desk.gateway.command("notifications", "resend", "cause-9"),
+    )
+    row = await desk.in_state("accepted")
+    await desk.mesh.idle()
+    assert (row["decided_by"], row["ticket"], row["attempts"]) == ("tester", "T-1", 2)
+    assert [m["Message-ID"] for m in desk.post.mails()].count(theirs) == kept + 1
+    assert await desk.outcomes() == Counter(
+        {("cause-1", "unknown"): 1, ("cause-1", "accepted"): 1, ("cause-2", "accepted"): 1}
+    )
+    assert await desk.count("resends_refused") == 2
+
+
+async def test_what_failed_before_the_text_or_was_deferred_is_tried_again_later(desk: Desk) -> None:
+    desk.post.troubles += ["defer recipient", "defer text", "refuse sender"]
+    await desk.know()
+    await desk.send(desk.asked())
+    for attempts, reason in ((1, "451"), (2, "451"), (3, "550")):
+        row = await desk.in_state("waiting", attempts=attempts)
+        assert row["reason"] == reason
+        assert row["next_attempt_at"] > desk.clock.now(), "not at once"
+        assert await desk.outcomes() == Counter()
+        desk.clock.by += row["next_attempt_at"] - desk.clock.now()
+    await desk.in_state("accepted", attempts=4)
+    assert len(desk.post.mails()) == 1
+
+
+async def test_a_connection_that_breaks_before_the_text_is_made_again_at_once(desk: Desk) -> None:
+    await desk.know()
+    await desk.send(desk.asked("cause-0"))
+    await desk.in_state("accepted", "cause-0")
+    desk.post.troubles += ["hang up before text"]
+    await desk.send(desk.asked())
+    await desk.in_state("accepted", attempts=1)
+    assert (len(desk.post.mails()), desk.post.conversations) == (2, 2)
+
+
+@pytest.mark.parametrize(("trouble", "reason"), [("refuse recipient", "550"), ("refuse text", "554")])
+async def test_what_is_refused_is_refused(desk: Desk, trouble: Trouble, reason: str) -> None:
+    desk.post.troubles += [trouble]
+    await desk.know()
+    await desk.send(desk.asked())
+    row = await desk.in_state("refused")
+    assert (row["reason"], row["attempts"], row["code_sealed"]) == (reason, 1, None)
+    desk.clock.by = timedelta(days=1)
+    await desk.mesh.idle()
+    assert desk.post.mails() == [] and await desk.outcomes() == Counter({("cause-1", "refused"): 1})
+
+
+async def test_a_server_that_stays_away_is_given_up_after_days_and_the_mail_counts_as_refused(desk: Desk) -> None:
+    await desk.know(smtp_url="smtp://127.0.0.1:1")
+    await desk.send(desk.asked())
+    assert (await desk.in_state("waiting", attempts=1))["reason"] == "away"
+    desk.clock.by = mail.GIVE_UP + timedelta(minutes=1)
+    assert (await desk.in_state("refused"))["reason"] == "gave_up"
+
+
+# --- addresses and envelopes -------------------------------------------------------------------------------------
+
+
+async def envelopes(desk: Desk) -> int:
+    return int(await desk.mesh.value("notifications", "SELECT count(*) FROM envelope"))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "outcome"), [(None, "accepted"), ("refuse recipient", "refused"), ("hang up", "unknown")]
+)
+async def test_the_last_mail_finds_its_address_in_the_envelope_which_ends_with_it(
+    desk: Desk, trouble: Trouble | None, outcome: str
+) -> None:
+    await desk.know("acc-1", "acc-2")
+    await desk.erase()
+    assert await envelopes(desk) == 1
+    desk.post.troubles += [trouble] if trouble else []
+    await desk.send(desk.asked(template="erasure_completed", account=None, facts={"scope": "account"}))
+    await desk.in_state(outcome)
+    await desk.mesh.idle()
+    assert [m["To"] for m in desk.post.mails()] == ([] if outcome == "refused" else [ADDRESS])
+    assert await envelopes(desk) == 0
+    await desk.send(desk.gateway.command("notifications", "resend", "cause-1"))
+    await desk.mesh.idle()
+    if outcome != "accepted":
+        assert (await desk.row())["reason"] == "no_address", "nobody can write to who is erased"
+
+
+async def test_an_envelope_is_over_after_its_days_even_if_nobody_cleared_it_away(desk: Desk) -> None:
+    await desk.know()
+    await desk.erase()
+    desk.clock.by = ENVELOPE_LIFE
+    await desk.send(desk.asked(template="erasure_completed", account=None))
+    assert (await desk.in_state("refused"))["reason"] == "no_address"
+    assert desk.post.mails() == []
+
+
+async def test_the_clocks_of_the_data_map_end_the_rows(desk: Desk) -> None:
+    await desk.know()
+    await desk.send(desk.asked())
+    await desk.in_state("accepted")
+    await desk.erase()
+    made = desk.clock.now()
+    ends = {"envelope": timedelta(days=7), "mail": timedelta(days=30)}
+    for rows in ROWS:
+        if rows.expires is not None:
+            sql = f"SELECT count(*) FROM {rows.table} WHERE {rows.expires} <= $1"
+            left = [
+                await desk.mesh.value("notifications", sql, made + ends[rows.table] + timedelta(seconds=s))
+                for s in (-60, 1)
+            ]
+            assert left == [0, 1], rows.table
+
+
+async def test_a_mail_to_somebody_who_is_erased_meanwhile_goes_nowhere(desk: Desk) -> None:
+    desk.post.troubles += ["defer recipient"]
+    await desk.know()
+    await desk.send(desk.asked())
+    await desk.in_state("waiting", attempts=1)
+    await desk.erase()
+    desk.clock.by = timedelta(hours=1)
+    assert (await desk.in_state("refused"))["reason"] == "erased"
+    assert desk.post.mails() == [] and await envelopes(desk) == 1, "the envelope waits for the last mail"
+
+
+@pytest.mark.promise(60)
+async def test_an_address_that_was_moved_to_another_account_is_not_written_to(desk: Desk) -> None:
+    await desk.know("acc-1", "acc-2")
+    await desk.mesh.fetch(
+        "notifications",
+        "UPDATE address a SET sealed = b.sealed FROM address b WHERE a.account = 'acc-1' AND b.account = 'acc-2'",
+    )
+    await desk.send(desk.asked())
+    assert (await desk.in_state("refused"))["reason"] == "no_address"
+    assert desk.post.heard == []
+
+
+async def test_what_cannot_be_opened_or_is_no_address_stops_nobody(desk: Desk) -> None:
+    await desk.send(
+        desk.opened("acc-1", None),
+        desk.opened("acc-2", "eve@example.org>\r\nRCPT TO:<mallory@example.org"),
+        desk.opened("acc-3", "ada@example.org"),
+    )
+    await desk.start()
+    await desk.mesh.idle()
+    await desk.send(desk.asked("cause-3", account="acc-3"))
+    await desk.in_state("accepted", "cause-3")
+    await desk.mesh.idle()
+    letters = await desk.mesh.fetch("notifications", "SELECT reason, detail FROM mesh_dead_letter ORDER BY detail")
+    assert [tuple(row) for row in letters] == [
+        ("address", "the sealed address cannot be opened"),
+        ("address", "the sealed address is no mail address"),
+    ]
+    assert [row["account"] for row in await desk.mesh.fetch("notifications", "SELECT account FROM address")] == [
+        "acc-3"
+    ]
+
+
+# --- what leaves, and what lies about ----------------------------------------------------------------------------
+
+
+@pytest.mark.promise(26)
+async def test_what_goes_over_the_wire_is_what_the_list_allows(desk: Desk) -> None:
+    facts = {"until": "2026-11-28T15:00:00Z", "note": "canary-fact", "internal": "canary-fact"}
+    await desk.know("acc-canary")
+    await desk.send(desk.asked("cause-canary", account="acc-canary", facts=facts))
+    row = await desk.in_state("accepted", "cause-canary")
+    expected = mail.compose(
+        "verify", cause="cause-canary", sender=SENDER, recipient=ADDRESS, code=CODE, requested_at=row["requested_at"],
+        facts={"case": CASE, "until": "2026-11-28T15:00:00Z"},
+    )  # fmt: skip
+    assert desk.post.heard == [
+        ("EHLO", "localhost"),
+        ("MAIL", (expected.sender, [])),
+        ("RCPT", (expected.recipient, [])),
+        ("DATA", mail.as_bytes(expected)),
+    ]
+    assert set(desk.post.mails()[0].keys()) == set(mail.HEADERS)
+    everything = repr(desk.post.heard)
+    assert "canary-fact" not in everything and "acc-canary" not in everything and "cause-canary" not in everything
+
+
+@pytest.mark.promise(60)
+async def test_no_address_and_no_code_lies_anywhere_in_clear(desk: Desk) -> None:
+    desk.post.troubles += ["hang up", "defer recipient"]
+    await desk.know("acc-plain", "acc-gone")
+    await desk.erase("acc-gone")
+    assert await envelopes(desk) == 1
+    await desk.send(*(desk.asked(f"cause-{n}", account="acc-plain") for n in range(3)))
+    await desk.in_state("unknown", "cause-0")
+    await desk.in_state("waiting", "cause-1", attempts=1)
+    async with desk.mesh.world.admin() as admin:
+        await admin.execute("CHECKPOINT")
+    stack = desk.mesh.world.stack
+    assert stack.postgres is not None and stack.kafka is not None
+    folders = {"postgres": stack.postgres.data, "kafka": stack.kafka.folder / "data", "logs": stack.home / "logs"}
+    for needle in (ADDRESS, CODE):
+        for name, folder in folders.items():
+            assert not holding(folder, needle), f"{needle} lies in {name}"
+    # The search finds what does lie there.
+    assert holding(folders["postgres"], "acc-plain") and holding(folders["kafka"], "acc-plain")
+
+
+def holding(folder: Path, needle: str) -> list[Path]:
+    """Files below `folder` with the text in them, as it is or in base64."""
+    wanted = [needle.encode(), base64.b64encode(needle.encode())[:-4]]
+    return [
+        path for path in folder.rglob("*")
+        if path.is_file() and any(text in content for content in [path.read_bytes()] for text in wanted)
+    ]  # fmt: skip
+
+
+async def test_operators_see_causes_and_outcomes_and_nobody(desk: Desk) -> None:
+    desk.post.troubles += ["hang up"]
+    runtime, _ = await desk.know()
+    await desk.send(desk.asked(), desk.asked("cause-2"))
+    await desk.mesh.idle()
+    seen = await runtime.answer("mails", {"state": "unknown"}, "tester", "operator", "T-1")
+    assert [(row["cause"], row["reason"]) for row in seen] == [("cause-1", "no_reply")]
+    assert "acc-1" not in repr(await runtime.answer("mails", {}, "tester", "operator", "T-1"))
+
+
+async def records(mesh: Mesh, topic: str) -> list[Any]:
+    """All records of a topic."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=mesh.env["STEWARD_KAFKA_BOOTSTRAP_SERVERS"])
+    await consumer.start()
+    try:
+        places = [TopicPartition(topic, part) for part in consumer.partitions_for_topic(topic) or {0}]
+        consumer.assign(places)
+        await consumer.seek_to_beginning(*places)
+        ends = await consumer.end_offsets(places)
+        found: list[Any] = []
+        while any([await consumer.position(place) < ends[place] for place in places]):
+            for batch in (await consumer.getmany(timeout_ms=200)).values():
+                found += batch
+        return found
+    finally:
+        await consumer.stop()
