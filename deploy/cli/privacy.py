@@ -358,7 +358,8 @@ def _receipts(row: Mapping[str, Any]) -> RenderableType:
         table.add_column(name, justify="right" if name in ("rows", "left") else "left", overflow="fold")
     for receipt in row["receipts"]:
         where = f"{receipt['holder']} {receipt['epoch']}"
-        done, empty, kept = [], 0, {}
+        done, empty = [], 0
+        kept: dict[tuple[str, str], list[str]] = {}
         for treated in receipt["body"]["treated"]:
             if treated["retained"]:
                 note = (

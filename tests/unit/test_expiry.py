@@ -115,7 +115,7 @@ def test_what_an_event_or_a_law_ends_needs_no_clock() -> None:
     assert unending([replace(c, period="account_closure") for c in VISIT], (), ()) != ()
 
 
-@pytest.mark.promise(5, 35)
+@pytest.mark.promise(5, 15, 35)
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_room_ends_what_its_map_says_that_it_ends(room: str) -> None:
     module = importlib.import_module(f"services.{room}.data_map")
