@@ -26,7 +26,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def keys() -> None:
-    """See the keys of the vault, change the master key that wraps them, print ingress keys.
+    """See the keys of the vault, change the master key, print ingress keys.
 
     A master key is changed in three steps, while everything runs: `rotate`, wait until `status` shows that the old one
     wraps nothing, `drop`.

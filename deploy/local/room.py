@@ -115,11 +115,12 @@ def room_environment(
 
     Left out are the administrator's URL and the other rooms' databases. Only audit reads with the auditor's
     login; of the keys it sees those of cases, and needs the master key to use them. Only notifications is told of the
-    mail server.
+    mail server, and only retention signs certificates.
     """
     foreign = [f"STEWARD_{other.upper()}_" for other in rooms if other != name]
     foreign += ["STEWARD_POSTGRES_", "STEWARD_KEYS_" if name == "audit" else "STEWARD_AUDITOR_"]
     foreign += ["STEWARD_SMTP_", "STEWARD_MAIL_"] if name != "notifications" else []
+    foreign += ["STEWARD_SIGNING_"] if name != "retention" else []
     # How to reach a server is said by the stack alone: what the caller's shell says may be of another one.
     servers = ("STEWARD_KAFKA_", "STEWARD_POSTGRES_", "STEWARD_SMTP_")
     told = {key: value for key, value in environ.items() if not key.startswith(servers)} | dict(settings)

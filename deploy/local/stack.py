@@ -30,6 +30,7 @@ from deploy.local.ports import free_port, is_free
 from deploy.local.postgres import PostgresServer
 from deploy.local.room import DRAIN_SECONDS, SERVE, Room, room_environment
 from deploy.rooms import ROOMS
+from shared.privacy.certificate import new_signing_key, public_pem, signing_key
 from shared.privacy.vault import MasterKeys
 
 if TYPE_CHECKING:
@@ -212,6 +213,7 @@ class Stack:
         updates["STEWARD_ENV"] = self._environ.get("STEWARD_ENV") or known.get("STEWARD_ENV") or "local"
         updates |= self._ports(known) | self._extra
         updates["STEWARD_MASTER_KEY_FILE"] = self._master_key()
+        updates["STEWARD_SIGNING_KEY_FILE"] = str(self._signing_key())
         merged = env.merge(self.env_file, updates)
         self.settings = merged | {"STEWARD_HOME": str(self.home)}
         self.say("making the topics")
@@ -312,6 +314,17 @@ class Stack:
         if not file.exists():
             env.write_private(file, MasterKeys.new(f"local-{secrets.token_hex(3)}") + "\n")
         return str(file)
+
+    def _signing_key(self) -> Path:
+        """The file with the key that signs certificates; made once, with what others verify by beside it."""
+        given = self._environ.get("STEWARD_SIGNING_KEY_FILE")
+        if given:
+            return Path(given)
+        file = self.home / "signing.pem"
+        if not file.exists():
+            env.write_private(file, new_signing_key().decode("ascii"))
+        (self.home / "certificate.pem").write_bytes(public_pem(signing_key(file.read_bytes())))
+        return file
 
     async def _make_topics(self) -> None:
         from aiokafka.errors import KafkaError

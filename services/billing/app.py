@@ -125,6 +125,11 @@ async def post_payments(batch: Batch, tx: Transaction) -> None:
     erased = charges.erased_workspaces(owners, batch.erased_subjects) if batch.erased_subjects else set()
     numbers = await store.payers(db, *payments.named_by(arrived, erased)) if erased else ()
     books = await store.open_books(db, now, CONFIG, owners, classes, erased, numbers)
+    if erased:
+        # One that is known and only its account is erased goes on, under whoever has taken it over.
+        erased = {w for w in erased if ("workspace", w) in batch.erased_subjects or w not in books.standings}
+    living = {w: account for w, account in owners.items() if ("account", account) not in batch.erased_subjects}
+    await store.take_over(db, living)
     if moves := payments.moves(books, stated):
         books.other_accounts = await store.enter_class(db, moves)
     known = await store.open_payments(
@@ -202,12 +207,13 @@ async def before_erase(cases: Mapping[str, frozenset[tuple[str, str]]], tx: Tran
     """In the transaction that begins an erasure, before rows go: ends what the subjects have in the books.
 
     What is left of a workspace's credit becomes breakage, its balance says `erased` and never changes under its name
-    again; a debt stays on its number. What an account used with its own keys is kept without the account. Once more
+    again; a debt stays on its number. What an account used with its own keys is kept without the account. A workspace of
+    an account that is not itself erased has been taken over by somebody: it keeps all but the account's name. Once more
     for the same subjects it changes nothing.
     """
     db, now = tx.db, tx.now
     workspaces, accounts = _by_kind(frozenset().union(*cases.values()))
-    numbers = await store.workspaces_of(db, workspaces, accounts)
+    numbers = await store.numbers_of(db, workspaces)
     if numbers:
         books = await store.open_books_by_id(db, now, CONFIG, numbers)
         ending = [standing for standing in books.standings.values() if not standing.nameless]
@@ -226,6 +232,7 @@ async def before_erase(cases: Mapping[str, frozenset[tuple[str, str]]], tx: Tran
         )
     if accounts:
         await store.part_with_byok(db, accounts)
+        await store.part_with_owners(db, accounts, workspaces)
 
 
 def _kept_until(classes: Iterable[str], now: datetime) -> datetime:

@@ -179,16 +179,17 @@ DATA_MAP: DataMap = (
     *plain("erased_workspace", "published", "erased_at", "kept_until"),
 )
 
-_OWNERS = {"workspace": "workspace", "account": "account"}
-
 HOLDING = Holding(
     "billing",
     DATA_MAP,
     (
-        Rows("note", _OWNERS, through=("workspace_id", "workspace_ref", "id")),
+        # A workspace that outlives its account belongs to whoever has taken it over, and so does its way into the books.
+        Rows("note", {"workspace": "workspace"}, through=("workspace_id", "workspace_ref", "id")),
         Rows("byok_month", {"account": "account"}),
         # What leads to the numbers of the books goes last.
-        Rows("workspace_ref", _OWNERS),
+        Rows("workspace_ref", {"workspace": "workspace"}),
+        Rows("line_late", ends="deleted by the job forget-late-lines, W after they came"),
+        Rows("erased_workspace", ends="taken by the job end-erased-balances, when their last word is out"),
     ),
 )
 

@@ -18,6 +18,7 @@ from services.billing.books import Books, Standing, State, numbered
 from services.billing.charges import LINE_COLUMNS, Sheet, Sifted, by_day, digests, oldest, seen_rows
 from services.billing.ledger import Balances, BillingConfig, Grant, block_hash, closes_at
 from services.billing.payments import Dispute, Note, Payments, Purchase, Waiting
+from shared.contract.units import ERASED
 from shared.mesh import packed
 from shared.mesh.store import Connection, copy_packed
 
@@ -668,12 +669,27 @@ async def next_balances(db: Connection, limit: int, now: datetime, round_started
 # --- erasure -----------------------------------------------------------------------------------------------------
 
 
-async def workspaces_of(db: Connection, workspaces: Collection[str], accounts: Collection[str]) -> list[int]:
-    """The numbers that these names, or the names of these accounts' workspaces, still lead to."""
-    rows = await db.fetch(
-        "SELECT id FROM workspace_ref WHERE workspace = ANY($1) OR account = ANY($2)", list(workspaces), list(accounts)
-    )
+async def numbers_of(db: Connection, workspaces: Collection[str]) -> list[int]:
+    """The numbers that these names still lead to."""
+    rows = await db.fetch("SELECT id FROM workspace_ref WHERE workspace = ANY($1)", list(workspaces))
     return [row["id"] for row in rows]
+
+
+async def part_with_owners(db: Connection, accounts: Collection[str], workspaces: Collection[str]) -> None:
+    """Takes the names of accounts from all workspaces but these, which go as a whole."""
+    await db.execute(
+        "UPDATE workspace_ref SET account = $3 WHERE account = ANY($1) AND workspace <> ALL($2)",
+        list(accounts), list(workspaces), ERASED,
+    )  # fmt: skip
+
+
+async def take_over(db: Connection, owners: Mapping[str, str]) -> None:
+    """Names the account of those of these workspaces (to account) whose former one was erased."""
+    await db.execute(
+        """UPDATE workspace_ref r SET account = v.account FROM unnest($1::text[], $2::text[]) AS v(workspace, account)
+           WHERE r.workspace = v.workspace AND r.account = $3""",
+        list(owners), list(owners.values()), ERASED,
+    )  # fmt: skip
 
 
 async def part_with_byok(db: Connection, accounts: Collection[str]) -> None:

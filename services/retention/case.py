@@ -76,6 +76,7 @@ class Progress:
     offsets: Offsets = field(default_factory=dict)
     waived_by: str | None = None
     ticket: str | None = None
+    waived_at: datetime | None = None
 
     @property
     def settled(self) -> bool:
@@ -154,11 +155,12 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A holder erased."""
+    """A holder erased; `remaining` rows lead to a subject still, and then it has not."""
 
     holder: str
     epoch: int
     offsets: Offsets = field(default_factory=dict)
+    remaining: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +289,13 @@ def closing(case: Case, closed_at: datetime) -> Case:
     return replace(asked_earlier(case, closed_at), kind="closure")
 
 
+def unproved(case: Case, now: datetime) -> Case:
+    """A case whose certificate would not be true, whatever the scan said: nobody is told that it is certified before a
+    person has looked into it."""
+    auditor = replace(case.auditor, done=case.auditor.epoch, due_at=None, faults=FAULTS + 1)
+    return replace(case, auditor=auditor, moved_at=now)
+
+
 def step(case: Case, what: Happening, world: World) -> tuple[Case, list[Deed]]:
     """The case after `what`, and what is to be done about it, in that order."""
     deeds: list[Deed] = []
@@ -296,8 +305,8 @@ def step(case: Case, what: Happening, world: World) -> tuple[Case, list[Deed]]:
             case = _confirm(case, right, world, deeds)
         case Withdrawn() if case.state == "requested":
             case = _end(case, "withdrawn", now, deeds)
-        case Receipt(holder, epoch, offsets) if case.state in ERASING:
-            case = _receive(case, holder, epoch, offsets, now)
+        case Receipt() if case.state in ERASING:
+            case = _receive(case, what, world)
         case Scan() if case.state in ERASING:
             case = _judge(case, what, world, deeds)
         case Answered(accepted) if accepted and case.completed_at is not None and case.answered_at is None:
@@ -308,7 +317,7 @@ def step(case: Case, what: Happening, world: World) -> tuple[Case, list[Deed]]:
             deeds.append(DestroyKey())
             case = replace(case, key_destroyed=True)
         case Waive(holder, actor, ticket) if case.state in ERASING and holder in case.holders:
-            case = _put(case, replace(case.holders[holder], waived_by=actor, ticket=ticket, due_at=None))
+            case = _put(case, replace(case.holders[holder], waived_by=actor, ticket=ticket, waived_at=now, due_at=None))
         case Retry() if case.state in ERASING:
             case = _retry(case, now)
         case SweepNow() if case.state in ("completed", "sweeping") and not case.auditor.settled:
@@ -354,12 +363,14 @@ def _end(case: Case, state: Literal["withdrawn", "lapsed"], now: datetime, deeds
     return replace(case, state=state, ended_at=now)
 
 
-def _receive(case: Case, holder: str, epoch: int, offsets: Offsets, now: datetime) -> Case:
-    one = case.holders.get(holder)
+def _receive(case: Case, receipt: Receipt, world: World) -> Case:
+    one = case.holders.get(receipt.holder)
     # What nobody ordered, or ordered anew since, settles nothing.
-    if one is None or one.sends == 0 or epoch != one.epoch or one.done == epoch:
+    if one is None or one.sends == 0 or receipt.epoch != one.epoch or one.done == receipt.epoch:
         return case
-    return replace(_put(case, replace(one, done=epoch, due_at=None, offsets=offsets or one.offsets)), moved_at=now)
+    one = replace(one, done=receipt.epoch, due_at=None, offsets=receipt.offsets or one.offsets)
+    case = replace(_put(case, one), moved_at=world.now)
+    return _erase_again(case, [one.holder], world) if receipt.remaining else case
 
 
 def _judge(case: Case, scan: Scan, world: World, deeds: list[Deed]) -> Case:

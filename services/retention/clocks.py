@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from services.retention.case import Case, Timing
-from shared.policy import policy
+from shared.policy import Clock, Policy, due, forecast
+from shared.policy.deadlines import clock
 
-ANSWER = timedelta(days=45)
-"""From receipt, whatever the confirmation takes (CCPA)."""
 CLOSURE_LEAD = timedelta(days=2)
 """A closed account's case opens so long before the cap: time for every holder to be found and asked again."""
 
@@ -17,57 +15,54 @@ CLOSURE_LEAD = timedelta(days=2)
 # more until the null records are gone (settings of the topics).
 _WAVES = timedelta(hours=1)
 _COMPACTION = timedelta(days=8)
+_CLOSURE = 33
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """One bound. `runs`: it is not met yet."""
-
-    name: str
-    due_at: datetime
-    runs: bool
-    forecast_at: datetime | None = None
-
-
-def _closure_cap() -> timedelta:
-    return timedelta(days=policy().closure_cap_days)
-
-
-def closes_at(closed_at: datetime) -> datetime:
+def closes_at(closed_at: datetime, policy: Policy) -> datetime:
     """When a closed account's case opens by itself."""
-    return closed_at + _closure_cap() - CLOSURE_LEAD
+    return closed_at + timedelta(days=policy.closure_cap_days) - CLOSURE_LEAD
 
 
-def clocks(case: Case, now: datetime, timing: Timing) -> tuple[Clock, ...]:
-    """All clocks of the case, with their forecasts. None of them ever pauses."""
-    done = case.completed_at is not None
-    waiting = case.open and case.state != "requested"
-    # Whoever has kept us waiting for a time is expected to do so for as long again.
-    stuck = now - (case.moved_at or now) if waiting and (not done or case.missing) else timedelta(0)
-    complete_at = now + stuck + (timedelta(0) if done else _WAVES)
-    certified_at = complete_at + timing.sweep_after
-    swept_at = max(certified_at, (case.completed_at or complete_at) + _COMPACTION)
+def clocks(case: Case, policy: Policy) -> tuple[Clock, ...]:
+    """All clocks of the case; none of them ever pauses. One that is taken back, or lapses, is owed nothing more."""
+    dropped = case.ended_at if case.state in ("withdrawn", "lapsed") else None
     found = []
     if case.kind == "closure":
-        found.append(Clock("closure", case.requested_at + _closure_cap(), case.open and not done, complete_at))
+        end = case.requested_at + timedelta(days=policy.closure_cap_days)
+        found.append(Clock("closure", case.requested_at, end, _CLOSURE, dropped or case.completed_at))
     else:
-        answered = case.answered_at is not None
-        found.append(Clock("answer", case.requested_at + ANSWER, case.open and not answered, complete_at))
+        answer = clock(policy.deadlines["ccpa"], case.requested_at, policy.calendar)
+        found.append(Clock(answer.name, answer.starts_at, answer.ends_at, answer.promise, dropped or case.answered_at))
     if case.confirmed_at is not None:
-        found.append(
-            Clock("erasure", case.confirmed_at + timedelta(days=policy().erasure_cap_days), case.open, swept_at)
-        )
+        erasure = clock(policy.deadlines["erasure"], case.confirmed_at, policy.calendar)
+        found.append(Clock(erasure.name, erasure.starts_at, erasure.ends_at, erasure.promise, case.ended_at))
     return tuple(found)
 
 
-def due_at(case: Case, now: datetime, timing: Timing) -> datetime | None:
+def due_at(case: Case, policy: Policy) -> datetime | None:
     """The earliest open clock's end; None when nothing is owed any more."""
-    return min((clock.due_at for clock in clocks(case, now, timing) if clock.runs), default=None)
+    first = due(clocks(case, policy))
+    return None if first is None else first.ends_at
 
 
-def at_risk(case: Case, now: datetime, timing: Timing) -> bool:
-    """Whether an open clock will be missed, if what keeps the case waiting goes on for as long as it already has."""
-    return any(
-        clock.runs and clock.forecast_at is not None and clock.forecast_at >= clock.due_at
-        for clock in clocks(case, now, timing)
-    )
+def needs(case: Case, now: datetime, timing: Timing) -> dict[str, timedelta]:
+    """What each clock's work still takes. Whoever has kept us waiting for a time is expected to do so for as long again."""
+    if not case.open or case.state == "requested":
+        return {}
+    done = case.completed_at is not None
+    stuck = now - (case.moved_at or now) if not done or case.missing else timedelta(0)
+    complete = timedelta(0) if done else stuck + _WAVES
+    waited = now - case.completed_at if case.completed_at is not None else timedelta(0)
+    sweep = max(timing.sweep_after, _COMPACTION - waited, timedelta(0))
+    return {"closure": complete, "ccpa": complete, "erasure": complete + (stuck if done else timedelta(0)) + sweep}
+
+
+def at_risk(case: Case, now: datetime, timing: Timing, policy: Policy) -> bool:
+    """Whether an open clock is missed, or will be if what keeps the case waiting goes on for as long as it already has."""
+    waits = needs(case, now, timing)
+    return bool(waits) and bool(forecast(clocks(case, policy), now, policy.deadlines, waits))
+
+
+def late(case: Case, now: datetime, policy: Policy) -> bool:
+    """Whether a clock is missed."""
+    return case.open and any(one.met_at is None and one.missed(now) for one in clocks(case, policy))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from shared.policy import policy
 from shared.privacy.data_map import DataMap, Holding, Rows, personal, plain
 
-RECORDS = timedelta(days=731)
-"""Request records are kept for 24 months, as keyed hashes only."""
+RECORDS = timedelta(days=-(-policy().request_records_months * 1461 // 48))
+"""Request records are kept for 24 months (731 days), as keyed hashes only."""
 
 
 def _directory(table: str, *columns: str, note: str = "") -> DataMap:
@@ -85,7 +86,7 @@ DATA_MAP: DataMap = (
         "case_holder", "case_id", "holder", "epoch", "done", "sends", "first_sent_at", "due_at", "faults", "offsets",
         category="system.operations",
     ),
-    *_staff("case_holder", "waived_by", "ticket"),
+    *_staff("case_holder", "waived_by", "ticket", "waived_at"),
     *plain(
         "case_receipt", "case_id", "holder", "action", "epoch", "hold", "body", "arrived_at",
         category="system.operations",
@@ -95,7 +96,7 @@ DATA_MAP: DataMap = (
     *personal(
         "tombstone", "hash",
         category="user.unique_id.pseudonymous", use="essential.legal_obligation", clock_start="erasure_confirmed",
-        period=RECORDS, on_erasure="retain", ground="legal_obligation",
+        period="tombstone", on_erasure="retain", ground="legal_obligation",
         note="what keeps the erased erased: replayed after a restore",
     ),
     *plain("tombstone", "kind", "case_id", "at", "expires_at", category="system.operations"),
@@ -108,10 +109,15 @@ DATA_MAP: DataMap = (
     ),
     *_staff("hold", "placed_by", "ticket", "released_by", "release_ticket"),
     *plain(
-        "hold", "id", "state", "holder", "table_name", "kind", "ground", "until", "epoch", "sends", "first_sent_at",
+        "hold", "id", "state", "holder", "table_name", "kind", "ground", "until", "rows", "epoch", "sends", "first_sent_at",
         "due_at", "placed_at", "released_at", "ended_at", "expires_at", "key_destroyed",
         category="system.operations",
     ),
+    *plain("case_hold", "case_id", "hold", category="system.operations"),
+    *_record("certificate", "document", note="names the subject by its keyed hash alone"),
+    *plain("certificate", "case_id", "number", "signed_at", category="system.operations"),
+    *plain("certificate_log", "one", "size"),
+    *plain("merkle_node", "level", "position", "hash"),
 )  # fmt: skip
 
 ROWS: tuple[Rows, ...] = (
@@ -129,11 +135,19 @@ ROWS: tuple[Rows, ...] = (
         },
         expires="expires_at",
     ),
-    Rows("tombstone", expires="expires_at"),
     Rows("hold", expires="expires_at"),
+    Rows("tombstone", expires="expires_at"),
     *(
-        Rows(table, through=("case_id", "privacy_case", "id"))
-        for table in ("case_request", "case_holder", "case_receipt", "case_scan", "case_mail")
+        Rows(table, through=("case_id", "privacy_case", "id"), ends="goes with its case")
+        for table in (
+            "case_request",
+            "case_holder",
+            "case_receipt",
+            "case_scan",
+            "case_mail",
+            "case_hold",
+            "certificate",
+        )
     ),
 )
 

@@ -303,7 +303,7 @@ def _case(row: asyncpg.Record, holders: Iterable[asyncpg.Record]) -> Case:
     found = {
         one["holder"]: Progress(
             one["holder"], one["epoch"], one["done"], one["sends"], one["first_sent_at"], one["due_at"], one["faults"],
-            one["offsets"], one["waived_by"], one["ticket"],
+            one["offsets"], one["waived_by"], one["ticket"], one["waived_at"],
         )
         for one in holders
     }  # fmt: skip
@@ -374,15 +374,16 @@ async def put_case(
     everybody = [*case.holders.values(), *([case.auditor] if case.auditor.epoch else [])]
     await db.executemany(
         """INSERT INTO case_holder (case_id, holder, epoch, done, sends, first_sent_at, due_at, faults, offsets, waived_by,
-                                    ticket)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                                    ticket, waived_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
            ON CONFLICT (case_id, holder) DO UPDATE
              SET epoch = excluded.epoch, done = excluded.done, sends = excluded.sends,
                  first_sent_at = excluded.first_sent_at, due_at = excluded.due_at, faults = excluded.faults,
-                 offsets = excluded.offsets, waived_by = excluded.waived_by, ticket = excluded.ticket""",
+                 offsets = excluded.offsets, waived_by = excluded.waived_by, ticket = excluded.ticket,
+                 waived_at = excluded.waived_at""",
         [
             (case.id, one.holder, one.epoch, one.done, one.sends, one.first_sent_at, one.due_at, one.faults, one.offsets,
-             one.waived_by, one.ticket)
+             one.waived_by, one.ticket, one.waived_at)
             for one in everybody
         ],
     )  # fmt: skip
@@ -554,7 +555,7 @@ async def note_release(db: Connection, hold_id: str, actor: str, ticket: str) ->
 async def holds(db: Connection, *, all_of_them: bool, limit: int) -> list[asyncpg.Record]:
     """Holds, the newest first; no id of anybody."""
     return await db.fetch(
-        """SELECT id, state, holder, table_name AS table, kind, ground, until, placed_at, placed_by, ticket, released_at,
+        """SELECT id, state, holder, table_name AS table, kind, ground, until, rows, placed_at, placed_by, ticket, released_at,
                   released_by, release_ticket, ended_at, first_sent_at FROM hold
            WHERE $1 OR ended_at IS NULL ORDER BY placed_at DESC, id DESC LIMIT $2""",
         all_of_them, limit,
@@ -572,30 +573,53 @@ async def being_placed(db: Connection, pseudonyms: Sequence[bytes]) -> set[str]:
 async def deferring(db: Connection, case_id: str) -> set[str]:
     """The same for a case that is under way."""
     rows = await db.fetch(
-        """SELECT DISTINCT holder FROM hold WHERE state = 'placing'
-             AND subject_pseudonym IN (SELECT hash FROM tombstone WHERE case_id = $1)""",
+        """SELECT DISTINCT h.holder FROM hold h JOIN case_hold c ON c.hold = h.id
+           WHERE h.state = 'placing' AND c.case_id = $1""",
         case_id,
     )
     return {row["holder"] for row in rows}
 
 
-async def cases_of_subject(db: Connection, pseudonym: bytes) -> list[str]:
-    """The cases that erased a subject and still stand here."""
-    rows = await db.fetch(
-        """SELECT t.case_id FROM tombstone t JOIN privacy_case c ON c.id = t.case_id WHERE t.hash = $1
-           UNION SELECT id FROM privacy_case WHERE subject_pseudonym = $1 AND confirmed_at IS NOT NULL""",
-        pseudonym,
+async def link_holds(db: Connection, case_id: str) -> None:
+    """Notes which holds there are on a case's subjects."""
+    await db.execute(
+        """INSERT INTO case_hold (case_id, hold)
+           SELECT $1, id FROM hold
+           WHERE ended_at IS NULL AND subject_pseudonym IN (SELECT hash FROM tombstone WHERE case_id = $1)
+           ON CONFLICT DO NOTHING""",
+        case_id,
     )
-    return sorted(row["case_id"] for row in rows)
+
+
+async def link_cases(db: Connection, hold_id: str, pseudonym: bytes) -> None:
+    """Notes which cases a hold is about that comes while they go round."""
+    await db.execute(
+        """INSERT INTO case_hold (case_id, hold)
+           SELECT t.case_id, $1 FROM tombstone t JOIN privacy_case c ON c.id = t.case_id
+           WHERE t.hash = $2 AND c.ended_at IS NULL
+           ON CONFLICT DO NOTHING""",
+        hold_id, pseudonym,
+    )  # fmt: skip
+
+
+async def cases_of_hold(db: Connection, hold_id: str) -> list[str]:
+    """The cases that a hold is about."""
+    rows = await db.fetch("SELECT case_id FROM case_hold WHERE hold = $1 ORDER BY case_id", hold_id)
+    return [row["case_id"] for row in rows]
 
 
 async def holds_on(db: Connection, case_id: str) -> list[asyncpg.Record]:
     """Holds on the subjects of a case."""
     return await db.fetch(
-        """SELECT h.id, h.state, h.holder, h.table_name AS table, h.ground, h.until, h.ended_at FROM hold h
-           WHERE h.subject_pseudonym IN (SELECT hash FROM tombstone WHERE case_id = $1) ORDER BY h.id""",
+        """SELECT h.id, h.state, h.holder, h.table_name AS table, h.ground, h.until, h.rows, h.ended_at
+           FROM hold h JOIN case_hold c ON c.hold = h.id WHERE c.case_id = $1 ORDER BY h.id""",
         case_id,
     )
+
+
+async def note_held(db: Connection, hold_id: str, rows: int) -> None:
+    """How many rows a hold's holder has put aside."""
+    await db.execute("UPDATE hold SET rows = $2 WHERE id = $1", hold_id, rows)
 
 
 async def silent_holds(db: Connection, before: datetime) -> int:
@@ -604,3 +628,56 @@ async def silent_holds(db: Connection, before: datetime) -> int:
         "SELECT count(*) FROM hold WHERE state IN ('placing', 'releasing') AND first_sent_at <= $1", before
     )
     return found
+
+
+# --- certificates -------------------------------------------------------------------------------------------------
+
+
+async def lock_log(db: Connection) -> int:
+    """How many certificates there are; nobody adds one before this transaction ends."""
+    size: int = await db.fetchval("SELECT size FROM certificate_log WHERE one FOR UPDATE")
+    return size
+
+
+async def nodes(db: Connection, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+    """Nodes of the log's tree by (level, position)."""
+    wanted = list(places)
+    rows = await db.fetch(
+        """SELECT level, position, hash FROM merkle_node JOIN unnest($1::int[], $2::bigint[]) AS v(level, position)
+           USING (level, position)""",
+        [level for level, _ in wanted], [position for _, position in wanted],
+    )  # fmt: skip
+    return {(row["level"], row["position"]): row["hash"] for row in rows}
+
+
+async def add_certificate(
+    db: Connection, case_id: str, number: int, document: Any, made: Sequence[tuple[int, int, bytes]], now: datetime
+) -> None:
+    """A certificate, and the nodes that it completes."""
+    await db.executemany("INSERT INTO merkle_node (level, position, hash) VALUES ($1, $2, $3)", made)
+    await db.execute(
+        "INSERT INTO certificate (case_id, number, document, signed_at) VALUES ($1, $2, $3, $4)",
+        case_id, number, document, now,
+    )  # fmt: skip
+    await db.execute("UPDATE certificate_log SET size = $1 WHERE one", number + 1)
+
+
+async def certificate(db: Connection, case_id: str) -> Any:
+    """The certificate of a case; None if there is none."""
+    return await db.fetchval("SELECT document FROM certificate WHERE case_id = $1", case_id)
+
+
+async def over_tombstones(db: Connection, now: datetime, limit: int) -> list[bytes]:
+    """Forgets tombstones whose time is over, and whose cases have ended; returns those that no other case needs."""
+    rows = await db.fetch(
+        """WITH gone AS (
+             DELETE FROM tombstone WHERE (hash, case_id) IN (
+               SELECT t.hash, t.case_id FROM tombstone t LEFT JOIN privacy_case c ON c.id = t.case_id
+               WHERE t.expires_at <= $1 AND (c.id IS NULL OR c.ended_at IS NOT NULL) LIMIT $2)
+             RETURNING hash, case_id)
+           SELECT DISTINCT hash FROM gone g
+           WHERE NOT EXISTS (SELECT FROM tombstone t WHERE t.hash = g.hash
+                               AND NOT EXISTS (SELECT FROM gone o WHERE o.hash = t.hash AND o.case_id = t.case_id))""",
+        now, limit,
+    )  # fmt: skip
+    return [row["hash"] for row in rows]

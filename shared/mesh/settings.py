@@ -85,6 +85,7 @@ class ServiceSettings:
     clock: str | None = None
     master_key_file: str | None = None
     master_key: str | None = field(default=None, repr=False)
+    signing_key_file: str | None = None
     session_timeout_ms: int = 15_000
     batch_records: int = 5_000
     linger_ms: int = 25
@@ -124,6 +125,7 @@ class ServiceSettings:
             clock=env.get("STEWARD_CLOCK"),
             master_key_file=env.get("STEWARD_MASTER_KEY_FILE"),
             master_key=env.get("STEWARD_MASTER_KEY"),
+            signing_key_file=env.get("STEWARD_SIGNING_KEY_FILE"),
             session_timeout_ms=int(number("STEWARD_SESSION_TIMEOUT_MS", "15000")),
             batch_records=int(number("STEWARD_BATCH_RECORDS", "5000")),
             linger_ms=int(number("STEWARD_LINGER_MS", "25")),

@@ -301,7 +301,7 @@ async def waiting_payloads(db: Connection, after: int, limit: int) -> list[Mappi
     """Dead letters from id `after` on, with what they hold."""
     return list(
         await db.fetch(
-            "SELECT id, topic, key, payload, counted, state FROM mesh_dead_letter WHERE id > $1 ORDER BY id LIMIT $2",
+            "SELECT id, topic, stage, key, payload FROM mesh_dead_letter WHERE id > $1 ORDER BY id LIMIT $2",
             after, limit,
         )
     )  # fmt: skip

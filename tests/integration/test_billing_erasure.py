@@ -439,3 +439,29 @@ async def test_of_somebody_unknown_nothing_is_kept_and_nothing_said(room: Holder
     treated = await room.erase(("workspace", nobody), ("account", f"acc-{nobody}"))
     assert not [t for t, each in treated.items() if each.action == "retain" or each.rows]
     assert await traces(mesh, nobody) == {} and await room.balances.of(nobody) == []
+
+
+async def test_a_workspace_that_outlives_its_account_keeps_its_books(room: Holder, seed: int) -> None:
+    mesh, kept = room.mesh, f"taken-{seed}"
+    await room.send(
+        room.money(events.PaymentSettled, kept, payment="p", credit_pico=str(20 * DOLLAR)), *room.own_key(kept, 26_000)
+    )
+    before, said = await room.ledger(), await room.balances.of(kept)
+    (row,) = await mesh.fetch("billing", "SELECT * FROM workspace_ref")
+    await room.erase(("account", f"acc-{kept}"))
+    assert await traces(mesh, f"acc-{kept}") == {}
+    assert (await room.ledger(), await room.balances.of(kept)) == (before, said)
+    await room.proved()
+    # What still names the old account is the workspace's all the same, and whoever pays has taken it over.
+    await room.send(
+        room.money(events.CreditGranted, kept, grant="g", credit_pico=str(3 * DOLLAR), account=f"acc-{kept}"),
+        room.usage(kept),
+    )
+    after = await room.ledger()
+    assert (after["promotions"] - before["promotions"], after["suspense_erased"]) == (3 * DOLLAR, 0)
+    assert after["revenue"] - before["revenue"] == -USED
+    assert await traces(mesh, f"acc-{kept}") == {}
+    await room.send(room.money(events.PaymentSettled, kept, payment="p2", credit_pico="1", account="acc-new"))
+    (now,) = await mesh.fetch("billing", "SELECT * FROM workspace_ref")
+    assert (now["id"], now["account"]) == (row["id"], "acc-new")
+    await room.proved()

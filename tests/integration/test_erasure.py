@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shared.contract import topics
 from shared.contract.units import Subject
 from shared.privacy.holder import Holder
 from tests.support.books import assert_balances
@@ -58,7 +59,7 @@ async def test_rows_of_the_erased_go_and_all_others_stay(mesh: Mesh, seed: int) 
     assert await rows_of(mesh, "ws-1") == before
     treated = {each.table: each for each in receipt.treated}
     assert treated["quarantine"].rows == 3 and treated["request_log"].rows > 0
-    assert sum(receipt.offsets["mesh.usage-rated"].values()) > 0
+    assert sum(receipt.offsets[topics.USAGE_RATED.name].values()) > 0
     await mesh.idle()
     counters = await mesh.counters()
     assert counters["quarantined"] == 1 and counters["erased"] == 3

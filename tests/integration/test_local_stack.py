@@ -173,6 +173,8 @@ async def test_a_room_is_told_what_it_needs_and_no_more(stack: Stack) -> None:
         assert not names & others
     assert "STEWARD_AUDITOR_BILLING_DATABASE_URL" in told["audit"]
     assert "STEWARD_KEYS_DATABASE_URL" not in told["audit"]
+    assert "STEWARD_AUDITOR_KEYS_DATABASE_URL" in told["audit"]
+    assert all("STEWARD_MASTER_KEY_FILE" in names and "STEWARD_MASTER_KEY" not in names for names in told.values())
     assert not any("AUDITOR" in name for name in told["billing"])
     assert [name for name, names in told.items() if any("SMTP" in n or "MAIL" in n for n in names)] == ["notifications"]
 
@@ -190,6 +192,21 @@ async def test_mails_of_a_local_stack_are_files_one_each(stack: Stack) -> None:
     assert [path.name for path in stack.mail.mails()] == ["000001.eml", "000002.eml", "000003.eml"]
     assert [path.read_bytes() for path in stack.mail.mails()] == texts
     assert {path.stat().st_mode & 0o777 for path in stack.mail.mails()} == {0o600}
+
+
+async def test_the_master_key_is_in_a_private_file_and_nowhere_else(stack: Stack) -> None:
+    file = Path(stack.settings["STEWARD_MASTER_KEY_FILE"])
+    (line,) = file.read_text(encoding="utf-8").splitlines()
+    assert file.parent == stack.home and file.stat().st_mode & 0o777 == 0o600
+    secret = line.partition(":")[2]
+    assert len(secret) == 44
+    assert secret not in stack.env_file.read_text(encoding="utf-8")
+    assert not any(
+        secret in log.read_text(encoding="utf-8", errors="replace") for log in (stack.home / "logs").iterdir()
+    )
+    made = Stack(stack.home, environ={"STEWARD_MASTER_KEY": "given"})._master_key()
+    assert made is None and Stack(stack.home, environ={})._master_key() == str(file)
+    assert file.read_text(encoding="utf-8").splitlines() == [line], "a key that is there is kept"
 
 
 async def test_a_room_that_dies_is_started_again_and_one_that_was_stopped_is_not(stack: Stack) -> None:

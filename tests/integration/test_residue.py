@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 
 from services.audit.app import make_service
+from shared.contract import topics
 from shared.contract.units import Subject
 from tests.support.coordinator import Coordinator, new_case
 from tests.support.gateway import Gateway
@@ -40,7 +41,7 @@ async def test_a_probe_sees_every_column_and_a_sweep_every_text(mesh: Mesh, seed
     assert found["metering", "request_log"].verdict == "residue" and found["metering", "request_log"].count > 0
     assert found["billing", "workspace_ref"].verdict == "residue"
     assert found["metering", "price"].verdict == "clean"
-    assert found["kafka", "gateway.generations"].verdict == "expiring"
+    assert found["kafka", topics.GENERATIONS.name].verdict == "expiring"
     case = new_case()
     await gateway.send(mesh.env, retention.tombstones(case, GONE))
     await gateway.send(mesh.env, [await retention.order(case, GONE, ["metering", "billing"])])
@@ -55,8 +56,8 @@ async def test_a_probe_sees_every_column_and_a_sweep_every_text(mesh: Mesh, seed
     await db.close()
     found = await verdicts(retention, "sweep", 4, case)
     assert found["metering", "rerating"].verdict == "residue"
-    assert found["kafka", "gateway.generations"].verdict == "expiring"
-    assert found["kafka", "gateway.generations"].count > 0
+    assert found["kafka", topics.GENERATIONS.name].verdict == "expiring"
+    assert found["kafka", topics.GENERATIONS.name].count > 0
     assert found["metering", "request_log"].verdict == "clean"
 
 

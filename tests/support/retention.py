@@ -7,9 +7,11 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from services.retention.app import make_service
 from services.retention.case import Timing
@@ -19,6 +21,7 @@ from shared.contract.sealing import seal
 from shared.contract.topics import Topic
 from shared.mesh.runtime import Runtime
 from shared.mesh.transaction import rfc3339
+from shared.privacy.certificate import trusted_key
 from shared.privacy.vault import Vault
 from tests.support.gateway import Gateway, Sent, body
 from tests.support.world import Mesh
@@ -110,6 +113,9 @@ class Stage:
         """The auditor's verdicts: clean, but for those that are told."""
         seen = dict.fromkeys(topics.HOLDERS, "clean") | verdicts
         stores = [{"holder": holder, "store": "some_table", "verdict": verdict} for holder, verdict in seen.items()]
+        for one in stores:
+            if one["verdict"] == "retained":
+                one |= {"ground": "legal_obligation", "not_after": "2034-01-01T00:00:00Z"}
         data = {"case": case, "epoch": epoch, "action": action, "stores": stores}
         return self.event("audit", topics.PRIVACY_RECEIPTS, events.PrivacyScanned, case, data)
 
@@ -131,6 +137,18 @@ class Stage:
         """A case as the read API shows it."""
         found: dict[str, Any] = await self.runtime.answer("case", {"id": case_id}, "tester", "operator", "test")
         return found
+
+    async def certificate(self, case_id: str) -> dict[str, Any]:
+        """A case's certificate."""
+        found: dict[str, Any] = await self.runtime.answer(
+            "certificate", {"case": case_id}, "tester", "operator", "test"
+        )
+        return found
+
+    @property
+    def trusted(self) -> Ed25519PublicKey:
+        """What the stack's certificates are verified by."""
+        return trusted_key(Path(self.mesh.env["STEWARD_SIGNING_KEY_FILE"]).with_name("certificate.pem").read_bytes())
 
     async def state(self, case_id: str) -> str:
         """A case's state."""

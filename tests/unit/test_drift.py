@@ -121,7 +121,7 @@ def test_never_beyond_the_slowest_reader_nor_what_is_young(
 
 
 def test_who_has_to_have_passed_a_record() -> None:
-    assert groups_of(topics.GENERATIONS) == ("steward.metering.gateway.generations",)  # lint: allow topic-name -- group
+    assert groups_of(topics.GENERATIONS) == ("steward.metering.gateway.generations",)
     trimmed = {topic.name for topic in topics.TOPICS if is_trimmed(topic)}
     assert topics.GENERATIONS.name in trimmed and topics.USAGE_RATED.name in trimmed
     # Compacted, or nobody's.

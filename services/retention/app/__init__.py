@@ -19,6 +19,7 @@ from shared.contract import topics
 from shared.mesh import Batch, Received, Service, Transaction
 from shared.mesh.http import NotFound
 from shared.mesh.store import Connection
+from shared.mesh.trim import hold_of, trim
 from shared.privacy.holder import attach
 
 _REPUBLISHED = 1_000
@@ -30,18 +31,31 @@ def make_service(
     timing: Timing | None = None,
     random_bits: Callable[[int], int] = secrets.randbits,
     holders: Sequence[str] = topics.HOLDERS,
+    trims: bool = True,
 ) -> Service:
     """The room's declaration. `timing`, `random_bits` and `holders` are for tests; without `timing` the environment
-    decides, and only a production one takes its time."""
+    decides, and only a production one takes its time. `trims` off leaves topics as they are."""
     room = Room(tuple(holders), timing, random_bits)
 
     async def gauges(db: Connection, now: datetime) -> None:
         await observe(db, now, room.timing)
 
+    async def start(runtime: Any) -> None:
+        await room.open(runtime)
+        if trims:
+            # Where topics forget within seconds, somebody watches.
+            every = timedelta(seconds=5) if runtime.settings.kafka.hurried else timedelta(minutes=5)
+            service.jobs["trim-topics"] = (every, cut_topics)
+
+    async def cut_topics(now: datetime, tx: Transaction) -> None:
+        kafka = tx.plugged["kafka"]
+        for topic, parts in (await trim(kafka, now, hold_of(kafka))).items():
+            tx.count(f"trims:{topic}", len(parts))
+
     service = Service(
         "retention",
         migrations=Path(__file__).parents[1] / "migrations",
-        on_start=room.open,
+        on_start=start,
         on_observe=gauges,
     )
 
@@ -83,6 +97,11 @@ def make_service(
                 directory.publish_settings(tx, row)
             after = rows[-1]["workspace"]
 
+    @service.job("tombstones", every=timedelta(hours=1))
+    async def end_tombstones(now: datetime, tx: Transaction) -> None:
+        for grave in await store.over_tombstones(tx.db, now, _REPUBLISHED):
+            directory.publish_null(tx, topics.TOMBSTONES, grave.hex())
+
     async def of_operator(received: Received, tx: Transaction, what: machine.Happening) -> None:
         target = received.event.data.target
         for row in (await store.lock_cases(tx.db, [target])).values():
@@ -123,6 +142,14 @@ def make_service(
         if row is None:
             raise NotFound("no such case is known here")
         return await shown.whole(tx.db, row, tx.now, room.timing)
+
+    @service.reads("certificate")
+    async def read_certificate(query: Mapping[str, str], tx: Transaction) -> Any:
+        case_id = await store.case_of_request(tx.db, query.get("case", ""))
+        document = None if case_id is None else await store.certificate(tx.db, case_id)
+        if document is None:
+            raise NotFound("the case is not certified")
+        return document
 
     @service.reads("cases")
     async def read_cases(query: Mapping[str, str], tx: Transaction) -> Any:

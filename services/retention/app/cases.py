@@ -12,7 +12,7 @@ from typing import Any
 from services.retention import case as machine
 from services.retention import clocks, codes, store, subjects
 from services.retention.app import holds
-from services.retention.app.certify import certify
+from services.retention.app.certify import Untrue, certify
 from services.retention.app.directory import publish_null, publish_settings
 from services.retention.app.receipts import kept, plain
 from services.retention.app.room import Room
@@ -22,13 +22,14 @@ from shared.contract import events, topics
 from shared.contract.ids import derived_id
 from shared.mesh import Batch, Received, Transaction
 from shared.mesh.transaction import rfc3339
+from shared.policy import policy
 
 log = logging.getLogger("steward.retention")
 
 _MAILS = 3
 """Mails with a code for one case; whoever asks more often joins it without another one."""
 _SEALED_MAX = 380_000
-_CHUNK = 50
+_CHUNK = 200
 _PICO_CENT = 10**10
 
 
@@ -210,7 +211,8 @@ async def answered(room: Room, batch: Batch, tx: Transaction) -> None:
 async def _done(room: Room, tx: Transaction, row: store.Row, data: Any) -> None:
     await store.add_receipt(tx.db, row.case.id, data.holder, data.action, data.epoch, "", kept(data), tx.now)
     if data.action == "erase":
-        await happen(room, tx, row, machine.Receipt(data.holder, data.epoch, plain(data.offsets)))
+        left = sum(one.remaining for one in data.treated)
+        await happen(room, tx, row, machine.Receipt(data.holder, data.epoch, plain(data.offsets), left))
 
 
 async def _scanned(room: Room, tx: Transaction, row: store.Row, data: Any) -> None:
@@ -222,8 +224,14 @@ async def _scanned(room: Room, tx: Transaction, row: store.Row, data: Any) -> No
         for one in data.stores
     ]  # fmt: skip
     await store.add_scan(tx.db, row.case.id, data.action, data.epoch, stores, tx.now)
-    findings = tuple(machine.Finding(one.holder, one.verdict) for one in data.stores)
+    findings = tuple(machine.Finding(one.holder, _trusted(one)) for one in data.stores)
     await happen(room, tx, row, machine.Scan(data.action, data.epoch, findings))
+
+
+def _trusted(one: Any) -> Any:
+    """A verdict, as far as it says enough: what is kept without a ground or an end has not been judged."""
+    lacks = one.verdict == "retained" and (one.ground is None or one.not_after is None)
+    return "not_scanned" if lacks else one.verdict
 
 
 async def mailed(room: Room, batch: Batch, tx: Transaction) -> None:
@@ -243,7 +251,7 @@ async def tick(room: Room, now: datetime, tx: Transaction) -> None:
     """Orders that are due again, lapsed requests, keys that are over, accounts whose time after closing is over."""
     for row in (await store.lock_due(tx.db, now, _CHUNK)).values():
         await happen(room, tx, row, machine.Tick())
-    for closed in await store.closed_accounts(tx.db, now - (clocks.closes_at(now) - now), _CHUNK):
+    for closed in await store.closed_accounts(tx.db, now - (clocks.closes_at(now, policy()) - now), _CHUNK):
         await _close(room, closed["account"], closed["closed_at"], tx)
 
 
@@ -276,9 +284,14 @@ async def happen(
     if deferred is None:
         deferred = await store.deferring(tx.db, row.case.id)
     world = World(tx.now, room.holders, room.timing, frozenset(deferred))
-    row.case, deeds = machine.step(row.case, what, world)
+    before = row.case
+    row.case, deeds = machine.step(before, what, world)
     for deed in deeds:
-        await _do(room, tx, row, deed)
+        try:
+            await _do(room, tx, row, deed)
+        except Untrue as error:
+            log.error("case %s cannot be certified: %s", before.id, error)
+            row.case = machine.unproved(before, tx.now)
     await _keep(room, tx, row)
 
 
@@ -291,7 +304,7 @@ async def _keep(room: Room, tx: Transaction, row: store.Row) -> None:
     row.needs_person = reasons
     await store.put_case(
         tx.db, row,
-        due_at=clocks.due_at(case, now, room.timing), next_at=machine.next_at(case, room.timing),
+        due_at=clocks.due_at(case, policy()), next_at=machine.next_at(case, room.timing),
         expires_at=None if case.ended_at is None else case.ended_at + RECORDS,
     )  # fmt: skip
 
@@ -345,7 +358,8 @@ async def _entomb(room: Room, tx: Transaction, row: store.Row) -> None:
     row.sealed_account = await room.seal_account(case.id, row.account)
     row.subjects = len(circle.subjects)
     graves = [(room.pseudonym(kind, name), kind) for kind, name in circle.subjects]
-    await store.add_tombstones(tx.db, case.id, graves, at, at + RECORDS)
+    await store.add_tombstones(tx.db, case.id, graves, at, at + policy().tombstone_life)
+    await store.link_holds(tx.db, case.id)
     for grave, kind in graves:
         tx.publish(
             topics.TOMBSTONES, events.SubjectErased,
@@ -380,7 +394,7 @@ async def _tell(room: Room, tx: Transaction, row: store.Row) -> None:
         "scope": case.scope,
         "requested": rfc3339(case.requested_at),
         "confirmed": rfc3339(case.confirmed_at),
-        "certified_by": rfc3339(case.confirmed_at + timedelta(days=30)),
+        "certified_by": rfc3339(case.confirmed_at + timedelta(days=policy().erasure_cap_days)),
     }
     # Whoever is erased has no address any more: notifications kept it in the case's envelope.
     whose = None if ("account", account) in gone else account

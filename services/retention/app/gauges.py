@@ -11,6 +11,7 @@ from services.retention import clocks, store
 from services.retention.case import ENDED, State, Timing
 from shared.mesh import metrics
 from shared.mesh.store import Connection
+from shared.policy import policy
 
 OPEN = Gauge("steward_cases_open", "Open cases by state.", ["outcome"], registry=metrics.REGISTRY)
 AT_RISK = Gauge(
@@ -30,9 +31,7 @@ async def observe(db: Connection, now: datetime, timing: Timing) -> None:
     for state in get_args(State):
         if state not in ENDED:
             OPEN.labels(state).set(sum(row.case.state == state for row in rows))
-    AT_RISK.set(sum(clocks.at_risk(row.case, now, timing) for row in rows))
-    LATE.set(
-        sum(any(clock.runs and clock.due_at <= now for clock in clocks.clocks(row.case, now, timing)) for row in rows)
-    )
+    AT_RISK.set(sum(clocks.at_risk(row.case, now, timing, policy()) for row in rows))
+    LATE.set(sum(clocks.late(row.case, now, policy()) for row in rows))
     needing = sum(bool(row.case.needs_person(now, timing)) for row in rows)
     NEED_PERSON.set(needing + await store.silent_holds(db, now - timing.silence))

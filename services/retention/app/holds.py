@@ -46,6 +46,7 @@ async def place(room: Room, received: Received, tx: Transaction) -> None:
         ticket=command.ticket, now=tx.now,
     )  # fmt: skip
     if placed:
+        await store.link_cases(tx.db, event.id, room.pseudonym(kind, command.target))
         tx.count("holds_placed")
         await _go_on(room, event.id, tx)
 
@@ -80,7 +81,9 @@ async def receive(room: Room, data: Any, tx: Transaction) -> bool:
     before = row.hold
     row.hold = machine.receipt(before, data.action, data.epoch, tx.now)
     if row.hold is not before:
-        for case_id in await store.cases_of_subject(tx.db, row.pseudonym):
+        if data.action == "hold":
+            await store.note_held(tx.db, row.hold.id, sum(one.rows for one in data.treated))
+        for case_id in await store.cases_of_hold(tx.db, row.hold.id):
             body = kept(data) | {"ground": row.ground, "until": rfc3339(row.hold.until)}
             await store.add_receipt(
                 tx.db, case_id, data.holder, data.action, data.epoch, row.hold.id, body, tx.now

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.retention.case import QUICK, Timing
 from services.retention.subjects import Subject
 from shared.contract.sealing import seal
 from shared.mesh import Transaction
+from shared.mesh.settings import Misconfigured
+from shared.policy import policy
+from shared.privacy.certificate import signing_key
 from shared.privacy.vault import CASE, Shredded, Tampered, Vault, open_value, open_vault, seal_value
 
 log = logging.getLogger("steward.retention")
@@ -26,12 +33,15 @@ class Room:
         self.random_bits = random_bits
         self.timing = timing or Timing()
         self._timing_given = timing is not None
+        self.signing_key: Ed25519PrivateKey
         self._vault: Vault
 
     async def open(self, runtime: Any) -> None:
         """Opens the vault, and sees that platforms have a key to seal to."""
         if not self._timing_given:
-            self.timing = Timing() if runtime.settings.environment == "production" else QUICK
+            patience = Timing() if runtime.settings.environment == "production" else QUICK
+            self.timing = replace(patience, lapse=timedelta(days=policy().confirmation_days))
+        self.signing_key = _signing_key(runtime.settings.signing_key_file)
         self._vault = await open_vault(runtime)
         await self.make_ingress_keys(runtime.clock.now())
 
@@ -90,3 +100,14 @@ class Room:
 
 def _day(now: datetime) -> date:
     return now.astimezone(UTC).date()
+
+
+def _signing_key(file: str | None) -> Ed25519PrivateKey:
+    if not file:
+        raise Misconfigured(
+            "retention needs STEWARD_SIGNING_KEY_FILE: certificates are signed (`steward up` makes a key)"
+        )
+    try:
+        return signing_key(Path(file).read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise Misconfigured(f"the signing key cannot be used ({type(error).__name__}): {file}") from None

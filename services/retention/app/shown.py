@@ -8,6 +8,7 @@ from typing import Any
 from services.retention import clocks, store
 from services.retention.case import Progress, Timing
 from shared.mesh.store import Connection
+from shared.policy import policy
 
 
 def line(row: store.Row, now: datetime, timing: Timing) -> dict[str, Any]:
@@ -16,8 +17,8 @@ def line(row: store.Row, now: datetime, timing: Timing) -> dict[str, Any]:
     return {
         "id": case.id, "kind": case.kind, "scope": case.scope, "state": case.state, "channel": case.channel,
         "requested_at": case.requested_at, "confirmed_at": case.confirmed_at, "completed_at": case.completed_at,
-        "ended_at": case.ended_at, "due_at": clocks.due_at(case, now, timing),
-        "at_risk": clocks.at_risk(case, now, timing), "missing": list(case.missing),
+        "ended_at": case.ended_at, "due_at": clocks.due_at(case, policy()),
+        "at_risk": clocks.at_risk(case, now, timing, policy()), "missing": list(case.missing),
         "needs_person": list(case.needs_person(now, timing)),
     }  # fmt: skip
 
@@ -25,6 +26,7 @@ def line(row: store.Row, now: datetime, timing: Timing) -> dict[str, Any]:
 async def whole(db: Connection, row: store.Row, now: datetime, timing: Timing) -> dict[str, Any]:
     """All that is known of a case."""
     case = row.case
+    waits = clocks.needs(case, now, timing)
     return line(row, now, timing) | {
         "subjects": row.subjects,
         "attempts": case.attempts,
@@ -32,12 +34,10 @@ async def whole(db: Connection, row: store.Row, now: datetime, timing: Timing) -
         "key_destroyed": case.key_destroyed,
         "clocks": [
             {
-                "name": one.name,
-                "due_at": one.due_at,
-                "open": one.runs,
-                "forecast_at": one.forecast_at if one.runs else None,
+                "name": one.name, "due_at": one.ends_at, "promise": one.promise, "open": one.met_at is None,
+                "forecast_at": now + waits[one.name] if one.met_at is None and one.name in waits else None,
             }
-            for one in clocks.clocks(case, now, timing)
+            for one in clocks.clocks(case, policy())
         ],
         "holders": {name: _progress(one, now, timing) for name, one in sorted(case.holders.items())},
         "auditor": _progress(case.auditor, now, timing) if case.auditor.epoch else None,
@@ -45,7 +45,7 @@ async def whole(db: Connection, row: store.Row, now: datetime, timing: Timing) -
         "scans": [dict(each) for each in await store.scans(db, case.id)],
         "mails": [dict(each) for each in await store.mails(db, case.id)],
         "holds": [dict(each) for each in await store.holds_on(db, case.id)],
-    }
+    }  # fmt: skip
 
 
 def _progress(one: Progress, now: datetime, timing: Timing) -> dict[str, Any]:

@@ -114,6 +114,7 @@ CREATE TABLE case_holder (
     offsets       jsonb  NOT NULL,
     waived_by     text,
     ticket        text,
+    waived_at     timestamptz,
     PRIMARY KEY (case_id, holder)
 );
 
@@ -170,6 +171,7 @@ CREATE TABLE hold (
     sealed            text,                  -- the subject, under the hold's own key
     ground            text NOT NULL,
     until             timestamptz NOT NULL,
+    rows              int,                   -- so many its holder has put aside
     epoch             int  NOT NULL,
     sends             int  NOT NULL,
     first_sent_at     timestamptz,
@@ -187,3 +189,34 @@ CREATE TABLE hold (
 );
 CREATE INDEX hold_due ON hold (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX hold_subject ON hold (subject_pseudonym) WHERE ended_at IS NULL;
+
+-- The holds on a case's subjects, those that were there and those that came while it went round.
+CREATE TABLE case_hold (
+    case_id text NOT NULL REFERENCES privacy_case ON DELETE CASCADE,
+    hold    text NOT NULL REFERENCES hold ON DELETE CASCADE,
+    PRIMARY KEY (case_id, hold)
+);
+CREATE INDEX case_hold_hold ON case_hold (hold);
+
+-- --- certificates -----------------------------------------------------------------------------------------------
+
+-- The log of certificates: it only grows. Its row is its lock.
+CREATE TABLE certificate_log (
+    one  boolean PRIMARY KEY CHECK (one),
+    size bigint  NOT NULL
+);
+INSERT INTO certificate_log VALUES (true, 0);
+
+CREATE TABLE merkle_node (
+    level    int    NOT NULL,
+    position bigint NOT NULL,
+    hash     bytea  NOT NULL CHECK (length(hash) = 32),
+    PRIMARY KEY (level, position)
+);
+
+CREATE TABLE certificate (
+    case_id   text   PRIMARY KEY REFERENCES privacy_case ON DELETE CASCADE,
+    number    bigint NOT NULL UNIQUE,
+    document  jsonb  NOT NULL,
+    signed_at timestamptz NOT NULL
+);

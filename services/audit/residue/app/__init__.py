@@ -13,7 +13,7 @@ import asyncpg
 from aiokafka.errors import KafkaError
 
 from services.audit.residue import store
-from services.audit.residue.scan import scan
+from services.audit.residue.app.scan import scan
 from services.audit.store import Source
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
