@@ -39,7 +39,6 @@ def dropped_at(day: date) -> datetime:
     return end
 
 
-@pytest.mark.promise(5)
 @given(INSTANTS)
 def test_a_service_rounds_up_and_a_maximum_rounds_down(end: datetime) -> None:
     assert end < dropped_at(day_of(end)) <= end + DAY
@@ -123,7 +122,6 @@ NOT_SAID = {
 }
 
 
-@pytest.mark.promise(5, 15, 35)
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_room_ends_what_its_map_says_that_it_ends(room: str) -> None:
     module = importlib.import_module(f"services.{room}.data_map")
