@@ -362,7 +362,7 @@ async def test_logs_and_traces_and_cache_and_view(
     with pytest.raises((NotFound, NotKept)):
         await reads(metering, "explain", id=body(known)["id"])
     said = []
-    for room, name in [(room, name) for room in (metering, billing) for name in room.service.read_handlers]:
+    for room, name in [(each, name) for each in (metering, billing) for name in each.service.read_handlers]:
         for workspace in ("ws-0", "ws-1"):
             with contextlib.suppress(NotFound, KeyError, ValueError):
                 said.append(str(await reads(room, name, workspace=workspace)))
