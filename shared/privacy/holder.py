@@ -232,7 +232,7 @@ class Holder:
         for rows in self.holding.rows:
             done = counts.get(rows.table, {})
             action = self._tables[rows.table].action
-            if rows.owners and action not in ("retain", "expire"):
+            if action not in ("retain", "expire"):
                 treated.append(self._treated(rows.table, action, self._personal(rows.table), done.get("rows", 0)))
             if rows.traces and done.get("traces"):
                 treated.append(self._treated(rows.table, "pseudonymise", sorted(rows.traces.values()), done["traces"]))
@@ -381,7 +381,7 @@ def attach(
     service.consumes(topics.TOMBSTONES, first=True, guarded=False)(holder.tombstones.learn)
     service.consumes(topics.PRIVACY_COMMANDS, guarded=False)(holder.obey)
     service.task(ERASE)(holder.erase)
-    service.job(ERASE, every=timedelta(seconds=1))(holder.look)
+    service.job(ERASE, every=timedelta(seconds=2))(holder.look)
     service.job("mesh-forget", every=timedelta(hours=1))(holder.forget)
     attach_expiry(service, (*MESH_ROWS, *holding.rows))
     return holder
