@@ -362,10 +362,11 @@ async def test_logs_and_traces_and_cache_and_view(
     with pytest.raises((NotFound, NotKept)):
         await reads(metering, "explain", id=body(known)["id"])
     said = []
-    for room, name in [(each, name) for each in (metering, billing) for name in each.service.read_handlers]:
+    questions = [(runtime, name) for runtime in (metering, billing) for name in runtime.service.read_handlers]
+    for runtime, name in questions:
         for workspace in ("ws-0", "ws-1"):
             with contextlib.suppress(NotFound, KeyError, ValueError):
-                said.append(str(await reads(room, name, workspace=workspace)))
+                said.append(str(await reads(runtime, name, workspace=workspace)))
     text = {
         "logs": caplog.text, "metrics": generate_latest(metrics.REGISTRY).decode(), "reads": "\n".join(said),
         "spans": "\n".join(span.to_json() for span in spans.get_finished_spans()),
