@@ -381,7 +381,7 @@ def attach(
     service.consumes(topics.TOMBSTONES, first=True, guarded=False)(holder.tombstones.learn)
     service.consumes(topics.PRIVACY_COMMANDS, guarded=False)(holder.obey)
     service.task(ERASE)(holder.erase)
-    service.job(ERASE, every=timedelta(seconds=1))(holder.look)
+    service.job(ERASE, every=timedelta(seconds=2))(holder.look)
     service.job("mesh-forget", every=timedelta(hours=1))(holder.forget)
     attach_expiry(service, (*MESH_ROWS, *holding.rows))
     return holder

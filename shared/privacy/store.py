@@ -61,7 +61,7 @@ async def set_applied(db: Connection, hashes: Collection[bytes]) -> None:
 async def forget_tombstones(db: Connection, before: datetime, limit: int) -> int:
     """Ends tombstones of erasures that were confirmed before `before`: no copy can bring their subjects back any more."""
     rows = await db.fetch(
-        """DELETE FROM mesh_tombstone WHERE hash IN (SELECT hash FROM mesh_tombstone WHERE at < $1 LIMIT $2)
+        """DELETE FROM mesh_tombstone WHERE hash IN (SELECT hash FROM mesh_tombstone WHERE at < $1 AND applied LIMIT $2)
            RETURNING hash""",
         before, limit,
     )  # fmt: skip

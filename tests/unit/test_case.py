@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.retention.case import (
     ATTEMPTS,
@@ -369,6 +369,12 @@ class Rounds(RuleBasedStateMachine):
         for finding in scan.findings:
             gone = finding.verdict == "not_scanned" and case.holders[finding.holder].waived_by
             assert finding.verdict in good or gone, finding
+
+    @initialize(confirmed=st.sampled_from([True, True, True, False]))
+    def begins(self, confirmed: bool) -> None:
+        """Most of what can go wrong comes after the last word."""
+        if confirmed:
+            self.happens(Confirmed(True))
 
     @rule(right=st.sampled_from([True, True, True, False]))
     def confirm(self, right: bool) -> None:
