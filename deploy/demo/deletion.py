@@ -41,7 +41,7 @@ _CERTIFIED_SECONDS = 60.0
 # so that there is traffic at every stage.
 ASK_AT, CONFIRMED_AT, EFFECTIVE_AT = 0.5, 0.75, 0.9
 _SLOWER = 0.01
-_CODE = re.compile(r"^ {4}([0-9A-Z]{8})$", re.MULTILINE)
+_CODE = re.compile(r"^ {4}([0-9A-Z]{8})\s*$", re.MULTILINE)
 
 
 @dataclass(slots=True)
