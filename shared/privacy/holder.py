@@ -40,6 +40,7 @@ _TOGETHER = 500
 _LOOK_AGAIN = 0.25
 _HELD_ROWS = 10_000
 _FORGOTTEN = 10_000
+_SHREDDED: Mapping[str, Any] = {"treated": [], "shredded": True}
 _CHANGES = ("clear", "pseudonymise")
 
 Subjects: TypeAlias = frozenset[Subject]
@@ -108,7 +109,7 @@ class Holder:
         except Shredded:
             # The case is over: its certificate was given, and this is an old copy of the command.
             log.warning("an order of a case without a key: nothing is left to do")
-            await store.finish_orders(tx.db, [(order.case, order.epoch, {"treated": [], "shredded": True})], tx.now)
+            await store.finish_orders(tx.db, [(order.case, order.epoch, _SHREDDED)], tx.now)
             return {}
         hashes = vault_of(tx).hasher.hashes(subjects)
         return {
@@ -203,7 +204,13 @@ class Holder:
         """The orders with their subjects, opened for this moment."""
         opened = {}
         for row in rows:
-            subjects = await vault_of(tx).open_subjects(row["case_id"], row["sealed"])
+            try:
+                subjects = await vault_of(tx).open_subjects(row["case_id"], row["sealed"])
+            except Shredded:
+                # The case ended without this holder (somebody has waived it): it must not hold up the others.
+                log.warning("an order of a case without a key: nothing is left to do")
+                await store.finish_orders(tx.db, [(row["case_id"], row["epoch"], _SHREDDED)], tx.now)
+                continue
             opened[row["case_id"], row["epoch"]] = (row, frozenset(subjects))
         return opened
 
