@@ -7,7 +7,7 @@ import click
 from deploy.cli.lazy import Lazy, LazyGroup
 
 COMMANDS: dict[str, Lazy] = {
-    "up": Lazy("deploy.cli.stack:up", "Start Kafka, PostgreSQL and every service on this machine."),
+    "up": Lazy("deploy.cli.stack:up", "Start Kafka, PostgreSQL, a mail sink and every service on this machine."),
     "down": Lazy("deploy.cli.stack:down", "Stop the stack: services first, then the servers."),
     "status": Lazy("deploy.cli.stack:status", "Show what runs, where, and whether it is ready."),
     "wait": Lazy("deploy.cli.stack:wait", "Wait until the mesh has nothing left to do."),
@@ -38,7 +38,9 @@ COMMANDS: dict[str, Lazy] = {
         "deploy.cli.promises:promises",
         "Show which promises of the privacy policy are proved, by which tests, on which commit.",
     ),
-    "certificate": Lazy("deploy.cli.certificate:certificate", "Show and verify certificates of erasure, offline."),
+    "certificate": Lazy(
+        "deploy.cli.certificate:certificate", "Show and verify certificates of erasure. Needs no running stack."
+    ),
     "retention": Lazy(
         "deploy.cli.retention:retention", "Show how much time each store has until it keeps something too long."
     ),

@@ -132,15 +132,24 @@ def _holders(parsed: certificates.Certificate) -> Table:
 
 
 def _kept(parsed: certificates.Certificate) -> Table | None:
+    """What stays, by service and reason; tables that stay for the same one are one line."""
     table = Table(box=None, header_style="dim")
-    for name in ("service", "table", "why", "until"):
+    for name in ("service", "tables", "why", "until"):
         table.add_column(name)
+    groups: dict[tuple[str, str, str], list[str]] = {}
     for holder in parsed.holders:
         for done in holder.tables:
             if done.retained is not None:
-                table.add_row(holder.holder, done.table, done.retained.ground.replace("_", " "), done.retained.until)
+                why, until = done.retained.ground.replace("_", " "), done.retained.until
             elif done.action == "expire" and done.not_after:
-                table.add_row(holder.holder, done.table, "leads to nobody; ends by itself", done.not_after)
+                why, until = "leads to nobody, ends by itself", done.not_after
+            else:
+                continue
+            groups.setdefault((holder.holder, why, until[:10]), []).append(done.table)
+    for (name, why, until), tables in groups.items():
+        table.add_row(
+            name, ", ".join(tables[:3]) + (f" and {len(tables) - 3} more" if len(tables) > 3 else ""), why, until
+        )
     for held in parsed.held:
         table.add_row(
             held.holder, held.table, f"legal hold: {held.ground.replace('_', ' ')}", held.until or "its release"

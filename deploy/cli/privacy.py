@@ -350,6 +350,7 @@ def _holders(row: Mapping[str, Any]) -> RenderableType:
 
 
 def _receipts(row: Mapping[str, Any]) -> RenderableType:
+    """What each holder did. Tables without a row of the subject are counted; what is kept alike is one line."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -357,14 +358,29 @@ def _receipts(row: Mapping[str, Any]) -> RenderableType:
         table.add_column(name, justify="right" if name in ("rows", "left") else "left", overflow="fold")
     for receipt in row["receipts"]:
         where = f"{receipt['holder']} {receipt['epoch']}"
+        done, empty = [], 0
+        kept: dict[tuple[str, str], list[str]] = {}
         for treated in receipt["body"]["treated"]:
-            kept = treated["retained"]
-            until = treated["not_after"]
-            note = f"{kept['ground']}, until {moment(kept['until'])}" if kept else ""
-            note = note or (f"ends by itself before {moment(until)}" if until else "")
-            table.add_row(
-                where, treated["table"], treated["action"], f"{treated['rows']:,}", f"{treated['remaining']:,}", note
-            )
+            if treated["retained"]:
+                note = (
+                    f"{treated['retained']['ground'].replace('_', ' ')}, until {moment(treated['retained']['until'])}"
+                )
+                kept.setdefault(("retained", note), []).append(treated["table"])
+            elif treated["not_after"]:
+                note = f"leads to nobody, ends by itself before {moment(treated['not_after'])}"
+                kept.setdefault(("left", note), []).append(treated["table"])
+            elif treated["rows"] or treated["remaining"]:
+                done.append(treated)
+            else:
+                empty += 1
+        for one in done:
+            table.add_row(where, one["table"], one["action"], f"{one['rows']:,}", f"{one['remaining']:,}", "")
+            where = ""
+        if empty:
+            table.add_row(where, f"{empty} others" if done else f"{empty} tables", "held nothing", "0", "0", "")
+            where = ""
+        for (action, note), tables in kept.items():
+            table.add_row(where, tables[0] if len(tables) == 1 else f"{len(tables)} tables", action, "", "", note)
             where = ""
     return table
 
@@ -377,7 +393,11 @@ def _scan(scan: Mapping[str, Any]) -> RenderableType:
     )
     for name in ("holder", "store", "verdict", "hits", ""):
         table.add_column(name, justify="right" if name == "hits" else "left", overflow="fold")
+    clean = sum(one["verdict"] == "clean" for one in scan["stores"])
     for one in scan["stores"]:
-        note = ", ".join(filter(None, (one["ground"], one["not_after"] and f"until {moment(one['not_after'])}")))
-        table.add_row(one["holder"], one["store"], _coloured(one["verdict"]), f"{one['count']:,}", note)
+        if one["verdict"] != "clean":
+            note = ", ".join(filter(None, (one["ground"], one["not_after"] and f"until {moment(one['not_after'])}")))
+            table.add_row(one["holder"], one["store"], _coloured(one["verdict"]), f"{one['count']:,}", note)
+    rest = "all" if clean == len(scan["stores"]) else "the others"
+    table.add_row(rest, f"{clean} stores", _coloured("clean"), "0", "")
     return table

@@ -188,6 +188,8 @@ HOLDING = Holding(
         Rows("byok_month", {"account": "account"}),
         # What leads to the numbers of the books goes last.
         Rows("workspace_ref", {"workspace": "workspace"}),
+        Rows("line_late", ends="deleted by the job forget-late-lines, W after they came"),
+        Rows("erased_workspace", ends="taken by the job end-erased-balances, when their last word is out"),
     ),
 )
 

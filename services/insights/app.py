@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from shared.privacy.holder import attach
 service = Service(
     "insights",
     migrations=Path(__file__).parent / "migrations",
-    partitioned=(Partitioned("activity", back=0, ahead=LIFE.days + 3),),
+    partitioned=(Partitioned("activity", back=0, ahead=LIFE.days + 3, keeps=timedelta(0)),),
 )
 
 

@@ -121,7 +121,7 @@ HOLDING = Holding(
     "metering",
     DATA_MAP,
     (
-        # Sums on their way are added up before an erasure begins.
+        # Added up before an erasure begins: nothing in it is anybody's by then.
         Rows("pending", ends="added to the rollups within seconds"),
         Rows(
             "quarantine",

@@ -136,8 +136,9 @@ ROWS: tuple[Rows, ...] = (
         expires="expires_at",
     ),
     Rows("hold", expires="expires_at"),
+    Rows("tombstone", expires="expires_at"),
     *(
-        Rows(table, through=("case_id", "privacy_case", "id"))
+        Rows(table, through=("case_id", "privacy_case", "id"), ends="goes with its case")
         for table in (
             "case_request",
             "case_holder",

@@ -35,8 +35,8 @@ def make_service() -> Service:
         "security",
         migrations=Path(__file__).parent / "migrations",
         partitioned=(
-            Partitioned("access_row", back=0, ahead=ROW_LIFE.days + 3),
-            Partitioned("access_ip", back=0, ahead=IP_LIFE.days + 3),
+            Partitioned("access_row", back=0, ahead=ROW_LIFE.days + 3, keeps=timedelta(0)),
+            Partitioned("access_ip", back=0, ahead=IP_LIFE.days + 3, keeps=timedelta(0)),
         ),
     )
 

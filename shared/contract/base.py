@@ -166,22 +166,40 @@ def explain_refusal(model: type[BaseModel], raw: bytes, fallback: str) -> Refuse
 
 
 def declared_part(model: type[BaseModel], raw: bytes) -> tuple[bytes, str]:
-    """`raw` without what nobody declared, and the names and lengths of that rest: what a dead letter may keep."""
+    """`raw` as a dead letter may keep it, and what is left out: of fields that nobody declared their names and lengths.
+
+    A value that breaks its field's rule is kept as its length, too: it may be what the rule is there to keep away, such as
+    an address that was not sealed.
+    """
     document = json.loads(raw)
     rest = []
     try:
         model.model_validate_json(raw)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_context=False, include_input=False):
-            if detail["type"] != "extra_forbidden":
-                continue
-            *way, name = detail["loc"]
+            *way, name = _reached(document, detail["loc"]) or ("",)
             holder: Any = document
             for step in way:
                 holder = holder[step]
-            size = len(json.dumps(holder.pop(name)))
-            rest.append(f"{_path(detail['loc'])} ({size} bytes)")
+            if detail["type"] == "extra_forbidden":
+                size = len(json.dumps(holder.pop(name)))
+                rest.append(f"{_path(detail['loc'])} ({size} bytes)")
+            elif name != "" and (isinstance(holder[name], str) or detail["type"].endswith("_type")):
+                holder[name] = f"({len(json.dumps(holder[name]))} bytes)"
     return json.dumps(document, separators=(",", ":")).encode(), ", ".join(rest)
+
+
+def _reached(document: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """As much of `loc` as leads into the document: behind it pydantic may name a branch of a union."""
+    way: list[int | str] = []
+    for step in loc:
+        if not (
+            (isinstance(document, dict) and step in document) or (isinstance(document, list) and isinstance(step, int))
+        ):
+            break
+        document = document[step]  # type: ignore[index]
+        way.append(step)
+    return tuple(way)
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

@@ -183,7 +183,6 @@ COMMANDS = Topic(
     retention=_TRANSIT,
     ordered=True,
     fixed_partitions=True,
-    personal=False,
     key_of=lambda event: event.data.service,
 )
 

@@ -38,12 +38,12 @@ from ..contract.base import (
     twin,
     without_none,
 )
+from ..contract.cards import holds_card, may_hold_card
 from ..contract.codec import encode_json
 from ..contract.events import PricesImported
 from ..contract.ids import UUID7
 from ..contract.sealing import seal_to
 from ..contract.topics import TOPICS, Topic
-from .cards import holds_card, may_hold_card
 from .journal import create, framed
 from .sender import DEFAULTS, GUARANTEES, Sender
 

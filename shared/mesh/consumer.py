@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from shared.contract.base import NewerVersion, Refused
+from shared.contract.cards import masked
 from shared.contract.codec import Codec
 from shared.mesh import metrics, store, tracing
 from shared.mesh.clock import Clock
@@ -121,6 +123,14 @@ class Progress:
     ticked_at: float = field(default_factory=time.monotonic)
     paused_since: dict[TopicPartition, float] = field(default_factory=dict)
     working_since: float | None = None
+
+
+_ID = re.compile(rb"[A-Za-z0-9_.:/*-]{1,64}")
+
+
+def _kept_key(key: bytes | None) -> bytes | None:
+    """A record's key, if it is an id: anything else nobody has declared, and a re-drive names its partition."""
+    return masked(key) if key is not None and _ID.fullmatch(key) else None
 
 
 def _header(record: Record, name: str) -> bytes | None:
@@ -673,14 +683,19 @@ class TopicConsumer:
             source = _header(record, "ce_source")
             sequence = _header(record, "ce_sequence")
             payload = record.value
-            if reason == "undeclared_field" and payload is not None:
-                # A field that nobody declared may hold what must not be kept: only its name and length stay.
-                payload, detail = self._codec.declared(payload)
+            if stage == "decode" and reason in ("undeclared_field", "invalid") and payload is not None:
+                # What nobody declared, or breaks its rule, may be what must not be kept: only names and lengths stay.
+                payload, left_out = self._codec.declared(payload)
+                detail = left_out or detail
+            if stage == "decode" and payload is not None:
+                # Nobody has read it: it may hold anything.
+                payload = masked(payload)
             letters.append(
                 DeadLetter(
-                    self.group, record.topic, record.partition, record.offset, stage, reason, detail[:500], record.key,
-                    store.pack_headers(record.headers), payload,
-                    source.decode("ascii", "replace")[:64] if source else None,
+                    self.group, record.topic, record.partition, record.offset, stage, reason,
+                    masked(detail[:500].encode("latin-1", "replace")).decode("latin-1"),
+                    _kept_key(record.key), store.pack_headers(record.headers), payload,
+                    masked(source).decode("ascii", "replace")[:64] if source else None,
                     int(sequence) if sequence and sequence.isdigit() and len(sequence) <= 18 else None,
                     None, not tx.replay,
                 )

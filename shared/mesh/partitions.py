@@ -227,7 +227,7 @@ async def add_receipt(
 
 
 async def drop_over(
-    url: str, application: str, tables: Iterable[Partitioned], now: datetime, reached: Reached
+    url: str, application: str, tables: Iterable[Partitioned], now: datetime, reached: Reached = _nothing
 ) -> list[str]:
     """One sweep on a connection of its own; returns the partitions that somebody reads and that still wait."""
     db = await store.connect(url, application)

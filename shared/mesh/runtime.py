@@ -460,8 +460,9 @@ class Runtime:
         """Whether nothing is on its way: lag 0 (asked of Kafka, not of a cache), outbox and tasks empty."""
         lag: dict[str, int] = {}
         stopped: list[str] = []
-        for consumer in self.consumers:
-            lag[consumer.topic.name] = await consumer.true_lag()
+        lags = await asyncio.gather(*(consumer.true_lag() for consumer in self.consumers))
+        for consumer, behind in zip(self.consumers, lags, strict=True):
+            lag[consumer.topic.name] = behind
             stopped += consumer.stops()
         async with self.pool.acquire() as db:
             waiting = await store.pending(db)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
+from shared.contract.cards import masked
 from shared.mesh import packed
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
@@ -226,9 +228,14 @@ class OutboxRow:
     headers: bytes | None = None
 
 
+_READ_HEADERS = frozenset(("content-type", "ce_source", "ce_sequence", "traceparent", "steward_redrive"))
+_PLAIN_HEADER = re.compile(rb"[A-Za-z0-9_.:;/+=~, -]{0,128}")
+
+
 def pack_headers(headers: Headers) -> bytes:
-    """Headers as JSON; names and values survive whatever bytes they hold."""
-    return msgspec.json.encode([(k, None if v is None else base64.b64encode(v).decode()) for k, v in headers])
+    """The headers that the mesh reads, as JSON. What else came along nobody has declared: it is not kept."""
+    kept = [(k, v) for k, v in headers if k in _READ_HEADERS and (v is None or _PLAIN_HEADER.fullmatch(v))]
+    return msgspec.json.encode([(k, None if v is None else base64.b64encode(masked(v)).decode()) for k, v in kept])
 
 
 def unpack_headers(raw: bytes | None) -> list[tuple[str, bytes]]:

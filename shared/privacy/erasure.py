@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import msgspec
-
-from shared.contract.topics import GENERATIONS
+from shared.contract.topics import BY_NAME, GENERATIONS
 from shared.contract.units import Subject
 from shared.mesh.transaction import Transaction
 from shared.privacy import store
@@ -144,15 +143,17 @@ class Letters:
 
     @staticmethod
     async def erase(tx: Transaction, orders: Orders) -> Counts:
-        """Deletes those that name one of the subjects, and moves them between the classes of the conservation sum."""
-        marks = {
-            msgspec.json.encode(value): case for (case, _), (_, subjects) in orders.items() for _, value in subjects
-        }
+        """Deletes those that name one of the subjects, and moves them between the classes of the conservation sum.
+
+        Money that waits for a person is not dropped: what is booked whoever it is about stays until it is booked, and
+        the scan says so.
+        """
+        marks = {value.encode(): case for (case, _), (_, subjects) in orders.items() for _, value in subjects}
         counts: Counts = {}
         after = 0
         while letters := await store.waiting_payloads(tx.db, after, _LETTERS):
             after = letters[-1]["id"]
-            named = _naming(letters, marks)
+            named = _naming([x for x in letters if x["stage"] == "decode" or not _booked(x["topic"], tx)], marks)
             for letter in await store.delete_letters(tx.db, named):
                 _add(counts, named[letter["id"]], "mesh_dead_letter", "rows", 1)
                 if letter["counted"] and letter["state"] != "replayed":
@@ -161,20 +162,33 @@ class Letters:
         after = 0
         while parked := await store.parked_payloads(tx.db, after, _LETTERS):
             after = parked[-1]["id"]
-            named = _naming(parked, marks)
+            named = _naming([x for x in parked if not _booked(x["topic"], tx)], marks)
             for record in await store.delete_parked(tx.db, named):
                 _add(counts, named[record["id"]], "mesh_parked", "rows", 1)
                 tx.count(f"parked:{record['topic']}", -1)
+                tx.count(f"erased:{record['topic']}")
         return counts
 
 
+def _booked(topic: str, tx: Transaction) -> bool:
+    return BY_NAME[topic].after_erasure.get(tx.service) == "book"
+
+
+# What may stand in an id: with a neighbour of this kind it is another one.
+_WORD = re.compile(rb"[A-Za-z0-9_.:-]+")
+
+
 def _naming(records: Sequence[Mapping[str, Any]], marks: Mapping[bytes, str]) -> dict[int, str]:
-    """(id -> case) of the records in whose payload an id of a subject stands."""
+    """(id -> case) of the records that name a subject: in their key, or anywhere in what they hold, event or not."""
     named = {}
     for record in records:
-        payload = bytes(record["payload"] or b"")
-        for mark, case in marks.items():
-            if mark in payload:
-                named[record["id"]] = case
-                break
+        held = (record["key"] or b"") + b" " + (record["payload"] or b"")
+        for mark in marks.keys() & set(_words(held)):
+            named[record["id"]] = marks[mark]
     return named
+
+
+def _words(held: bytes) -> Iterator[bytes]:
+    for word in _WORD.findall(held):
+        # A sentence's full stop, or a colon behind a name, is no part of an id.
+        yield from (word, word.rstrip(b".:-_"), *word.split(b":"))

@@ -27,7 +27,7 @@ from shared.privacy.erasure import Letters, Pass, Treatment, by_kind
 from shared.privacy.expiry import attach_expiry
 from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP, MESH_ROWS
 from shared.privacy.tombstones import Tombstones
-from shared.privacy.vault import Shredded, open_vault, vault_of
+from shared.privacy.vault import CASE, Shredded, open_vault, vault_of
 
 log = logging.getLogger("steward.privacy")
 
@@ -40,6 +40,7 @@ _TOGETHER = 500
 _LOOK_AGAIN = 0.25
 _HELD_ROWS = 10_000
 _FORGOTTEN = 10_000
+_SHREDDED: Mapping[str, Any] = {"treated": [], "shredded": True}
 _CHANGES = ("clear", "pseudonymise")
 
 Subjects: TypeAlias = frozenset[Subject]
@@ -60,12 +61,13 @@ class Holder:
         before: Before | None = None,
         keeps: Keeps | None = None,
         reports: topics.Topic | None = None,
+        last: bool = False,
         suppress: bool = True,
     ) -> None:
         self.holding = holding
         self.tombstones = Tombstones(service.name, enabled=suppress)
         self._service = service
-        self._before, self._keeps, self._reports = before, keeps, reports
+        self._before, self._keeps, self._reports, self._last = before, keeps, reports, last
         self._tables = {rows.table: treatment_of(holding.columns, rows) for rows in holding.rows}
 
     async def open(self, runtime: Any) -> None:
@@ -108,7 +110,7 @@ class Holder:
         except Shredded:
             # The case is over: its certificate was given, and this is an old copy of the command.
             log.warning("an order of a case without a key: nothing is left to do")
-            await store.finish_orders(tx.db, [(order.case, order.epoch, {"treated": [], "shredded": True})], tx.now)
+            await store.finish_orders(tx.db, [(order.case, order.epoch, _SHREDDED)], tx.now)
             return {}
         hashes = vault_of(tx).hasher.hashes(subjects)
         return {
@@ -203,7 +205,13 @@ class Holder:
         """The orders with their subjects, opened for this moment."""
         opened = {}
         for row in rows:
-            subjects = await vault_of(tx).open_subjects(row["case_id"], row["sealed"])
+            try:
+                subjects = await vault_of(tx).open_subjects(row["case_id"], row["sealed"])
+            except Shredded:
+                # The case ended without this holder (somebody has waived it): it must not hold up the others.
+                log.warning("an order of a case without a key: nothing is left to do")
+                await store.finish_orders(tx.db, [(row["case_id"], row["epoch"], _SHREDDED)], tx.now)
+                continue
             opened[row["case_id"], row["epoch"]] = (row, frozenset(subjects))
         return opened
 
@@ -232,7 +240,7 @@ class Holder:
         for rows in self.holding.rows:
             done = counts.get(rows.table, {})
             action = self._tables[rows.table].action
-            if rows.owners and action not in ("retain", "expire"):
+            if action not in ("retain", "expire"):
                 treated.append(self._treated(rows.table, action, self._personal(rows.table), done.get("rows", 0)))
             if rows.traces and done.get("traces"):
                 treated.append(self._treated(rows.table, "pseudonymise", sorted(rows.traces.values()), done["traces"]))
@@ -288,23 +296,27 @@ class Holder:
     async def reapply(self, runtime: Any) -> None:
         """Treats rows of subjects that this database did not know to be erased: it is an older copy, or was away.
 
-        Before the service handles a record: every id that stands in the database is held against the tombstones.
+        Before the service handles a record: every id that stands in the database is held against the tombstones. Whoever
+        erases `last` leaves those whose case is still under way: its order says what has to be read before.
         """
         async with runtime.pool.acquire() as db, db.transaction():
             tx = Transaction(self._service.name, db, runtime.clock.now(), plugged=runtime.plugged)
             await store.one_at_a_time(db)
-            open_hashes = await store.unapplied(db)
-            if not open_hashes:
+            over = await store.unapplied(db)
+            if over and self._last:
+                under_way = await vault_of(tx).there(CASE, set(over.values()))
+                over = {digest: case for digest, case in over.items() if case not in under_way}
+            if not over:
                 return
-            found: set[Subject] = set()
+            asked: set[Subject] = set()
             for rows in self.holding.rows:
                 for kind in rows.owners:
-                    found |= await self.tombstones.erased(
-                        [(kind, id) for id in await store.owners_of(db, rows, kind)], tx
-                    )
+                    asked |= {(kind, value) for value in await store.owners_of(db, rows, kind)}
                 for kind, column in rows.traces.items():
-                    ids = await store.traced(db, rows.table, column)
-                    found |= await self.tombstones.erased([(kind, id) for id in ids], tx)
+                    asked |= {(kind, value) for value in await store.traced(db, rows.table, column)}
+            everybody = list(asked)
+            hashes = vault_of(tx).hasher.hashes(everybody)
+            found = {subject for subject, digest in zip(everybody, hashes, strict=True) if digest in over}
             if found:
                 case = {"case_id": "", "epoch": 0, "scope": "member"}
                 orders = {("", 0): (case, frozenset(found))}
@@ -317,7 +329,7 @@ class Holder:
                     await current.advance(tx, self._tables, orders)
                 tx.count("reapplied", sum(n for t in current.counts.get("", {}).values() for n in t.values()))
                 log.warning("%d erased subjects were found in this database and are erased again", len(found))
-            await store.set_applied(db, open_hashes)
+            await store.set_applied(db, over)
             await tx.flush()
 
 
@@ -350,15 +362,17 @@ def attach(
     before: Before | None = None,
     keeps: Keeps | None = None,
     reports: topics.Topic | None = None,
+    last: bool = False,
     suppress: bool = True,
 ) -> Holder:
     """Makes `service` a holder of what `holding` says. Call it once, when everything else is declared.
 
     `before` runs in the transaction that begins an erasure; `keeps` says what the law keeps, for the receipt;
     `reports`: a topic whose end offsets the receipt tells, when all that was published before the erasure has been sent.
+    `last`: its orders come when the others have answered, and name what it has to read before.
     `suppress` off is for tests that show what tombstones prevent.
     """
-    holder = Holder(service, holding, before=before, keeps=keeps, reports=reports, suppress=suppress)
+    holder = Holder(service, holding, before=before, keeps=keeps, reports=reports, last=last, suppress=suppress)
     service.schemas += (("privacy", SCHEMA),)
     service.uses_keys = True
     service.guard, service.filter = holder.tombstones.guard, holder.tombstones.filter
@@ -381,7 +395,7 @@ def attach(
     service.consumes(topics.TOMBSTONES, first=True, guarded=False)(holder.tombstones.learn)
     service.consumes(topics.PRIVACY_COMMANDS, guarded=False)(holder.obey)
     service.task(ERASE)(holder.erase)
-    service.job(ERASE, every=timedelta(seconds=1))(holder.look)
+    service.job(ERASE, every=timedelta(seconds=2))(holder.look)
     service.job("mesh-forget", every=timedelta(hours=1))(holder.forget)
     attach_expiry(service, (*MESH_ROWS, *holding.rows))
     return holder

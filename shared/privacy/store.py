@@ -48,9 +48,10 @@ async def erased(db: Connection, hashes: Sequence[bytes]) -> set[bytes]:
     return {r["hash"] for r in await db.fetch("SELECT hash FROM mesh_tombstone WHERE hash = ANY($1)", hashes)}
 
 
-async def unapplied(db: Connection) -> set[bytes]:
-    """Tombstones whose rows in this database have not been treated yet."""
-    return {r["hash"] for r in await db.fetch("SELECT hash FROM mesh_tombstone WHERE NOT applied")}
+async def unapplied(db: Connection) -> dict[bytes, str]:
+    """Tombstones whose rows in this database have not been treated yet, each with its case."""
+    rows = await db.fetch("SELECT hash, case_id::text AS case_id FROM mesh_tombstone WHERE NOT applied")
+    return {row["hash"]: row["case_id"] for row in rows}
 
 
 async def set_applied(db: Connection, hashes: Collection[bytes]) -> None:
@@ -61,7 +62,7 @@ async def set_applied(db: Connection, hashes: Collection[bytes]) -> None:
 async def forget_tombstones(db: Connection, before: datetime, limit: int) -> int:
     """Ends tombstones of erasures that were confirmed before `before`: no copy can bring their subjects back any more."""
     rows = await db.fetch(
-        """DELETE FROM mesh_tombstone WHERE hash IN (SELECT hash FROM mesh_tombstone WHERE at < $1 LIMIT $2)
+        """DELETE FROM mesh_tombstone WHERE hash IN (SELECT hash FROM mesh_tombstone WHERE at < $1 AND applied LIMIT $2)
            RETURNING hash""",
         before, limit,
     )  # fmt: skip
@@ -301,7 +302,7 @@ async def waiting_payloads(db: Connection, after: int, limit: int) -> list[Mappi
     """Dead letters from id `after` on, with what they hold."""
     return list(
         await db.fetch(
-            "SELECT id, topic, payload, counted, state FROM mesh_dead_letter WHERE id > $1 ORDER BY id LIMIT $2",
+            "SELECT id, topic, stage, key, payload FROM mesh_dead_letter WHERE id > $1 ORDER BY id LIMIT $2",
             after, limit,
         )
     )  # fmt: skip
@@ -310,7 +311,9 @@ async def waiting_payloads(db: Connection, after: int, limit: int) -> list[Mappi
 async def parked_payloads(db: Connection, after: int, limit: int) -> list[Mapping[str, Any]]:
     """Parked records from id `after` on, with what they hold."""
     return list(
-        await db.fetch("SELECT id, topic, payload FROM mesh_parked WHERE id > $1 ORDER BY id LIMIT $2", after, limit)
+        await db.fetch(
+            "SELECT id, topic, key, payload FROM mesh_parked WHERE id > $1 ORDER BY id LIMIT $2", after, limit
+        )
     )
 
 

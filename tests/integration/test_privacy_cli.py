@@ -21,7 +21,7 @@ async def desk(mesh: Mesh, seed: int, tmp_path: Path) -> tuple[Hands, Stage]:
     """Retention with its HTTP port, a customer, and a person's hands."""
     env = {**mesh.env, "STEWARD_HOME": str(tmp_path / "home"), "STEWARD_ACTOR": "tester", "COLUMNS": "200"}
     hands = Hands(mesh, Gateway(seed), tmp_path, env)
-    await hands.start("retention", make_service(timing=FAST))
+    await hands.start("retention", make_service(timing=FAST, trims=False))
     await mesh.owned()
     stage = Stage(mesh, seed)
     stage.runtime = mesh.running[-1]

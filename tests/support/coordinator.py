@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 from shared.contract import events, topics
 from shared.contract.ids import uuid7
 from shared.contract.units import Subject
+from shared.mesh.migrate import migrate
 from shared.mesh.runtime import Runtime
-from shared.privacy.vault import Vault
+from shared.mesh.store import open_pool
+from shared.privacy import keys
+from shared.privacy.vault import MasterKeys, Vault
 from tests.support.gateway import Gateway, Sent
 from tests.support.platform import Arrived, arrived
 from tests.support.world import Mesh
@@ -20,15 +24,19 @@ from tests.support.world import Mesh
 
 @dataclass(slots=True)
 class Coordinator:
-    """Orders erasures. `runtime`: a running service, whose vault is used."""
+    """Orders erasures. `runtime`: a running service, whose vault is used; or a vault of its own."""
 
     mesh: Mesh
     gateway: Gateway
-    runtime: Runtime
+    runtime: Runtime | None = None
+    own: Vault | None = None
 
     @property
     def vault(self) -> Vault:
         """The vault."""
+        if self.own is not None:
+            return self.own
+        assert self.runtime is not None
         vault: Vault = self.runtime.plugged["vault"]
         return vault
 
@@ -66,6 +74,21 @@ class Coordinator:
 
         await self.mesh.until(there, within, f"{n} receipts")
         return [record.event.data for record in found]
+
+
+@asynccontextmanager
+async def own_vault(mesh: Mesh) -> AsyncIterator[Vault]:
+    """The vault, without a service that has opened it."""
+    settings = mesh.settings("metering")
+    assert settings.keys_database_url is not None and settings.keys_owner_database_url is not None
+    await migrate(settings.keys_owner_database_url, "keys", keys.MIGRATIONS, mesh=False)
+    pool = await open_pool(settings.keys_database_url, size=2, application="steward-test-keys")
+    vault = Vault(pool, MasterKeys.from_settings(settings))
+    try:
+        await vault.open(datetime.now(UTC))
+        yield vault
+    finally:
+        await pool.close()
 
 
 def new_case() -> str:

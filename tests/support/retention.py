@@ -61,7 +61,7 @@ class Stage:
 
     async def start(self, **options: Any) -> Stage:
         """Starts the room."""
-        service = make_service(timing=self.timing, **options)
+        service = make_service(timing=self.timing, trims=False, **options)
         self.runtime = await self.mesh.start("retention", service=service, clock=self.clock)
         await self.mesh.owned()
         return self

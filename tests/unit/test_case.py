@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.retention.case import (
     ATTEMPTS,
@@ -370,6 +370,12 @@ class Rounds(RuleBasedStateMachine):
             gone = finding.verdict == "not_scanned" and case.holders[finding.holder].waived_by
             assert finding.verdict in good or gone, finding
 
+    @initialize(confirmed=st.sampled_from([True, True, True, False]))
+    def begins(self, confirmed: bool) -> None:
+        """Most of what can go wrong comes after the last word."""
+        if confirmed:
+            self.happens(Confirmed(True))
+
     @rule(right=st.sampled_from([True, True, True, False]))
     def confirm(self, right: bool) -> None:
         self.happens(Confirmed(right))
@@ -405,20 +411,48 @@ class Rounds(RuleBasedStateMachine):
                 self.happens(Receipt(name, one.epoch))
 
     @precondition(lambda self: self.course.case.auditor.sends > 0)
-    @rule(data=st.data(), bad=st.booleans(), back=st.integers(0, 2), action=st.sampled_from(["", "", "probe", "sweep"]))
-    def scan(self, data: st.DataObject, bad: bool, back: int, action: str) -> None:
+    @rule(
+        data=st.data(),
+        verdict=st.sampled_from(["clean", "clean", "held", "expiring", "residue", "not_scanned", "unnamed"]),
+        back=st.sampled_from([0, 0, 0, 1]),
+        action=st.sampled_from(["", "", "", "probe", "sweep"]),
+    )
+    def scan(self, data: st.DataObject, verdict: str, back: int, action: str) -> None:
+        """The auditor's words: all clean but for one holder, of the last order or the one before."""
         case = self.course.case
-        verdicts = ["clean", "shredded", "retained", "held", "expiring", "residue", "not_scanned"]
-        findings = [
-            Finding(name, data.draw(st.sampled_from(verdicts if bad else verdicts[:4]))) for name in case.holders
-        ]
-        if bad and data.draw(st.booleans()):
-            findings = findings[1:]
-        asked = action or ("sweep" if case.completed_at else "probe")
-        said: Any = Scan(asked, case.auditor.epoch - (back if back < 2 else 0), tuple(findings))  # type: ignore[arg-type]
-        if said.epoch == case.auditor.epoch:
+        one = data.draw(st.sampled_from(sorted(case.holders)))
+        findings: list[Any] = [Finding(name, "clean") for name in case.holders if name != one]
+        if verdict != "unnamed":
+            findings.append(Finding(one, verdict))  # type: ignore[arg-type]
+        asked: Any = action or ("sweep" if case.completed_at else "probe")
+        said = Scan(asked, case.auditor.epoch - back, tuple(findings))
+        if not back:
             self.looked.append((said, frozenset(self.receipts)))
         self.happens(said)
+
+    @precondition(lambda self: self.course.case.state in ERASING)
+    @rule()
+    def goes_on(self) -> None:
+        """The usual way, as far as the next answer."""
+        self.time_comes()
+        self.all_answer()
+        self.looks()
+
+    def looks(self) -> None:
+        """All is clean."""
+        case = self.course.case
+        if case.auditor.sends and not case.auditor.settled:
+            asked: Any = "sweep" if case.completed_at else "probe"
+            said = Scan(asked, case.auditor.epoch, tuple(Finding(name, "clean") for name in self.course.holders))
+            self.looked.append((said, frozenset(self.receipts)))
+            self.happens(said)
+
+    @precondition(lambda self: self.course.case.state in ERASING)
+    @rule()
+    def time_comes(self) -> None:
+        """Until something is due."""
+        self.course.now = max(self.course.now, next_at(self.course.case, Timing()) or self.course.now)
+        self.happens(Tick())
 
     @rule(seconds=st.sampled_from([0, 1, 60, 3600, 86400, 864000]))
     def time_passes(self, seconds: int) -> None:
@@ -456,7 +490,9 @@ class Rounds(RuleBasedStateMachine):
     @precondition(lambda self: "playground" not in self.course.holders)
     @rule()
     def somebody_joins(self) -> None:
+        """While the auditor looks, perhaps."""
         self.course.holders = (*HOLDERS, "playground")
+        self.looks()
 
     @invariant()
     def nobody_is_forgotten(self) -> None:
@@ -488,13 +524,7 @@ class Rounds(RuleBasedStateMachine):
                 if one.sends and not one.settled:
                     self.receipts.add((name, one.epoch))
                     self.happens(Receipt(name, one.epoch))
-            if course.case.auditor.sends and not course.case.auditor.settled:
-                action: Any = "sweep" if course.case.completed_at else "probe"
-                said = Scan(
-                    action, course.case.auditor.epoch, tuple(Finding(name, "clean") for name in course.case.holders)
-                )
-                self.looked.append((said, frozenset(self.receipts)))
-                self.happens(said)
+            self.looks()
         assert course.case.state in ENDED, course.case
         self.happens(Tick())
         if course.state == "certified":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,19 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert code == 0 and "request_log" in text and "legal obligation" in text and "2034" in text
     assert json.loads(run("show", second, "--json")[1])["case"].startswith("019ab7d4")
     assert run("show", wrong)[0] == 2
+
+
+def test_the_page_tells_how_to_verify_it_without_this_code(tmp_path: Path) -> None:
+    page = (Path(c.__file__).parent / "CERTIFICATE.md").read_text(encoding="utf-8")
+    program = "\n".join(line[4:] for line in page.splitlines() if line.startswith("    "))
+    (tmp_path / "verify.py").write_text(program, encoding="utf-8")
+    (tmp_path / "key.pem").write_bytes(c.public_pem(KEY))
+
+    def run(raw: bytes) -> int:
+        (tmp_path / "certificate.json").write_bytes(raw)
+        files = [str(tmp_path / name) for name in ("verify.py", "certificate.json", "key.pem")]
+        return subprocess.run([sys.executable, *files], capture_output=True, check=False).returncode
+
+    assert [run(raw) for raw in ISSUED] == [0] * len(ISSUED)
+    assert run(ISSUED[3].replace(b'"rows": 12', b'"rows": 13', 1)) != 0
+    assert run(ISSUED[3].replace(b'"index": 3', b'"index": 2', 1)) != 0

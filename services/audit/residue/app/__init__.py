@@ -114,7 +114,7 @@ def attach(service: Service, env: Mapping[str, str] = os.environ) -> Residue:
 
     service.on_start = start
 
-    @service.job("scan", every=timedelta(seconds=1))
+    @service.job("scan", every=timedelta(seconds=2))
     async def look(now: Any, tx: Transaction) -> None:
         # The handler's own request can meet a pass that is ending.
         if await store.any_waiting(tx.db):

@@ -1,4 +1,4 @@
-"""Numbers shaped like a payment card's: nothing that looks like one may leave the platform in an event.
+"""Numbers shaped like a payment card's: nothing that looks like one may leave the platform in an event, or be kept.
 
 A card number has 13 to 19 digits, an issuer's first digits with that issuer's length, and a last digit that makes the
 Luhn sum a multiple of ten (ISO/IEC 7812-1). Single blanks, dashes and other separators between its digits do not hide
@@ -40,6 +40,27 @@ def holds_card(text: str) -> bool:
         return False
     shown = _WORD.sub(lambda word: "x" if _HASH.fullmatch(word[0]) else word[0], text)
     return any(_in_groups(re.split(_SEPARATOR, run[0])) for run in _RUN.finditer(shown))
+
+
+def masked(raw: bytes) -> bytes:
+    """`raw` with an asterisk for each digit of what has a card's shape: what was no event and is kept for a person.
+
+    An asterisk is no part of a number, an id or JSON, so what was masked is never read as something else. Digits of a
+    UUID and of a hexadecimal hash stay, as in `holds_card`.
+    """
+    text = raw.decode("latin-1")
+    if _QUICK.search(text) is None:
+        return raw
+    shown = _UUID.sub(_crossed_out, text)
+    shown = _WORD.sub(lambda word: _crossed_out(word) if _HASH.fullmatch(word[0]) else word[0], shown)
+    for run in _RUN.finditer(shown):
+        if _in_groups(re.split(_SEPARATOR, run[0])):
+            text = text[: run.start()] + re.sub("[0-9]", "*", run[0]) + text[run.end() :]
+    return text.encode("latin-1")
+
+
+def _crossed_out(found: re.Match[str]) -> str:
+    return "x" * len(found[0])
 
 
 def _in_groups(groups: list[str]) -> bool:
