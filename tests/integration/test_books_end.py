@@ -125,7 +125,6 @@ async def a_year(shop: Shop) -> dict[str, Any]:
         money(events.CreditGranted, "stays", grant="g-us", credit_pico=str(USED)),
         money(events.PaymentSettled, "stays", payment="p-us-2", credit_pico=str(5 * DOLLAR)),
         money(events.PaymentDisputed, "stays", dispute="d-us", payment="p-us-2", credit_pico=str(5 * DOLLAR)),
-        money(events.PaymentRefunded, "stays", refund="r-lost", payment="never-comes", credit_pico=str(DOLLAR)),
         money(events.PaymentSettled, "euro", payment="p-eu", credit_pico=str(9 * DOLLAR), jurisdiction="DE"),
         *(shop.usage(w) for w in ("stays", "stays", "euro", "gone")),
         *shop.own_key("stays", 30_000),
@@ -154,7 +153,7 @@ async def test_a_years_books_end_as_a_whole_and_the_rest_verifies(shop: Shop) ->
     assert len(await shop.there("US", year)) == 3
     assert await mesh.value("billing", "SELECT count(*) FROM journal WHERE workspace_id IS NOT NULL AND class = 'US'")
     before, balances, sums = await shop.proved(), await shop.balances(), await shop.sums()
-    assert before["dropped_through_year"] == {} and before["booked_lines"] == 8
+    assert before["dropped_through_year"].get("US", 0) < year and before["booked_lines"] == 8
     debt = await mesh.value("billing", "SELECT sum(receivable_pico)::bigint FROM balance WHERE erased")
     assert debt == USED
 
