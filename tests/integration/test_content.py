@@ -10,7 +10,7 @@ import pytest
 
 from shared.contract import topics
 from tests.support.gateway import Gateway, Sent, body
-from tests.support.raw_files import holding, raw_folders
+from tests.support.raw_files import holding, raw_folders, records_with
 from tests.support.world import Mesh
 
 PROMPT = "canary-prompt: why does Anna never answer"
@@ -52,6 +52,8 @@ async def test_a_prompt_is_in_no_file_of_the_mesh(mesh: Mesh, seed: int) -> None
     # What a platform puts on its own topics is there until they are trimmed; the mesh's own never have it.
     found = {path.parent.name.rpartition("-")[0] for path in holding(folders["kafka"], PROMPT)}
     assert found and found <= GATEWAY_TOPICS, found - GATEWAY_TOPICS
-    # The search finds what is there, also in the mesh's own.
+    own = [topic for topic in topics.TOPICS if topic.name not in GATEWAY_TOPICS]
+    assert await records_with(mesh, own, PROMPT) == set()
+    # The search finds what is there.
     assert holding(folders["postgres"], "ws-control")
-    assert {path.parent.name.rpartition("-")[0] for path in holding(folders["kafka"], "ws-control")} - GATEWAY_TOPICS
+    assert await records_with(mesh, own, "ws-control") == {topics.USAGE_RATED.name, topics.BALANCES.name}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from shared.contract.topics import Topic
 from tests.support.world import Mesh
 
 
@@ -24,3 +27,22 @@ def holding(folder: Path, needle: str) -> list[Path]:
         path for path in folder.rglob("*")
         if path.is_file() and any(text in content for content in [path.read_bytes()] for text in wanted)
     ]  # fmt: skip
+
+
+async def records_with(mesh: Mesh, among: list[Topic], needle: str) -> set[str]:
+    """Topics with the text in a record, its key or headers: in segments it may stand compressed."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=mesh.env["STEWARD_KAFKA_BOOTSTRAP_SERVERS"], group_id=None)
+    await consumer.start()
+    try:
+        tps = [TopicPartition(topic.name, part) for topic in among for part in range(topic.partitions)]
+        consumer.assign(tps)
+        await consumer.seek_to_beginning(*tps)
+        ends = await consumer.end_offsets(tps)
+        found = set()
+        while any([await consumer.position(tp) < ends[tp] for tp in tps]):
+            for tp, records in (await consumer.getmany(timeout_ms=200)).items():
+                if any(needle in str((r.key, r.value, r.headers)) for r in records):
+                    found.add(tp.topic)
+        return found
+    finally:
+        await consumer.stop()
