@@ -34,8 +34,8 @@ from shared.privacy.vault import MasterKeys, Shredded, Vault
 
 _ROOM = "retention"
 _WAIT_SECONDS = 90.0
-_CERTIFIED_SECONDS = 60.0
-"""How long a demo waits for the certificate once the deletion is completed."""
+_CERTIFIED_SECONDS = 45.0
+"""How long a demo waits for the certificate: Kafka forgets a key for good some 20 s after its last record."""
 
 # How far the traffic is, as a share of the generations, when something has to have happened; in between it goes slower,
 # so that there is traffic at every stage.
@@ -135,6 +135,7 @@ class Deletion:
         await self._emitter.run(people.who())
         await self._emitter.run(people.traces())
         await self._asked.wait()
+        await self._is_known()
         wish, case = people.asks(self._clock.now())
         await self._emitter.run([wish])
         code = await self._code(people.address)
@@ -149,23 +150,30 @@ class Deletion:
         self._effective.set()
         await self._emitter.run(people.late())
 
-    async def end(self, folder: Path) -> None:
-        """Waits for the end of it, and puts the certificate into `folder`."""
+    async def completed(self) -> None:
+        """Waits until every holder has answered and the auditor has looked."""
         story = self.story
-        if story.case is None or story.trouble is not None:
+        if story.case is not None and story.trouble is None:
+            try:
+                await self._see(story.case["id"], lambda row: row["completed_at"] is not None, "it was not completed")
+            except LocalError as error:
+                story.trouble = str(error)
+
+    async def certified(self, folder: Path) -> None:
+        """Waits a while for the certificate, and puts it into `folder`. Without it the page says what is to come."""
+        story = self.story
+        if story.case is None or not story.completed:
             return
         case = story.case["id"]
         try:
-            await self._see(case, lambda row: row["completed_at"] is not None, "it was not completed")
-        except LocalError as error:
-            story.trouble = str(error)
-            return
-        try:
             await self._see(case, lambda row: row["ended_at"] is not None, "", _CERTIFIED_SECONDS)
         except LocalError:
-            return  # it is completed, and the page says what is still to come
+            return
         certificate = await self._reads(_ROOM, "certificate", case=case)
-        await asyncio.to_thread(self._keep, certificate, folder)
+        try:
+            await asyncio.to_thread(self._keep, certificate, folder)
+        except OSError as error:
+            story.trouble = f"the certificate cannot be written into {folder} ({error.strerror})"
 
     async def look_back(self) -> None:
         """What is to be told when all is quiet again."""
@@ -195,6 +203,15 @@ class Deletion:
         if not await until(there, _WAIT_SECONDS):
             raise LocalError("the mesh has no ingress key of today: see the log of retention")
         return found[0]
+
+    async def _is_known(self) -> None:
+        """Returns when metering has rated most of what was sent: who asks has been a customer for a while."""
+
+        async def rated() -> bool:
+            counters = await self._reads.try_("metering", "counters")
+            return bool(counters) and counters.get("rated", 0) >= self._gateway.count * ASK_AT * 0.8
+
+        await until(rated, _WAIT_SECONDS)
 
     # --- as its holder does it -------------------------------------------------------------------------------------
 

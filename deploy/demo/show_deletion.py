@@ -108,12 +108,12 @@ def _kept(treated: Sequence[Mapping[str, Any]]) -> Text:
         if one["retained"]:
             key = (one["retained"]["ground"].replace("_", " "), f"until {one['retained']['until'][:10]}")
         elif one["not_after"]:
-            key = ("leads to nobody", f"ends before {one['not_after'][:10]}")
+            key = ("ends by itself", f"before {one['not_after'][:10]}")
         else:
             continue
         groups.setdefault(key, []).append(one["table"])
     lines = [
-        f"{tables[0] if len(tables) == 1 else f'{len(tables)} tables'}: {why}, {until}"
+        f"{tables[0] if len(tables) == 1 else f'{len(tables)} tables'}: {why} {until}"
         for (why, until), tables in groups.items()
     ]
     return Text("\n".join(lines) or "nothing", style="" if lines else "dim")
@@ -131,15 +131,16 @@ def _proofs(story: Story, plain: bool) -> Iterator[RenderableType]:
         seen = Counter(one["verdict"] for one in scan["stores"])
         bad = sum(n for verdict, n in seen.items() if verdict not in _GOOD)
         said = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in seen.most_common())
-        where = "every text of every table, topics, letters, logs" if scan["action"] == "sweep" else "every column"
-        lines.append((not bad, "The auditor looked", f"{len(scan['stores'])} stores, {where}: {said}"))
+        stores = f"all {len(scan['stores'])} stores clean" if len(seen) == 1 and seen["clean"] else f"stores: {said}"
+        where = "every text of every table, topic, queue and log" if scan["action"] == "sweep" else "every column"
+        lines.append((not bad, "The auditor looked", f"{stores}, by {where}"))
     late = sum(story.dropped.values())
     lines.append(
         (
             story.late <= story.erased <= story.sent and bool(case["confirmed_at"]),
             "What came late is dropped and counted",
-            f"{story.erased:,} generations in the class erased ({story.late:,} were sent when it was gone), "
-            f"{late} sign-ins and clicks",
+            f"{story.sent:,} generations sent = {story.sent - story.erased:,} rated + {story.erased:,} erased (of these "
+            f"{story.late:,} sent when it was gone); {late} sign-ins and clicks",
         )
     )
     used = story.credit_pico - story.ended_pico
@@ -147,8 +148,8 @@ def _proofs(story: Story, plain: bool) -> Iterator[RenderableType]:
         (
             story.books_stand,
             "The books stand",
-            f"{len(story.sums_after)} legal classes sum to $0 before and after; {usd(used, 2)} of the credit were used and "
-            f"stay booked without a name, {usd(story.ended_pico, 2)} ended unused",
+            f"all {len(story.sums_after)} legal classes sum to $0, before and after; {usd(used, 2)} of the credit were used "
+            f"and stay booked on nobody's name, {usd(story.ended_pico, 2)} ended unused",
         )
     )
     if story.certificate is not None:
