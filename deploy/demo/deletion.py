@@ -35,7 +35,7 @@ from shared.privacy.vault import MasterKeys, Shredded, Vault
 _ROOM = "retention"
 _WAIT_SECONDS = 90.0
 _CERTIFIED_SECONDS = 45.0
-"""How long a demo waits for the certificate: Kafka forgets a key for good some 20 s after its last record."""
+"""How long a demo waits for the certificate: Kafka forgets a key for good some 15 s after its last record."""
 
 # How far the traffic is, as a share of the generations, when something has to have happened; in between it goes slower,
 # so that there is traffic at every stage.
