@@ -52,7 +52,7 @@ def _timeline(story: Story, case: Mapping[str, Any]) -> RenderableType:
     events: list[tuple[datetime, str, str, str]] = [(start, "requested", "in the settings, signed in", "")]
     for mail, subject in zip(case["mails"], [*story.mails, *[""] * len(case["mails"])], strict=False):
         if mail["at"] is not None:
-            said = f"“{subject}”" if subject else mail["template"].replace("_", " ")
+            said = f'"{subject}"' if subject else mail["template"].replace("_", " ")
             events.append((_at(mail["at"]), "mail", said + (", with a code" if mail is case["mails"][0] else ""), ""))
     if case["confirmed_at"]:
         what = f"with the code; tombstones for {case['subjects']} subjects: from here on nobody can undo it"
