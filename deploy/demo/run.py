@@ -118,14 +118,17 @@ class Demo:
         flow_seconds = time.monotonic() - up_at
         progress.doing = "every service that holds something of who left proves that it is gone"
         await self._deletion.completed()
+        page, _ = await _both(self._proved(reads, sent, progress), self._deletion.certified(self._options.out))
+        await self._deletion.look_back()
+        page = replace(page, flow_seconds=flow_seconds, seconds=time.monotonic() - self._started)
+        progress.doing = "done"
+        return page
+
+    async def _proved(self, reads: Reads, sent: int, progress: Progress) -> Page:
         await self._settle(sent)
         progress.doing = "proving the books"
         page = await self._page(reads, sent)
         progress.doing = "the auditor looks everywhere once more, until Kafka's log has forgotten, too"
-        await self._deletion.certified(self._options.out)
-        await self._deletion.look_back()
-        page = replace(page, flow_seconds=flow_seconds, seconds=time.monotonic() - self._started)
-        progress.doing = "done"
         return page
 
     def _steps(self) -> list[tuple[str, str]]:
