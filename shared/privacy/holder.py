@@ -27,7 +27,7 @@ from shared.privacy.erasure import Letters, Pass, Treatment, by_kind
 from shared.privacy.expiry import attach_expiry
 from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP, MESH_ROWS
 from shared.privacy.tombstones import Tombstones
-from shared.privacy.vault import Shredded, open_vault, vault_of
+from shared.privacy.vault import CASE, Shredded, open_vault, vault_of
 
 log = logging.getLogger("steward.privacy")
 
@@ -61,12 +61,13 @@ class Holder:
         before: Before | None = None,
         keeps: Keeps | None = None,
         reports: topics.Topic | None = None,
+        last: bool = False,
         suppress: bool = True,
     ) -> None:
         self.holding = holding
         self.tombstones = Tombstones(service.name, enabled=suppress)
         self._service = service
-        self._before, self._keeps, self._reports = before, keeps, reports
+        self._before, self._keeps, self._reports, self._last = before, keeps, reports, last
         self._tables = {rows.table: treatment_of(holding.columns, rows) for rows in holding.rows}
 
     async def open(self, runtime: Any) -> None:
@@ -295,23 +296,27 @@ class Holder:
     async def reapply(self, runtime: Any) -> None:
         """Treats rows of subjects that this database did not know to be erased: it is an older copy, or was away.
 
-        Before the service handles a record: every id that stands in the database is held against the tombstones.
+        Before the service handles a record: every id that stands in the database is held against the tombstones. Whoever
+        erases `last` leaves those whose case is still under way: its order says what has to be read before.
         """
         async with runtime.pool.acquire() as db, db.transaction():
             tx = Transaction(self._service.name, db, runtime.clock.now(), plugged=runtime.plugged)
             await store.one_at_a_time(db)
-            open_hashes = await store.unapplied(db)
-            if not open_hashes:
+            over = await store.unapplied(db)
+            if over and self._last:
+                under_way = await vault_of(tx).there(CASE, set(over.values()))
+                over = {digest: case for digest, case in over.items() if case not in under_way}
+            if not over:
                 return
-            found: set[Subject] = set()
+            asked: set[Subject] = set()
             for rows in self.holding.rows:
                 for kind in rows.owners:
-                    found |= await self.tombstones.erased(
-                        [(kind, id) for id in await store.owners_of(db, rows, kind)], tx
-                    )
+                    asked |= {(kind, value) for value in await store.owners_of(db, rows, kind)}
                 for kind, column in rows.traces.items():
-                    ids = await store.traced(db, rows.table, column)
-                    found |= await self.tombstones.erased([(kind, id) for id in ids], tx)
+                    asked |= {(kind, value) for value in await store.traced(db, rows.table, column)}
+            everybody = list(asked)
+            hashes = vault_of(tx).hasher.hashes(everybody)
+            found = {subject for subject, digest in zip(everybody, hashes, strict=True) if digest in over}
             if found:
                 case = {"case_id": "", "epoch": 0, "scope": "member"}
                 orders = {("", 0): (case, frozenset(found))}
@@ -324,7 +329,7 @@ class Holder:
                     await current.advance(tx, self._tables, orders)
                 tx.count("reapplied", sum(n for t in current.counts.get("", {}).values() for n in t.values()))
                 log.warning("%d erased subjects were found in this database and are erased again", len(found))
-            await store.set_applied(db, open_hashes)
+            await store.set_applied(db, over)
             await tx.flush()
 
 
@@ -357,15 +362,17 @@ def attach(
     before: Before | None = None,
     keeps: Keeps | None = None,
     reports: topics.Topic | None = None,
+    last: bool = False,
     suppress: bool = True,
 ) -> Holder:
     """Makes `service` a holder of what `holding` says. Call it once, when everything else is declared.
 
     `before` runs in the transaction that begins an erasure; `keeps` says what the law keeps, for the receipt;
     `reports`: a topic whose end offsets the receipt tells, when all that was published before the erasure has been sent.
+    `last`: its orders come when the others have answered, and name what it has to read before.
     `suppress` off is for tests that show what tombstones prevent.
     """
-    holder = Holder(service, holding, before=before, keeps=keeps, reports=reports, suppress=suppress)
+    holder = Holder(service, holding, before=before, keeps=keeps, reports=reports, last=last, suppress=suppress)
     service.schemas += (("privacy", SCHEMA),)
     service.uses_keys = True
     service.guard, service.filter = holder.tombstones.guard, holder.tombstones.filter

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from tests.bench.backlog import Plan
 from tests.bench.ceilings import Ceilings
 from tests.bench.chain import chain_lines, metering_line
 from tests.bench.emitter import emitter_lines
+from tests.bench.erasure import account_lines, queue_lines
+from tests.bench.expiry import expiry_lines
 from tests.bench.growth import growth_lines
 from tests.bench.idle import idle_lines
 from tests.bench.lab import Lab
@@ -31,6 +33,8 @@ from tests.bench.latency import latency_lines
 from tests.bench.naive import naive_line
 from tests.bench.rating import rating_lines
 from tests.bench.report import Report
+from tests.bench.tombstones import latency_lines as tombstone_latency_lines
+from tests.bench.tombstones import million_lines
 
 OUTPUT = Path(__file__).resolve().parents[2] / "build" / "bench.json"
 
@@ -74,6 +78,29 @@ class Sizes:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Erasing:
+    """How much is erased, entombed and ended: what the limits speak about."""
+
+    account_rows: int = 1_000_000
+    queue: int = 10_000
+    samples: int = 200
+    tombstones: int = 1_000_000
+    tombstone_events: int = 400_000
+    tombstone_pairs: int = 2
+    day_rows: int = 10_000_000
+
+    @classmethod
+    def quick(cls) -> Erasing:
+        """Enough to see that it works."""
+        return cls(20_000, 200, 10, 50_000, 100_000, 1, 200_000)
+
+    def changed(self, options: argparse.Namespace) -> Erasing:
+        """With the sizes that the command line names."""
+        named = {name: getattr(options, name) for name in (field.name for field in fields(self))}
+        return replace(self, **{name: value for name, value in named.items() if value is not None})
+
+
 @dataclass(slots=True)
 class Bench:
     """One run."""
@@ -84,6 +111,7 @@ class Bench:
     plan: Plan
     ceilings: Ceilings
     replicas: int
+    erasing: Erasing
 
     async def ceiling(self) -> None:
         """The ceilings for themselves; beside each figure that needs them they are measured again."""
@@ -135,6 +163,27 @@ class Bench:
         sizes = self.sizes
         await growth_lines(self.lab, self.report, sizes.stored_small, sizes.stored_large, sizes.growth_events)
 
+    async def erasure_account(self) -> None:
+        """One large account is erased beside traffic of others."""
+        await account_lines(self.lab, self.report, self.erasing.account_rows)
+
+    async def erasure_queue(self) -> None:
+        """Many ordinary accounts are erased."""
+        await queue_lines(self.lab, self.report, self.erasing.queue)
+
+    async def tombstone_latency(self) -> None:
+        """From a confirmation to its tombstones everywhere."""
+        await tombstone_latency_lines(self.lab, self.report, self.erasing.samples)
+
+    async def tombstones_million(self) -> None:
+        """What tombstones cost those who look them up."""
+        size = self.erasing
+        await million_lines(self.lab, self.report, size.tombstones, size.tombstone_events, size.tombstone_pairs)
+
+    async def expiry_day(self) -> None:
+        """A large day ends."""
+        await expiry_lines(self.lab, self.report, self.erasing.day_rows)
+
 
 # What each measurement gives, in the order in which they run: those that share the backlog follow each other.
 MEASUREMENTS: tuple[tuple[Callable[[Bench], Awaitable[None]], tuple[str, ...]], ...] = (
@@ -149,6 +198,11 @@ MEASUREMENTS: tuple[tuple[Callable[[Bench], Awaitable[None]], tuple[str, ...]], 
     (Bench.idle, ("idle_cpu", "idle_machine")),
     (Bench.emitter, ("emitter_call_us", "emitter_sustained", "emitter_cpu_us", "emitter_rss")),
     (Bench.growth, ("million_rows", "million_rows_small", "million_rows_large")),
+    (Bench.erasure_account, ("erasure_account", "erasure_account_lag")),
+    (Bench.erasure_queue, ("erasure_queue",)),
+    (Bench.tombstone_latency, ("tombstone_latency_p50", "tombstone_latency_p99")),
+    (Bench.tombstones_million, ("tombstones_million", "metering_tombstones*", "billing_tombstones*")),
+    (Bench.expiry_day, ("expiry_day",)),
 )
 
 
@@ -177,12 +231,16 @@ def _gives(names: Sequence[str], wanted: str) -> bool:
 
 
 async def run(
-    measures: Sequence[Callable[[Bench], Awaitable[None]]], sizes: Sizes, report: Report, replicas: int
+    measures: Sequence[Callable[[Bench], Awaitable[None]]],
+    sizes: Sizes,
+    report: Report,
+    replicas: int,
+    erasing: Erasing,
 ) -> None:
     """Measures one after the other; one that fails leaves its line empty."""
     async with Lab(report.console) as lab:
         plan = Plan.just_before_now(sizes.events)
-        bench = Bench(lab, sizes, report, plan, Ceilings(lab, plan, sizes.ceiling_rows), replicas)
+        bench = Bench(lab, sizes, report, plan, Ceilings(lab, plan, sizes.ceiling_rows), replicas, erasing)
         try:
             for measure in measures:
                 name = measure.__name__
@@ -203,6 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="NAME", help="only these figures")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, not how fast it is")
     parser.add_argument("--replicas", type=int, default=1, help="metering processes in the whole chain (1)")
+    for field in fields(Erasing):
+        name = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(
+            name, type=int, metavar="N", help=f"erasures: {getattr(Erasing(), field.name):,} by themselves"
+        )
     parser.add_argument("--debug", action="store_true", help="tracebacks of what fails")
     options = parser.parse_args(arguments)
     if options.events is not None and options.events < 1_000:
@@ -218,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.debug:
         logging.getLogger("bench").setLevel(logging.DEBUG)
     sizes = Sizes.quick(options.events) if options.quick else Sizes.usual(options.events)
+    erasing = (Erasing.quick() if options.quick else Erasing()).changed(options)
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a file has no width of its own
@@ -232,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 report.failed("rating", str(error))
         if measures:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(run(measures, sizes, report, options.replicas))
+                runner.run(run(measures, sizes, report, options.replicas, erasing))
     except KeyboardInterrupt:
         code = 130
     except Exception as error:

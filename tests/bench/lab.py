@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy.local.ports import free_port
-from deploy.local.room import Room, room_environment
+from deploy.local.room import SERVE, Room, room_environment
 from deploy.local.stack import Stack
 from deploy.rooms import ROOMS, load
 from shared.contract.topics import GENERATIONS, TOPICS
@@ -166,13 +166,18 @@ class Lab:
 
     # --- services ------------------------------------------------------------------------------------------------
 
-    def room(self, name: str, number: int = 0) -> Room:
-        """A service process, not started; `number` tells replicas apart."""
+    @property
+    def running(self) -> list[Room]:
+        """The services that were made and not ended."""
+        return list(self._running)
+
+    def room(self, name: str, number: int = 0, serve: Sequence[str] | None = None) -> Room:
+        """A service process, not started; `number` tells replicas apart, `serve` starts it otherwise than `steward up`."""
         variable = f"STEWARD_{name.upper()}_PORT"
         port = int(self.env[variable]) if number == 0 else free_port()
         environment = room_environment(name, ROOMS, self.env, os.environ) | {variable: str(port)}
         log = self.stack.home / "logs" / f"{name}-{number}.log"
-        room = Room(name, port=port, log=log, environment=environment, die_with_parent=True)
+        room = Room(name, port=port, log=log, environment=environment, serve=serve or SERVE, die_with_parent=True)
         self._running.append(room)
         return room
 
