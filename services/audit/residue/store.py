@@ -133,17 +133,13 @@ async def read_topics(kafka: KafkaSettings, topics: Sequence[str]) -> AsyncItera
 # --- audit's own -------------------------------------------------------------------------------------------------
 
 
-async def add_scan(
-    db: Connection, case: str, epoch: int, action: str, attempt: str, sealed: str, now: datetime
-) -> bool:
-    """Notes an order to scan; False if it is known."""
-    return bool(
-        await db.fetchval(
-            """INSERT INTO scan (attempt, case_id, epoch, action, sealed, ordered_at) VALUES ($1, $2, $3, $4, $5, $6)
-               ON CONFLICT (attempt) DO NOTHING RETURNING true""",
-            attempt, case, epoch, action, sealed, now,
-        )
-    )  # fmt: skip
+async def add_scans(db: Connection, orders: Sequence[tuple[str, str, int, str, str, datetime]]) -> None:
+    """Notes orders to scan, (attempt, case, epoch, action, sealed subjects, ordered at) each; known ones stay as they are."""
+    await db.executemany(
+        """INSERT INTO scan (attempt, case_id, epoch, action, sealed, ordered_at) VALUES ($1, $2, $3, $4, $5, $6)
+           ON CONFLICT (attempt) DO NOTHING""",
+        orders,
+    )
 
 
 async def waiting_scans(db: Connection, limit: int) -> list[Mapping[str, Any]]:
@@ -157,10 +153,11 @@ async def waiting_scans(db: Connection, limit: int) -> list[Mapping[str, Any]]:
     )
 
 
-async def finish_scan(db: Connection, attempt: str, stores: Any, now: datetime) -> None:
-    """Keeps what was seen, and forgets who it was about."""
-    await db.execute(
-        "UPDATE scan SET stores = $2, done_at = $3, sealed = NULL WHERE attempt = $1", attempt, stores, now
+async def finish_scans(db: Connection, seen: Sequence[tuple[str, Any]], now: datetime) -> None:
+    """Keeps what was seen, (attempt, stores) each, and forgets who it was about."""
+    await db.executemany(
+        "UPDATE scan SET stores = $2, done_at = $3, sealed = NULL WHERE attempt = $1",
+        [(attempt, stores, now) for attempt, stores in seen],
     )
 
 
