@@ -53,23 +53,38 @@ _EVENTS = 20_000
     metavar="FILE.json",
     help="Write the JSON of `steward check` there.",
 )
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/demo"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Where the certificate of the deletion is put.",
+)
 @click.option("--keep", is_flag=True, help="Leave the mesh running after the page, until Ctrl-C, to look around.")
 def demo(
-    events: int | None, seed: int, traces: tuple[Path, ...], speed: float | None, report: Path | None, keep: bool
+    events: int | None,
+    seed: int,
+    traces: tuple[Path, ...],
+    speed: float | None,
+    report: Path | None,
+    out: Path,
+    keep: bool,
 ) -> None:
-    """See the mesh at work, and its books proved.
+    """See the mesh at work, somebody forgotten, and both proved.
 
     Starts Kafka, PostgreSQL and every service in a folder of its own, plays a gateway with some thousand
-    generations and every kind of fault, compares the books with the gateway's own account, shows what came
-    of it, and leaves nothing behind. Exit code 0 only if the proof holds against that account, 1 if it does
-    not, 2 for a bad trace, 3 when the mesh does not start.
+    generations and every kind of fault, deletes an account meanwhile, compares the books with the gateway's
+    own account, shows what came of it, and leaves nothing behind but the deletion's certificate. Exit code 0
+    only if the proof holds against that account and the deletion is done, 1 if not, 2 for a bad trace, 3 when
+    the mesh does not start.
     """
     from deploy.demo.run import Options
 
     if report is not None and not report.absolute().parent.is_dir():
         raise click.BadParameter(f"the folder {report.absolute().parent} does not exist", param_hint="--report")
     looked = _examine(traces, events)
-    options = Options(events or _EVENTS, seed, looked, speed, report, keep)
+    options = Options(events or _EVENTS, seed, looked, speed, report, keep, out)
     if not asyncio.run(_run(options)):
         sys.exit(NO)
 

@@ -12,7 +12,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
 
-from deploy.demo.gateway import Record
+from deploy.demo.records import Record
 from shared.contract.topics import Topic
 from shared.mesh.settings import KafkaSettings
 
@@ -22,7 +22,10 @@ _OUTSTANDING = 64
 # Without a pace the loop is given back this often (records), with one what is due goes out this often (seconds).
 _TURN = 500
 _TICK = 0.02
+_STEP = 25
 
+# Asked every so many records (`_STEP`): nothing, or what has to be awaited before the next one.
+Pace = Callable[[], Awaitable[None] | None]
 Before = Mapping[str, Callable[[Record], Awaitable[None]]]
 
 
@@ -58,12 +61,17 @@ class Emitter:
         await self._producer.stop()
 
     async def run(
-        self, records: Iterable[Record], *, speed: float | None = None, before: Before = MappingProxyType({})
+        self,
+        records: Iterable[Record],
+        *,
+        speed: float | None = None,
+        before: Before = MappingProxyType({}),
+        pace: Pace | None = None,
     ) -> None:
         """Sends `records` as fast as Kafka takes them, or at `speed` times real time; returns when it has them all.
 
         `before`: by topic, what is awaited ahead of its records, once all earlier records are acknowledged; it may
-        wait for the mesh.
+        wait for the mesh. `pace`: asked now and then; what it waits for finds all earlier records on their way.
         """
         started = time.monotonic()
         for record in records:
@@ -71,6 +79,9 @@ class Emitter:
                 await self._until(started + record.due / speed)
             elif self.sent % _TURN == 0:
                 await asyncio.sleep(0)
+            if pace is not None and self.sent % _STEP == 0 and (slower := pace()) is not None:
+                await self._send_all()
+                await slower
             wait = before.get(record.topic.name)
             if wait is not None:
                 await self.flush()

@@ -7,14 +7,14 @@ Nothing here talks to Kafka: `opening` and `play` give records, `emit` sends the
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, NamedTuple
 
 from deploy.demo.account import Account
 from deploy.demo.arrivals import Arrival, Arrivals
+from deploy.demo.records import Headers, Record, Recorder, microseconds, rfc3339_us
 from deploy.demo.world import (
     LATER_PRICED,
     LATER_PRICES,
@@ -22,6 +22,7 @@ from deploy.demo.world import (
     Draw,
     Model,
     Workspace,
+    leaver,
     offered,
     workspaces,
 )
@@ -29,18 +30,12 @@ from services.metering.price_book import PriceBook
 from shared.contract import events, topics
 from shared.contract.base import Event
 from shared.contract.codec import build
-from shared.contract.ids import uuid7
 from shared.contract.money import PICO
 from shared.contract.topics import Topic
 from shared.mesh.clock import Clock
 from shared.policy import policy
 
-Headers = tuple[tuple[str, bytes | None], ...]
-
-SOURCES = ("gateway-eu-1", "gateway-us-1")
 DAY_US = 86_400_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_US = timedelta(microseconds=1)
 
 # Faults per generation; of each at least one.
 _REPEATS = 0.012
@@ -58,16 +53,6 @@ _MEMORY = 8_192
 _HOUR_US = 3_600_000_000
 
 
-class Record(NamedTuple):
-    """One record to send. `due`: seconds after the first arrival, for a run at the speed of time."""
-
-    topic: Topic
-    key: bytes
-    value: bytes | None
-    headers: Headers
-    due: float
-
-
 class _Sent(NamedTuple):
     """A generation that may be repeated or corrected."""
 
@@ -79,19 +64,28 @@ class _Sent(NamedTuple):
 
 
 class Gateway:
-    """Two instances of a gateway over one seeded world. Play it once."""
+    """Two instances of a gateway over one seeded world. Play it once.
+
+    `leaver`: the account that asks for its deletion while this plays. Its traffic goes on; what of it is rated and what
+    is dropped is decided by when the mesh reads it, so it is counted apart. `leaver_is_gone`: set by whoever has seen
+    that all usage of the leaver that is still to be sent must be dropped. `played`: generations until now.
+    """
 
     def __init__(self, *, seed: int, clock: Clock, book: PriceBook, arrivals: Arrivals, workspace_count: int) -> None:
         self.account = Account()
         self.now = clock.now()
         window = policy().window
-        self._oldest_us = _us(self.now - window) + DAY_US  # a long run must not make it too old
+        self._oldest_us = microseconds(self.now - window) + DAY_US  # a long run must not make it too old
         self._random = Random(f"gateway {seed}")
         models = offered(book, self.now - window, self.now)
         self.workspaces = workspaces(self._random, workspace_count, models)
+        self.leaver = leaver(self.workspaces)
+        self.leaver_is_gone = False
+        self.played = 0
         self._busy = Draw((workspace, workspace.weight) for workspace in self.workspaces)
+        self._staying = Draw((one, one.weight) for one in self.workspaces if one.account != self.leaver)
         self._arrivals = arrivals
-        self._sequences: Counter[tuple[str, str]] = Counter()
+        self._recorder = Recorder(self._random)
         self._recent: deque[_Sent] = deque(maxlen=_MEMORY)
         self._corrected: set[str] = set()
         self._payments: list[tuple[Workspace, str, int]] = []
@@ -118,10 +112,14 @@ class Gateway:
         # What a generation costs on average, roughly: most buy enough, some too little, some nothing.
         expected = self._arrivals.count * PICO // 130
         for rank, workspace in enumerate(self.workspaces):
-            if rank in (2, 5) or random.random() < 0.08:
+            leaves = workspace.account == self.leaver
+            if rank in (2, 5) or (random.random() < 0.08 and not leaves):
                 continue
             wanted = int(expected * workspace.weight / total * random.uniform(0.5, 3.5))
             credit = max(1, -(-wanted // (5 * PICO))) * 5 * PICO
+            if leaves:
+                # It must not be in debt when it goes: some of its credit is to be lost.
+                credit = 2 * credit + 25 * PICO
             payment = f"pay-{workspace.name}-1"
             if rank == 4:
                 yield self._refund(workspace, payment, credit // 5)
@@ -159,7 +157,7 @@ class Gateway:
         data = {
             "grant": f"welcome-{workspace.name}",
             "credit_pico": str(credit),
-            "expires_at": _rfc3339(_us(self.now) + days * DAY_US),
+            "expires_at": rfc3339_us(microseconds(self.now) + days * DAY_US),
             "priority": 10,
         }
         return self._pay(events.CreditGranted, workspace, data)
@@ -169,7 +167,7 @@ class Gateway:
         if self._payments:
             workspace, payment, credit = self._payments[0]
             yield self._refund(workspace, payment, credit // 4)
-        for workspace, payment, credit in self._payments[5:8]:
+        for workspace, payment, credit in [p for p in self._payments if p[0].account != self.leaver][5:8]:
             self.account.disputes_pico += credit
             self.account.credited[workspace.name] -= credit
             self._disputes.append((workspace, payment, credit))
@@ -192,7 +190,7 @@ class Gateway:
         self.account.payments_sent += 1
         payer: dict[str, Any] = {"account": workspace.account, "workspace": workspace.name}
         return self._record(
-            topics.PAYMENTS, model, _us(self.now), workspace.name, {**payer, **data}, key=workspace.name
+            topics.PAYMENTS, model, microseconds(self.now), workspace.name, {**payer, **data}, key=workspace.name
         )[0]
 
     # --- usage -----------------------------------------------------------------------------------------------------
@@ -205,6 +203,7 @@ class Gateway:
         for n, arrival in enumerate(self._arrivals.play()):
             self._due = max(0, arrival.at_us - first_us) / 1_000_000
             yield self._generation(arrival)
+            self.played = n + 1
             for inject in plan.pop(n, ()):
                 yield from inject(arrival.at_us)
 
@@ -256,7 +255,10 @@ class Gateway:
         account = self.account
         account.emitted += 1
         account.rated += 1
-        if workspace.log_retention_days:
+        if workspace.account == self.leaver:
+            account.leaving += 1
+            account.leaving_late += self.leaver_is_gone
+        elif workspace.log_retention_days:
             account.used(usage["model"], usage["input_tokens"], usage["output_tokens"])
         record, event_id = self._record(
             topics.GENERATIONS, events.GenerationCompleted, at_us, workspace.name, usage, headers=headers
@@ -380,7 +382,7 @@ class Gateway:
         source = (headers["ce_source"] or b"").decode()
         value = build(
             events.GenerationCompleted, id=sent.id, source=source, subject=sent.workspace.name,
-            time=_rfc3339(sent.at_us), data=usage, sequence=int(headers["ce_sequence"] or 0),
+            time=rfc3339_us(sent.at_us), data=usage, sequence=int(headers["ce_sequence"] or 0),
         )  # fmt: skip
         yield self._again(sent.record._replace(value=value))
 
@@ -388,7 +390,7 @@ class Gateway:
         """A generation that lay in an instance's spool for hours or days."""
         random = self._random
         workspace = self._busy(random)
-        newest = _us(self.now) - _HOUR_US
+        newest = microseconds(self.now) - _HOUR_US
         age = random.uniform(0, 1) ** 2 * (newest - self._oldest_us)
         self.account.late += 1
         yield self._rated(workspace, self._usage(workspace, workspace.models(random), None), int(newest - age))
@@ -408,22 +410,22 @@ class Gateway:
             "provider": LATER_PRICED.provider,
             "model": LATER_PRICED.name,
             "prices": dict(LATER_PRICES),
-            "valid_from": _rfc3339(_us(self.now) - 60 * DAY_US),
+            "valid_from": rfc3339_us(microseconds(self.now) - 60 * DAY_US),
             "source": "demo-gateway",
         }
         key = f"{LATER_PRICED.provider}/{LATER_PRICED.name}"
-        yield self._record(topics.PRICES, events.PricePublished, _us(self.now), "prices", data, key=key)[0]
+        yield self._record(topics.PRICES, events.PricePublished, microseconds(self.now), "prices", data, key=key)[0]
 
     def _never_priced(self, at_us: int) -> Iterator[Record]:
-        workspace = self._busy(self._random)
+        workspace = self._staying(self._random)
         usage = self._usage(workspace, NEVER_PRICED, None)
         yield self._quarantined("unknown_model", workspace, usage, at_us)
 
     def _too_old(self, at_us: int) -> Iterator[Record]:
         """Older than ids are remembered: nobody can say any more whether it was counted."""
-        workspace = self._busy(self._random)
+        workspace = self._staying(self._random)
         usage = self._usage(workspace, workspace.models(self._random), None)
-        old_us = _us(self.now - policy().window) - 2 * DAY_US
+        old_us = microseconds(self.now - policy().window) - 2 * DAY_US
         yield self._quarantined("stale", workspace, usage, old_us)
 
     def _quarantined(self, reason: str, workspace: Workspace, usage: dict[str, Any], at_us: int) -> Record:
@@ -470,14 +472,15 @@ class Gateway:
         for _ in range(100):
             sent = self._recent[int(self._random.random() * len(self._recent))]
             kept_until = sent.at_us + sent.workspace.log_retention_days * DAY_US
-            in_log = bool(sent.workspace.log_retention_days) and kept_until > _us(self.now) + DAY_US
+            in_log = bool(sent.workspace.log_retention_days) and kept_until > microseconds(self.now) + DAY_US
+            in_log = in_log and sent.workspace.account != self.leaver
             if in_log and sent.id not in self._corrected and sent.usage["output_tokens"] > 1:
                 return sent
         return None
 
     def _malformed(self, at_us: int) -> Iterator[Record]:
         """A record that is no event. Its headers still say which instance sent it, and as which."""
-        workspace = self._busy(self._random)
+        workspace = self._staying(self._random)
         usage = self._usage(workspace, workspace.models(self._random), None)
         record, _ = self._record(topics.GENERATIONS, events.GenerationCompleted, at_us, workspace.name, usage)
         kind, spoil = _MALFORMED_KINDS[self._malformed_kind % len(_MALFORMED_KINDS)]
@@ -492,37 +495,9 @@ class Gateway:
         self, topic: Topic, model: type[Event], at_us: int, subject: str, data: Mapping[str, Any], *,
         key: str | None = None, headers: Headers = (), made_us: int | None = None,
     ) -> tuple[Record, str]:  # fmt: skip
-        """A record with the next number of one of the two instances, and its event's id.
-
-        `at_us`: the event's time; `made_us`: when its id was made, if not then.
-        """
-        random = self._random
-        source = SOURCES[random.random() < 0.4]
-        self._sequences[source, topic.name] = sequence = self._sequences[source, topic.name] + 1
-        event_id = uuid7((at_us if made_us is None else made_us) // 1000, random.getrandbits)
-        value = build(
-            model, id=event_id, source=source, subject=subject, time=_rfc3339(at_us), data=data, sequence=sequence
+        return self._recorder.record(
+            topic, model, at_us, subject, data, key=key, headers=headers, made_us=made_us, due=self._due
         )
-        numbered = (("ce_source", source.encode()), ("ce_sequence", str(sequence).encode()))
-        return Record(topic, (key or event_id).encode(), value, (*numbered, *headers), self._due), event_id
-
-
-def _us(instant: datetime) -> int:
-    return (instant - _EPOCH) // _US
-
-
-_SECONDS: dict[int, str] = {}
-
-
-def _rfc3339(at_us: int) -> str:
-    """An instant as the contract writes it, to the microsecond."""
-    second, rest = divmod(at_us, 1_000_000)
-    text = _SECONDS.get(second)
-    if text is None:
-        if len(_SECONDS) > 50_000:
-            _SECONDS.clear()
-        text = _SECONDS[second] = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{text}.{rest:06d}Z"
 
 
 def _with_prompt(value: bytes) -> bytes:

@@ -50,6 +50,10 @@ class Reads:
             if len(page) < _PAGE:
                 return found
 
+    async def ledger_sums(self) -> dict[str, int]:
+        """What all entries of each legal class sum to, in pico-dollars: 0, or the books are wrong."""
+        return {name: int(of_class["sum_pico"]) for name, of_class in (await self("billing", "ledger")).items()}
+
     async def ledger(self) -> dict[str, int]:
         """Sums by kind of ledger account over all legal classes, in pico-dollars."""
         sums: Counter[str] = Counter()
@@ -82,7 +86,10 @@ def by_reason(rows: Iterable[Mapping[str, Any]], count: str | None = None) -> di
 
 
 async def published_balances(settings: Mapping[str, str]) -> dict[str, int]:
-    """The newest balance of each workspace on the balances topic, in pico-dollars: what a gateway would know."""
+    """The newest balance of each workspace on the balances topic, in pico-dollars: what a gateway would know.
+
+    Of who is erased it knows nothing any more.
+    """
     places = [TopicPartition(BALANCES.name, n) for n in range(BALANCES.partitions)]
     consumer: Any = AIOKafkaConsumer(**KafkaSettings.from_env(settings).client(), auto_offset_reset="earliest")
     await consumer.start()
@@ -91,13 +98,15 @@ async def published_balances(settings: Mapping[str, str]) -> dict[str, int]:
         await consumer.seek_to_beginning(*places)
         ends = await consumer.end_offsets(places)
         decode = Codec(BALANCES).decode
-        newest: dict[str, tuple[int, int]] = {}
+        newest: dict[str, tuple[int, int | None]] = {}
         while any([await consumer.position(place) < ends[place] for place in places]):
             for records in (await consumer.getmany(timeout_ms=500)).values():
                 for record in records:
+                    if record.value is None:
+                        continue  # the key of somebody erased ends, or Kafka is reminded to compact
                     data = decode(record.value).data
                     if data.version >= newest.get(data.workspace, (0, 0))[0]:
-                        newest[data.workspace] = (data.version, int(data.balance_pico))
-        return {workspace: balance for workspace, (_, balance) in newest.items()}
+                        newest[data.workspace] = (data.version, None if data.erased else int(data.balance_pico))
+        return {workspace: balance for workspace, (_, balance) in newest.items() if balance is not None}
     finally:
         await consumer.stop()

@@ -42,6 +42,8 @@ class Progress:
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
     idle: dict[str, dict[str, Any]] = field(default_factory=dict)
     most_waiting: int = 0
+    deletion: Callable[[], Sequence[tuple[str, str]]] = tuple
+    """Who has done what of the deletion: (name, state); the first one is the case's own."""
 
     async def look(self, reads: Reads) -> None:
         """Asks every service once."""
@@ -61,6 +63,8 @@ class Progress:
         for room in self.rooms:
             said = ", ".join(f"{word} {number:,}" for number, word in self._done(room))
             parts += [f"{room}: {said}"] if said else []
+        steps = self.deletion()
+        parts += ["deletion: " + ", ".join(f"{name} {state}" for name, state in steps)] if steps else []
         return "; ".join(parts)
 
     def _done(self, room: str) -> list[tuple[int, str]]:
@@ -74,15 +78,18 @@ class Progress:
 
     def __rich__(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, expand=True, show_header=True, header_style="dim")
-        table.add_column("", no_wrap=True, style="bold", width=9)
+        table.add_column("", no_wrap=True, style="bold", width=13)
         table.add_column("done", ratio=1, no_wrap=True, overflow="ellipsis")
         table.add_column("lag", justify="right", no_wrap=True, width=8)
         table.add_column("outbox", justify="right", no_wrap=True, width=7)
-        table.add_column("", no_wrap=True, width=8)
+        table.add_column("", no_wrap=True, width=9)
         all_sent = self.expected is not None and self.sent >= self.expected
         table.add_row("gateway", self._sent(), "", "", _state("done" if all_sent else "sending"))
         for room in self.rooms:
             table.add_row(room, *self._row(room))
+        steps = self.deletion()
+        if steps:
+            table.add_row("deletion", _steps(steps[1:]), "", "", _state(steps[0][1]))
         seconds = time.monotonic() - self.started
         return Group(table, Text(f"{seconds:5.1f} s  {self.doing}", style="dim"))
 
@@ -119,8 +126,20 @@ class Progress:
         )
 
 
+_COLOURS = {"working": "yellow", "waiting": "yellow", "silent": "red", "residue": "red"}
+_GOOD = ("done", "idle", "completed", "certified")
+
+
 def _state(word: str) -> Text:
-    return Text(word, style="green" if word in ("done", "idle") else "yellow" if word == "working" else "dim")
+    return Text(word, style="green" if word in _GOOD else _COLOURS.get(word, "dim"))
+
+
+def _steps(steps: Sequence[tuple[str, str]]) -> Text:
+    """The holders, each in the colour of its state."""
+    said = Text(no_wrap=True, overflow="ellipsis")
+    for name, state in steps:
+        said.append(f"{name}  ", style=_state(state).style)
+    return said
 
 
 class Watch:

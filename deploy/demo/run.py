@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from deploy.demo import arrivals
-from deploy.demo.account import Found, compare
+from deploy.demo.account import Found, compare, ended_pico
+from deploy.demo.deletion import Deletion, answered
 from deploy.demo.emit import Emitter
-from deploy.demo.gateway import Gateway, Record
+from deploy.demo.gateway import Gateway
 from deploy.demo.mesh import Reads, by_reason, published_balances, use_by_model
 from deploy.demo.progress import Progress, Watch, until
+from deploy.demo.records import Record
 from deploy.demo.show import Page, show, whole
 from deploy.demo.trace import Trace
 from deploy.demo.world import LATER_PRICED, WORKSPACES_MAX, offered
@@ -51,6 +53,7 @@ class Options:
     speed: float | None = None
     report: Path | None = None
     keep: bool = False
+    out: Path = Path("build/demo")
 
     @property
     def is_long(self) -> bool:
@@ -85,30 +88,45 @@ class Demo:
         _, book = await _both(stack.start_servers(), asyncio.to_thread(self._load_prices))
         self._gateway = self._make_gateway(book)
         reads = Reads(stack.settings)
-        emitter = Emitter(KafkaSettings.from_env(stack.settings))
+        emitter, people = (Emitter(KafkaSettings.from_env(stack.settings)) for _ in range(2))
+        self._deletion = Deletion(
+            seed=options.seed, gateway=self._gateway, emitter=people, reads=reads, stack=stack, clock=self._clock,
+            unpaced=options.speed is not None,
+        )  # fmt: skip
         progress = Progress(self._rooms, started=self._started)
         progress.expected = self._gateway.count
         progress.doing = "the services start, and the gateway sends meanwhile"
+        progress.deletion = self._steps
         stack.say = lambda text: None
         async with Watch(self._console, progress, reads, lambda: emitter.sent):
-            page = await self._unless_a_part_ends(self._flow(emitter, reads, progress))
+            page = await self._unless_a_part_ends(self._flow(emitter, people, reads, progress))
         if options.report is not None:
             report = json.dumps(self._report(page), indent=2)
             options.report.write_text(report + "\n", encoding="utf-8")
         show(self._console, page)
         return page.holds
 
-    async def _flow(self, emitter: Emitter, reads: Reads, progress: Progress) -> Page:
-        """Services up, everything sent, everything settled, everything proved."""
-        up_at, _ = await _both(self._start_rooms(), self._emit(emitter, reads, progress))
+    async def _flow(self, emitter: Emitter, people: Emitter, reads: Reads, progress: Progress) -> Page:
+        """Services up, everything sent, somebody forgotten meanwhile, everything settled, everything proved."""
+        async with people:
+            traffic = _both(self._emit(emitter, reads, progress), self._deletion.run())
+            up_at, _ = await _both(self._start_rooms(), traffic)
+        sent = emitter.sent + people.sent
         progress.expected = emitter.sent
         progress.doing = "waiting until nothing is on its way"
-        await self._settle(emitter.sent)
+        await self._settle(sent)
         flow_seconds = time.monotonic() - up_at
+        progress.doing = "every trace of who left is looked for, until there is none"
+        await self._deletion.end(self._options.out)
+        await self._settle(sent)
         progress.doing = "proving the books"
-        page = await self._page(reads, emitter.sent, flow_seconds)
+        page = await self._page(reads, sent, flow_seconds)
         progress.doing = "done"
         return page
+
+    def _steps(self) -> list[tuple[str, str]]:
+        case = self._deletion.story.case
+        return [] if case is None else [("case", case["state"]), *answered(case)]
 
     async def _unless_a_part_ends(self, step: Coroutine[Any, Any, _T]) -> _T:
         """The step's result. Raises LocalError with the last words of a service or server that ends meanwhile."""
@@ -178,7 +196,12 @@ class Demo:
 
         async with emitter:
             await emitter.run(self._gateway.opening())
-            await emitter.run(self._gateway.play(), speed=self._options.speed, before={PRICES.name: price_comes})
+            await emitter.run(
+                self._gateway.play(),
+                speed=self._options.speed,
+                before={PRICES.name: price_comes},
+                pace=self._deletion.pace,
+            )
 
     async def _settle(self, sent: int) -> None:
         outcome = await wait_idle(self._stack.settings, 120.0 + sent / 1_000, self._rooms)
@@ -207,6 +230,11 @@ class Demo:
             published=published,
             balances=balances,
         )
+        await self._deletion.look_back()
+        story = self._deletion.story
+        story.credit_pico = sum(account.credited[name] for name in story.workspaces)
+        story.ended_pico = ended_pico(ledger)
+        story.sent, story.late, story.erased = account.leaving, account.leaving_late, int(books.get("erased") or 0)
         return Page(
             seed=self._options.seed,
             traces=[trace.path.name for trace in self._options.traces],
@@ -218,6 +246,7 @@ class Demo:
             waited=self._waited,
             waited_model=LATER_PRICED.name,
             books=books,
+            deletion=story,
             comparisons=compare(account, found),
             explains=[await self._explained(reads, row["generation_id"]) for row in choose(interesting)],
             records=sent,
@@ -235,7 +264,12 @@ class Demo:
         """The JSON of `steward check`, and beside it what the emitter's account says."""
         account = self._gateway.account.as_dict()
         equal = all(comparison.equal for comparison in page.comparisons)
-        return {**page.books, "emitter": {"equal": equal, "account": account}}
+        story = page.deletion
+        deletion = {
+            "completed": story.completed, "certified": story.certified, "certificate": story.verdict,
+            "holds": story.holds, "case": story.case, "sums_before": story.sums_before, "sums_after": story.sums_after,
+        }  # fmt: skip
+        return {**page.books, "emitter": {"equal": equal, "account": account}, "deletion": deletion}
 
 
 # Rules by how much their arithmetic tells.

@@ -18,7 +18,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from deploy.demo.account import Comparison, ModelUse
+from deploy.demo.account import Between, Comparison, ModelUse
+from deploy.demo.deletion import Story
+from deploy.demo.show_deletion import deletion
 from shared.contract.money import usd
 
 WIDTH_MAX = 120
@@ -41,6 +43,7 @@ class Page:
     waited: int
     waited_model: str
     books: Mapping[str, Any]
+    deletion: Story
     comparisons: Sequence[Comparison]
     explains: Sequence[Mapping[str, Any]]
     records: int
@@ -50,6 +53,11 @@ class Page:
 
     @property
     def holds(self) -> bool:
+        """The proof, the emitter's own account, and the deletion."""
+        return self.balances_hold and self.deletion.holds
+
+    @property
+    def balances_hold(self) -> bool:
         """The proof, and the emitter's own account."""
         return bool(self.books.get("ok")) and all(comparison.equal for comparison in self.comparisons)
 
@@ -72,6 +80,7 @@ def _parts(page: Page, width: int, plain: bool) -> Iterator[RenderableType]:
     yield _section("Quarantine", *_quarantine(page))
     yield _section("The proof", *_proof(page, plain))
     yield _section("Three generations, explained", *_explains(page))
+    yield _section("An account is deleted while its traffic flows", *deletion(page.deletion, plain))
     yield Rule(style="cyan", characters="=" if plain else "─")
     yield _closing(page, plain)
 
@@ -349,6 +358,8 @@ _MONEY = ("credit", "opening")
 def _figure(what: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{len(value)} {'models' if 'model' in what else 'reasons' if 'reason' in what else 'workspaces'}"
+    if isinstance(value, Between):
+        return f"{value.low:,} to {value.high:,}"
     if value is None:
         return "not known"
     return usd(value, 6) if what.startswith(_MONEY) else f"{value:,}"
@@ -497,12 +508,15 @@ def _booked(said: Mapping[str, Any]) -> str:
 
 
 def _closing(page: Page, plain: bool) -> Text:
-    rate = page.records / page.flow_seconds if page.flow_seconds else 0.0
+    good, bad = "bold green", "bold red"
     said = Text.assemble(
         _mark(page.holds, plain), " ",
-        ("The books balance." if page.holds else "The books do NOT balance.", "bold green" if page.holds else "bold red"),
-        f" {page.records:,} events in {page.flow_seconds:.1f} s ({rate:,.0f}/s) once the services were up, "
-        f"{page.seconds:.1f} s in all.",
+        ("The books balance" if page.balances_hold else "The books do NOT balance", good if page.balances_hold else bad),
+        (
+            ", and who left is forgotten." if page.deletion.holds else "; the deletion does NOT hold.",
+            good if page.deletion.holds else bad,
+        ),
+        f" {page.records:,} events in {page.flow_seconds:.1f} s once the services were up, {page.seconds:.1f} s in all.",
     )  # fmt: skip
     if page.report is None:
         return said.append(" --report FILE.json keeps the proof.", style="dim")

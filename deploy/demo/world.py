@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -194,3 +195,22 @@ def workspaces(random: Random, count: int, models: Sequence[Model]) -> list[Work
             )
         )
     return made
+
+
+# Workspaces up to this rank, and those with an opening balance, have parts of their own in the story.
+_BUSY_RANKS = 6
+_OPENED = (3, 10)
+
+
+def leaver(made: Sequence[Workspace]) -> str:
+    """The account that will ask for its deletion: the busiest of those that have no other part to play."""
+    taken = {workspace.account for rank, workspace in enumerate(made) if rank < _BUSY_RANKS or rank in _OPENED}
+    weights: defaultdict[str, float] = defaultdict(float)
+    logged: set[str] = set()
+    for workspace in made:
+        if workspace.account not in taken:
+            weights[workspace.account] += workspace.weight
+            logged |= {workspace.account} if workspace.log_retention_days else set()
+    if not weights:
+        raise ValueError("a demo needs an account that nothing else happens to")
+    return max(weights, key=lambda account: (account in logged, weights[account], account))

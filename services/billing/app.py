@@ -431,4 +431,4 @@ def publish_balances(tx: Transaction, states: Iterable[State]) -> None:
         tx.publish_raw(OutboxRow(shard_of(key, None), topic, None, key, raw))
 
 
-holder = attach(service, HOLDING, before=before_erase, keeps=kept)
+holder = attach(service, HOLDING, before=before_erase, keeps=kept, last=True)

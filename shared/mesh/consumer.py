@@ -695,7 +695,7 @@ class TopicConsumer:
                     self.group, record.topic, record.partition, record.offset, stage, reason,
                     masked(detail[:500].encode("latin-1", "replace")).decode("latin-1"),
                     _kept_key(record.key), store.pack_headers(record.headers), payload,
-                    source.decode("ascii", "replace")[:64] if source else None,
+                    masked(source).decode("ascii", "replace")[:64] if source else None,
                     int(sequence) if sequence and sequence.isdigit() and len(sequence) <= 18 else None,
                     None, not tx.replay,
                 )

@@ -27,7 +27,7 @@ from shared.privacy.erasure import Letters, Pass, Treatment, by_kind
 from shared.privacy.expiry import attach_expiry
 from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP, MESH_ROWS
 from shared.privacy.tombstones import Tombstones
-from shared.privacy.vault import Shredded, open_vault, vault_of
+from shared.privacy.vault import CASE, open_vault, vault_of
 
 log = logging.getLogger("steward.privacy")
 
@@ -40,6 +40,7 @@ _TOGETHER = 500
 _LOOK_AGAIN = 0.25
 _HELD_ROWS = 10_000
 _FORGOTTEN = 10_000
+_SHREDDED: Mapping[str, Any] = {"treated": [], "shredded": True}
 _CHANGES = ("clear", "pseudonymise")
 
 Subjects: TypeAlias = frozenset[Subject]
@@ -60,12 +61,13 @@ class Holder:
         before: Before | None = None,
         keeps: Keeps | None = None,
         reports: topics.Topic | None = None,
+        last: bool = False,
         suppress: bool = True,
     ) -> None:
         self.holding = holding
         self.tombstones = Tombstones(service.name, enabled=suppress)
         self._service = service
-        self._before, self._keeps, self._reports = before, keeps, reports
+        self._before, self._keeps, self._reports, self._last = before, keeps, reports, last
         self._tables = {rows.table: treatment_of(holding.columns, rows) for rows in holding.rows}
 
     async def open(self, runtime: Any) -> None:
@@ -107,12 +109,14 @@ class Holder:
         opened = await vault_of(tx).open_cases(
             [(case, orders[case, epoch].sealed) for case, epoch in orders if (case, epoch) in new]
         )
-        for key in new:
-            order, subjects = orders[key], opened.get(key[0])
+        for key, order in orders.items():
+            if key not in new:
+                continue
+            subjects = opened.get(order.case)
             if subjects is None:
                 # The case is over: its certificate was given, and this is an old copy of the command.
                 log.warning("an order of a case without a key: nothing is left to do")
-                await store.finish_orders(tx.db, [(*key, {"treated": [], "shredded": True})], tx.now)
+                await store.finish_orders(tx.db, [(*key, _SHREDDED)], tx.now)
                 continue
             hashes = vault_of(tx).hasher.hashes(subjects)
             for (kind, _), digest in zip(subjects, hashes, strict=True):
@@ -204,9 +208,16 @@ class Holder:
         """The orders with their subjects, opened for this moment."""
         told = list(rows)
         opened = await vault_of(tx).open_cases([(row["case_id"], row["sealed"]) for row in told])
-        if lost := {row["case_id"] for row in told} - opened.keys():
-            raise Shredded(f"the keys of {len(lost)} cases are destroyed, and their erasure waits")
-        return {(row["case_id"], row["epoch"]): (row, frozenset(opened[row["case_id"]])) for row in told}
+        over = [(row["case_id"], row["epoch"], _SHREDDED) for row in told if row["case_id"] not in opened]
+        if over:
+            # The cases ended without this holder (somebody has waived it): they must not hold up the others.
+            log.warning("%d orders of cases without a key: nothing is left to do", len(over))
+            await store.finish_orders(tx.db, over, tx.now)
+        return {
+            (row["case_id"], row["epoch"]): (row, frozenset(opened[row["case_id"]]))
+            for row in told
+            if row["case_id"] in opened
+        }
 
     async def _finish(
         self,
@@ -289,23 +300,27 @@ class Holder:
     async def reapply(self, runtime: Any) -> None:
         """Treats rows of subjects that this database did not know to be erased: it is an older copy, or was away.
 
-        Before the service handles a record: every id that stands in the database is held against the tombstones.
+        Before the service handles a record: every id that stands in the database is held against the tombstones. Whoever
+        erases `last` leaves those whose case is still under way: its order says what has to be read before.
         """
         async with runtime.pool.acquire() as db, db.transaction():
             tx = Transaction(self._service.name, db, runtime.clock.now(), plugged=runtime.plugged)
             await store.one_at_a_time(db)
-            open_hashes = await store.unapplied(db)
-            if not open_hashes:
+            over = await store.unapplied(db)
+            if over and self._last:
+                under_way = await vault_of(tx).there(CASE, set(over.values()))
+                over = {digest: case for digest, case in over.items() if case not in under_way}
+            if not over:
                 return
-            found: set[Subject] = set()
+            asked: set[Subject] = set()
             for rows in self.holding.rows:
                 for kind in rows.owners:
-                    found |= await self.tombstones.erased(
-                        [(kind, id) for id in await store.owners_of(db, rows, kind)], tx
-                    )
+                    asked |= {(kind, value) for value in await store.owners_of(db, rows, kind)}
                 for kind, column in rows.traces.items():
-                    ids = await store.traced(db, rows.table, column)
-                    found |= await self.tombstones.erased([(kind, id) for id in ids], tx)
+                    asked |= {(kind, value) for value in await store.traced(db, rows.table, column)}
+            everybody = list(asked)
+            hashes = vault_of(tx).hasher.hashes(everybody)
+            found = {subject for subject, digest in zip(everybody, hashes, strict=True) if digest in over}
             if found:
                 case = {"case_id": "", "epoch": 0, "scope": "member"}
                 orders = {("", 0): (case, frozenset(found))}
@@ -318,7 +333,7 @@ class Holder:
                     await current.advance(tx, self._tables, orders)
                 tx.count("reapplied", sum(n for t in current.counts.get("", {}).values() for n in t.values()))
                 log.warning("%d erased subjects were found in this database and are erased again", len(found))
-            await store.set_applied(db, open_hashes)
+            await store.set_applied(db, over)
             await tx.flush()
 
 
@@ -360,15 +375,17 @@ def attach(
     before: Before | None = None,
     keeps: Keeps | None = None,
     reports: topics.Topic | None = None,
+    last: bool = False,
     suppress: bool = True,
 ) -> Holder:
     """Makes `service` a holder of what `holding` says. Call it once, when everything else is declared.
 
     `before` runs in the transaction that begins an erasure; `keeps` says what the law keeps, for the receipt;
     `reports`: a topic whose end offsets the receipt tells, when all that was published before the erasure has been sent.
+    `last`: its orders come when the others have answered, and name what it has to read before.
     `suppress` off is for tests that show what tombstones prevent.
     """
-    holder = Holder(service, holding, before=before, keeps=keeps, reports=reports, suppress=suppress)
+    holder = Holder(service, holding, before=before, keeps=keeps, reports=reports, last=last, suppress=suppress)
     service.schemas += (("privacy", SCHEMA),)
     service.uses_keys = True
     service.guard, service.filter = holder.tombstones.guard, holder.tombstones.filter

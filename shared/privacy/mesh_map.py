@@ -28,7 +28,8 @@ MESH_MAP: DataMap = (
     *personal(
         "mesh_dead_letter", "key", "headers", "payload", "subject_hash",
         category="user.behavior", use="essential.service.operations", clock_start="arrival", period=_TRANSIT,
-        on_erasure="delete_row", ground="contract", note="undeclared fields are kept as names and lengths only",
+        on_erasure="delete_row", ground="contract",
+        note="what nobody declared, or breaks its rule, is kept as names and lengths only; card numbers are masked",
     ),
     *plain(
         "mesh_parked", "id", "grp", "topic", "part", "record_offset", "record_ms", "reason", "parked_at",

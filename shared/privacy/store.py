@@ -52,9 +52,10 @@ async def erased(db: Connection, hashes: Sequence[bytes]) -> set[bytes]:
     return {r["hash"] for r in await db.fetch("SELECT hash FROM mesh_tombstone WHERE hash = ANY($1)", hashes)}
 
 
-async def unapplied(db: Connection) -> set[bytes]:
-    """Tombstones whose rows in this database have not been treated yet."""
-    return {r["hash"] for r in await db.fetch("SELECT hash FROM mesh_tombstone WHERE NOT applied")}
+async def unapplied(db: Connection) -> dict[bytes, str]:
+    """Tombstones whose rows in this database have not been treated yet, each with its case."""
+    rows = await db.fetch("SELECT hash, case_id::text AS case_id FROM mesh_tombstone WHERE NOT applied")
+    return {row["hash"]: row["case_id"] for row in rows}
 
 
 async def set_applied(db: Connection, hashes: Collection[bytes]) -> None:

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -145,7 +145,7 @@ async def room(mesh: Mesh, seed: int) -> AsyncIterator[Holder]:
     await mesh.start("metering", service=metering.make_service(suppress=False))
     await mesh.owned()
     await mesh.idle()
-    runtime = await mesh.start("billing")
+    runtime = await mesh.start("billing", settings={"kafka": replace(mesh.settings("billing").kafka, hurried=False)})
     await mesh.owned()
     consumer = AIOKafkaConsumer(bootstrap_servers=mesh.env["STEWARD_KAFKA_BOOTSTRAP_SERVERS"], group_id=None)
     await consumer.start()

@@ -170,7 +170,6 @@ async def test_the_auditor_reads_kafkas_settings_back(mesh: Mesh, auditor: Audit
     await mesh.until(clean, 20, "the setting is back")
 
 
-@pytest.mark.promise(4)
 async def test_a_personal_record_older_than_a_week_is_found(mesh: Mesh, auditor: Auditor, seed: int) -> None:
     gateway = Gateway(seed)
     await gateway.send(mesh.env, [gateway.generation()])

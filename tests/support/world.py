@@ -51,9 +51,9 @@ class World:
     async def start(self) -> None:
         """Starts the servers, migrates every database and keeps a copy of each."""
         await self.stack.start_servers()
-        for room in ROOMS:
-            runtime = Runtime(load(room), ServiceSettings.from_env(room, self.env), http=False)
-            await runtime.prepare()
+        await asyncio.gather(
+            *(Runtime(load(room), ServiceSettings.from_env(room, self.env), http=False).prepare() for room in ROOMS)
+        )
         async with self.admin() as admin:
             for name in self._names:
                 await admin.execute(f"CREATE DATABASE template_{name} TEMPLATE steward_{name}")

@@ -125,5 +125,5 @@ def test_who_has_to_have_passed_a_record() -> None:
     trimmed = {topic.name for topic in topics.TOPICS if is_trimmed(topic)}
     assert topics.GENERATIONS.name in trimmed and topics.USAGE_RATED.name in trimmed
     # Compacted, or nobody's.
-    assert not trimmed & {t.name for t in (topics.BALANCES, topics.TOMBSTONES, topics.PRICES, topics.COMMANDS)}
+    assert not trimmed & {t.name for t in (topics.BALANCES, topics.TOMBSTONES, topics.PRICES)}
     assert not is_trimmed(replace(topics.GENERATIONS, readers=("gateway", "operator")))

@@ -60,17 +60,17 @@ async def hits(db: Connection, table: Table, ids: Sequence[str]) -> dict[str, di
     columns = table.texts + table.arrays
     if not columns or not _NAME.fullmatch(table.name):
         return found
-    terms = [f'"{c}" = ANY($1)' for c in table.texts] + [f'"{c}" && $1' for c in table.arrays]
-    shown = ", ".join(f'"{c}"' for c in columns)
-    statement = f'SELECT {shown} FROM "{table.name}" WHERE {" OR ".join(terms)} LIMIT {_MOST}'  # noqa: S608
-    wanted = set(ids)
+    terms = [f't."{c}" = ANY($1)' for c in table.texts] + [f't."{c}" && $1' for c in table.arrays]
+    values = [f'({n}, t."{c}"::text)' for n, c in enumerate(table.texts)]
+    each = [f"SELECT n, value FROM (VALUES {', '.join(values)}) AS v (n, value)"] if values else []
+    each += [f'SELECT {n}, unnest(t."{c}")::text' for n, c in enumerate(table.arrays, len(table.texts))]
+    # Counted there: a limit on rows would let one case with many of them hide another's.
+    statement = f"""
+        SELECT h.n, h.value, count(*) AS rows
+        FROM "{table.name}" t CROSS JOIN LATERAL ({" UNION ALL ".join(each)}) AS h (n, value)
+        WHERE ({" OR ".join(terms)}) AND h.value = ANY($1) GROUP BY h.n, h.value"""  # noqa: S608 -- of the catalogue
     for row in await db.fetch(statement, list(ids)):
-        for column in columns:
-            values = row[column] if column in table.arrays else (row[column],)
-            for value in values or ():
-                if value in wanted:
-                    of_column = found.setdefault(column, {})
-                    of_column[value] = of_column.get(value, 0) + 1
+        found.setdefault(columns[row["n"]], {})[row["value"]] = row["rows"]
     return found
 
 

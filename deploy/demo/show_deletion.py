@@ -1,0 +1,173 @@
+"""The deletion on a page, for people: when what happened, who did what, what stays and why, and what proves it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from deploy.demo.deletion import Story
+from shared.contract.money import usd
+
+_GONE = {"delete_row": "", "clear": " emptied", "pseudonymise": " without name", "shred": " unreadable"}
+_GOOD = ("clean", "shredded", "retained", "held", "expiring")
+
+
+def deletion(story: Story, plain: bool) -> Iterator[RenderableType]:
+    """The parts of the section."""
+    case = story.case
+    own = "workspace" if len(story.workspaces) == 1 else "workspaces"
+    yield Text.assemble(
+        (story.account, "bold"), f", {len(story.workspaces)} {own}, {story.sent:,} generations and "
+        f"{usd(story.credit_pico, 2)} of credit, asked in its settings to be forgotten. Its traffic did not stop.",
+    )  # fmt: skip
+    if story.trouble is not None:
+        yield Text(f"{story.trouble}.", style="bold red")
+    if case is None:
+        return
+    yield ""
+    yield _timeline(story, case)
+    if case["receipts"]:
+        yield ""
+        yield _receipts(case["receipts"])
+    yield ""
+    yield from _proofs(story, plain)
+
+
+# --- when ---------------------------------------------------------------------------------------------------------
+
+
+def _timeline(story: Story, case: Mapping[str, Any]) -> RenderableType:
+    start = _at(case["requested_at"])
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    events: list[tuple[datetime, str, str, str]] = [(start, "requested", "in the settings, signed in", "")]
+    for mail, subject in zip(case["mails"], [*story.mails, *[""] * len(case["mails"])], strict=False):
+        if mail["at"] is not None:
+            said = f"“{subject}”" if subject else mail["template"].replace("_", " ")
+            events.append((_at(mail["at"]), "mail", said + (", with a code" if mail is case["mails"][0] else ""), ""))
+    if case["confirmed_at"]:
+        what = f"with the code; tombstones for {case['subjects']} subjects: from here on nobody can undo it"
+        events.append((_at(case["confirmed_at"]), "confirmed", what, ""))
+    for receipt in case["receipts"]:
+        if receipt["holder"] == "metering":
+            events.append((_at(receipt["arrived_at"]), "in effect", "no event of it counts any more", ""))
+    if case["completed_at"]:
+        events.append(
+            (_at(case["completed_at"]), "completed", "every holder has answered, the auditor finds nothing", "green")
+        )
+    if case["state"] == "certified":
+        what = "gone from every table, topic, queue and log as well; the case's own key is destroyed"
+        events.append((_at(case["ended_at"]), "certified", what, "green"))
+    for at, name, what, style in sorted(events, key=lambda event: event[0]):
+        first = at.strftime("%H:%M:%S") if at == start else f"+ {(at - start).total_seconds():.1f} s"
+        table.add_row(first, Text(name, style=style), what)
+    return table
+
+
+def _at(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+# --- what ---------------------------------------------------------------------------------------------------------
+
+
+def _receipts(receipts: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A line for each holder: its last receipt."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("receipt of", no_wrap=True)
+    table.add_column("gone: rows by table")
+    table.add_column("what stays, why, until when")
+    last = {one["holder"]: one["body"] for one in receipts if one["action"] == "erase"}
+    for holder, body in last.items():
+        table.add_row(Text(holder, style="bold"), _gone(body["treated"]), _kept(body["treated"]))
+    return table
+
+
+def _gone(treated: Sequence[Mapping[str, Any]]) -> Text:
+    rows: Counter[str] = Counter()
+    for one in treated:
+        if one["action"] in _GONE and one["rows"]:
+            rows[one["table"] + _GONE[one["action"]]] += one["rows"]
+    if not rows:
+        return Text("held nothing", style="dim")
+    return Text(", ".join(f"{table} {n:,}" for table, n in rows.most_common()))
+
+
+def _kept(treated: Sequence[Mapping[str, Any]]) -> Text:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for one in treated:
+        if one["retained"]:
+            key = (one["retained"]["ground"].replace("_", " "), f"until {one['retained']['until'][:10]}")
+        elif one["not_after"]:
+            key = ("leads to nobody", f"ends before {one['not_after'][:10]}")
+        else:
+            continue
+        groups.setdefault(key, []).append(one["table"])
+    lines = [
+        f"{tables[0] if len(tables) == 1 else f'{len(tables)} tables'}: {why}, {until}"
+        for (why, until), tables in groups.items()
+    ]
+    return Text("\n".join(lines) or "nothing", style="" if lines else "dim")
+
+
+# --- what proves it -----------------------------------------------------------------------------------------------
+
+
+def _proofs(story: Story, plain: bool) -> Iterator[RenderableType]:
+    case = story.case
+    assert case is not None
+    lines: list[tuple[bool, str, str]] = []
+    if case["scans"]:
+        scan = case["scans"][-1]
+        seen = Counter(one["verdict"] for one in scan["stores"])
+        bad = sum(n for verdict, n in seen.items() if verdict not in _GOOD)
+        said = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in seen.most_common())
+        where = "every text of every table, topics, letters, logs" if scan["action"] == "sweep" else "every column"
+        lines.append((not bad, "The auditor looked", f"{len(scan['stores'])} stores, {where}: {said}"))
+    late = sum(story.dropped.values())
+    lines.append(
+        (
+            story.late <= story.erased <= story.sent and bool(case["confirmed_at"]),
+            "What came late is dropped and counted",
+            f"{story.erased:,} generations in the class erased ({story.late:,} were sent when it was gone), "
+            f"{late} sign-ins and clicks",
+        )
+    )
+    used = story.credit_pico - story.ended_pico
+    lines.append(
+        (
+            story.books_stand,
+            "The books stand",
+            f"{len(story.sums_after)} legal classes sum to $0 before and after; {usd(used, 2)} of the credit were used and "
+            f"stay booked without a name, {usd(story.ended_pico, 2)} ended unused",
+        )
+    )
+    if story.certificate is not None:
+        lines.append((story.verdict == "valid", "The certificate", f"{story.certificate}, {story.verdict}"))
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for good, what, how in lines:
+        mark = ("yes" if good else "NO ") if plain else ("✓" if good else "✗")
+        style = "green" if good else "bold red"
+        table.add_row(Text(mark, style=style), Text.assemble((what, "bold" if good else style), ": ", (how, "dim")))
+    yield table
+    yield Padding(_next(story), (0, 0, 0, 4 if plain else 2))
+
+
+def _next(story: Story) -> Text:
+    if story.certificate is not None:
+        return Text(f"steward certificate verify {story.certificate} --trust {story.key}", style="cyan")
+    if story.completed:
+        case = story.case["id"] if story.case else ""
+        return Text(
+            f"The certificate comes when old log segments are gone: steward privacy certificate {case}", style="dim"
+        )
+    return Text("It is not completed: the deletion does NOT hold.", style="bold red")
