@@ -15,6 +15,7 @@ from prometheus_client import Gauge
 from services.billing import charges, ledger, payments, store
 from services.billing.books import State
 from services.billing.data_map import HOLDING, kept_tables
+from services.billing.ending import end_years
 from services.billing.ledger import BillingConfig
 from shared.contract import events, topics
 from shared.contract.codec import encode_json
@@ -61,6 +62,7 @@ service = Service(
         ),
     ),
     on_observe=observe,
+    on_sweep=end_years,
 )
 
 

@@ -377,8 +377,12 @@ async def close_books(db: Connection, books: Books) -> list[State]:
     await _write_balances(db, changed, books.now)
     await _write_grants(db, books)
     # Usage is unique by its records.
-    if causes := sorted((j.cause, j.id, j.digest) for j in books.journals if j.kind != "usage"):
-        await db.copy_records_to_table("journal_cause", columns=("cause", "journal", "digest"), records=causes)
+    if causes := sorted(
+        (j.cause, j.id, j.digest, j.legal_class, books.now.year) for j in books.journals if j.kind != "usage"
+    ):
+        await db.copy_records_to_table(
+            "journal_cause", columns=("cause", "journal", "digest", "class", "booking_year"), records=causes
+        )
     if books.journals:
         await _write_blocks(db, books)
     return [standing.state(books.now) for standing in changed if not standing.nameless]
@@ -806,10 +810,14 @@ async def periods(db: Connection) -> list[Mapping[str, Any]]:
 
 
 async def ledger(db: Connection) -> list[Mapping[str, Any]]:
-    """The sum of each account kind by class, over the whole ledger."""
+    """The sum of each account kind by class, over the whole ledger, with what dropped years have left; the entries that
+    are there."""
     rows = await db.fetch(
-        """SELECT a.class, a.kind, sum(e.amount_pico) AS amount_pico, count(*) AS entries
-           FROM entry e JOIN ledger_account a ON a.id = e.account GROUP BY a.class, a.kind ORDER BY a.class, a.kind"""
+        """SELECT a.class, a.kind, sum(e.amount_pico) AS amount_pico, sum(e.n)::bigint AS entries
+           FROM (SELECT account, amount_pico, 1 AS n FROM entry e
+                 WHERE booking_year > coalesce((SELECT max(through_year) FROM checkpoint c WHERE c.class = e.class), 0)
+                 UNION ALL SELECT account, amount_pico, 0 FROM carried) e
+           JOIN ledger_account a ON a.id = e.account GROUP BY a.class, a.kind ORDER BY a.class, a.kind"""
     )
     return [dict(row) for row in rows]
 

@@ -189,7 +189,7 @@ async def sweep(
                 if end is None or end > now:
                     continue
                 try:
-                    await _end(db, table, piece, end, now, reached)
+                    await end_piece(db, table.table, piece, end, now, reached)
                     gone.append(piece.name)
                 except (asyncpg.LockNotAvailableError, asyncpg.ObjectInUseError):
                     busy.append(piece.name)
@@ -198,17 +198,19 @@ async def sweep(
     return gone, busy
 
 
-async def _end(
-    db: Connection, table: Partitioned, piece: Piece, end: datetime, now: datetime, reached: Reached
+async def end_piece(
+    db: Connection, table: str, piece: Piece, end: datetime, now: datetime, reached: Reached = _nothing
 ) -> None:
+    """Detaches a partition of `table` whose time was over at `end`, and drops it with a receipt. Needs the owner's role and
+    no transaction. Raises LockNotAvailableError or ObjectInUseError while somebody reads it."""
     if piece.pending:
         # Whoever began to detach it died, or ran out of patience, in the middle.
-        await db.execute(f"ALTER TABLE {table.table} DETACH PARTITION {piece.name} FINALIZE")
+        await db.execute(f"ALTER TABLE {table} DETACH PARTITION {piece.name} FINALIZE")
     elif piece.attached:
-        await db.execute(f"ALTER TABLE {table.table} DETACH PARTITION {piece.name} CONCURRENTLY")
+        await db.execute(f"ALTER TABLE {table} DETACH PARTITION {piece.name} CONCURRENTLY")
     await reached("partition_detached")
     async with db.transaction():
-        await add_receipt(db, table.table, piece.name, end, piece.rows, now)
+        await add_receipt(db, table, piece.name, end, piece.rows, now)
         await db.execute(f"DROP TABLE {piece.name}")
     await reached("partition_dropped")
     log.info("%s is over and dropped", piece.name)
@@ -227,12 +229,18 @@ async def add_receipt(
 
 
 async def drop_over(
-    url: str, application: str, tables: Iterable[Partitioned], now: datetime, reached: Reached = _nothing
+    url: str,
+    application: str,
+    tables: Iterable[Partitioned],
+    now: datetime,
+    reached: Reached = _nothing,
+    also: Callable[[Connection, datetime], Awaitable[list[str]]] | None = None,
 ) -> list[str]:
-    """One sweep on a connection of its own; returns the partitions that somebody reads and that still wait."""
+    """One sweep on a connection of its own; returns the partitions that somebody reads and that still wait. `also` ends, on
+    the same connection, what has a rule of its own."""
     db = await store.connect(url, application)
     try:
         _, busy = await sweep(db, tables, now, reached=reached)
-        return busy
+        return busy if also is None else busy + await also(db, now)
     finally:
         await db.close()

@@ -361,7 +361,7 @@ class Runtime:
         """Drops the partitions whose time is over; returns those that somebody reads and that have to wait."""
         return await partitions.drop_over(
             self.settings.owner_database_url, f"steward-{self.service.name}-sweep", self.partitioned, self.clock.now(),
-            self._fault or _no_fault,
+            self._fault or _no_fault, self.service.on_sweep,
         )  # fmt: skip
 
     async def _partitions_job(self, now: datetime, tx: Transaction) -> None:

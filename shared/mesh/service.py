@@ -152,6 +152,9 @@ class Service:
     on_observe: Callable[[Connection, datetime], Awaitable[None]] | None = None
     # How much work waits in the service's own tables (beside outbox and tasks).
     on_idle: Callable[[Connection], Awaitable[int]] | None = None
+    # With the owner's role, after each sweep of partitions: ends what is over by a rule of the service's own. Gives the names
+    # of what somebody reads and that has to wait.
+    on_sweep: Callable[[Connection, datetime], Awaitable[list[str]]] | None = None
     consumers: list[Consumer] = field(default_factory=list)
     jobs: dict[str, tuple[timedelta, JobHandler]] = field(default_factory=dict)
     tasks: dict[str, TaskHandler] = field(default_factory=dict)

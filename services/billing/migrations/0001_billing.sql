@@ -94,8 +94,8 @@ CREATE TABLE charge_line (
 -- unique key over (record, line) would cost as much as the lines.
 CREATE INDEX charge_line_journal ON charge_line USING brin (journal) WITH (autosummarize = on);
 
--- Rated records whose lines are booked: a record is booked at once, by one transaction, or never. For ever. It leads to
--- its lines: their journals are among those of its transaction.
+-- Rated records whose lines are booked: a record is booked at once, by one transaction, or never. It leads to its lines:
+-- their journals are among those of its transaction.
 CREATE TABLE charged_record (
     record        uuid   PRIMARY KEY,
     booking_year  int    NOT NULL,
@@ -103,11 +103,13 @@ CREATE TABLE charged_record (
     last_journal  bigint NOT NULL CHECK (last_journal >= first_journal)
 );
 
--- What is no usage is unique by cause, over all classes and years, for ever.
+-- What is no usage is unique by cause, over all classes and years, for as long as its year's books are kept.
 CREATE TABLE journal_cause (
-    cause   text   PRIMARY KEY,
-    journal bigint NOT NULL,
-    digest  bytea  NOT NULL                 -- of the content: a repeat, or another content under the same cause?
+    cause        text   PRIMARY KEY,
+    journal      bigint NOT NULL,
+    digest       bytea  NOT NULL,           -- of the content: a repeat, or another content under the same cause?
+    class        text   NOT NULL,
+    booking_year int    NOT NULL
 );
 
 -- One block per transaction and class: the hash over its journals, and over the hash of the block before.
@@ -131,8 +133,59 @@ CREATE TABLE chain_head (
 INSERT INTO chain_head (class, block, hash)
 SELECT class, 0, decode(repeat('00', 32), 'hex') FROM unnest(ARRAY['US', 'EU', 'OTHER']) AS class;
 
+-- Where a class's books begin: all that was booked up to the end of a year has been dropped, since its time was over.
+-- Written by the owner alone, before anything is dropped. The newest row of a class counts; the older ones lead to it.
+CREATE TABLE checkpoint (
+    class          text        NOT NULL CHECK (class IN ('US', 'EU', 'OTHER')),
+    through_year   int         NOT NULL,
+    block          bigint      NOT NULL CHECK (block >= 0),   -- the newest block of these years, or 0; `chain` keeps it
+    hash           bytea       NOT NULL CHECK (length(hash) = 32),
+    ahead          int         NOT NULL CHECK (ahead >= 0),   -- journals of later years in blocks up to this one: clocks differ
+    journals       bigint      NOT NULL,                      -- of all years up to this one, as the next two
+    lines          bigint      NOT NULL,
+    charged_pico   numeric     NOT NULL,
+    prev           bytea       NOT NULL CHECK (length(prev) = 32),
+    digest         bytea       NOT NULL CHECK (length(digest) = 32),  -- of this row, of `carried`, and of the row before
+    made_at        timestamptz NOT NULL,
+    policy_version text        NOT NULL,
+    PRIMARY KEY (class, through_year)
+);
+
+-- What the dropped entries of each ledger account sum to; those of workspaces that nobody knows any more are one sum.
+CREATE TABLE carried (
+    class       text    NOT NULL,
+    account     bigint  NOT NULL,
+    amount_pico numeric NOT NULL CHECK (amount_pico <> 0 AND scale(amount_pico) = 0),
+    PRIMARY KEY (class, account)
+);
+
+-- What the dropped lines with customers' own keys sum to, over all customers of a class.
+CREATE TABLE carried_byok (
+    class     text    NOT NULL,
+    month     text    NOT NULL,
+    list_pico numeric NOT NULL,
+    fee_pico  numeric NOT NULL,
+    PRIMARY KEY (class, month)
+);
+
+-- Whether the books of a year are gone by right: of one class, or (null) of all.
+CREATE FUNCTION billing_year_is_over(legal_class text, year int) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT count(DISTINCT class) = CASE WHEN legal_class IS NULL THEN 3 ELSE 1 END FROM checkpoint
+    WHERE through_year >= year AND (legal_class IS NULL OR class = legal_class)
+$$;
+
 CREATE FUNCTION billing_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    -- What makes a booking unique goes with the booking.
+    IF TG_OP = 'DELETE' AND TG_TABLE_NAME = 'journal_cause' THEN
+        IF billing_year_is_over(OLD.class, OLD.booking_year) THEN
+            RETURN OLD;
+        END IF;
+    ELSIF TG_OP = 'DELETE' AND TG_TABLE_NAME = 'charged_record' THEN
+        IF billing_year_is_over(NULL, OLD.booking_year) THEN
+            RETURN OLD;
+        END IF;
+    END IF;
     RAISE EXCEPTION 'the books only grow: % on % is refused', TG_OP, TG_TABLE_NAME USING ERRCODE = 'restrict_violation';
 END $$;
 
@@ -192,7 +245,8 @@ DO $$
 DECLARE
     root text;
 BEGIN
-    FOREACH root IN ARRAY ARRAY['journal', 'entry', 'charge_line', 'charged_record', 'journal_cause', 'chain'] LOOP
+    FOREACH root IN ARRAY ARRAY['journal', 'entry', 'charge_line', 'charged_record', 'journal_cause', 'chain',
+                              'checkpoint'] LOOP
         PERFORM billing_append_only(root);
         -- For partitioned tables each partition, of now and of later, gets a copy of the row trigger.
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON %I FOR EACH ROW '
@@ -200,6 +254,10 @@ BEGIN
         EXECUTE format('CREATE TRIGGER no_truncate BEFORE TRUNCATE ON %I FOR EACH STATEMENT '
                        'EXECUTE FUNCTION billing_refuse_change()', root);
     END LOOP;
+    -- No service says where its own books begin.
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'steward_billing_app') THEN
+        REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON checkpoint, carried, carried_byok FROM steward_billing_app;
+    END IF;
     FOR year IN 2025..2034 LOOP
         PERFORM billing_make_year(year);
     END LOOP;
