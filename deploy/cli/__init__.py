@@ -44,6 +44,7 @@ COMMANDS: dict[str, Lazy] = {
     "retention": Lazy(
         "deploy.cli.retention:retention", "Show how much time each store has until it keeps something too long."
     ),
+    "drill": Lazy("deploy.cli.drill:drill", "Rehearse a restore: older copies come back, and nobody with them."),
     "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
 }
 
