@@ -108,7 +108,7 @@ def _kept(treated: Sequence[Mapping[str, Any]]) -> Text:
         if one["retained"]:
             key = (one["retained"]["ground"].replace("_", " "), f"until {one['retained']['until'][:10]}")
         elif one["not_after"]:
-            key = ("ends by itself", f"before {one['not_after'][:10]}")
+            key = ("ends", f"by {one['not_after'][:10]}")
         else:
             continue
         groups.setdefault(key, []).append(one["table"])

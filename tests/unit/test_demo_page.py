@@ -256,7 +256,7 @@ def test_a_deletion_is_told_on_one_screen() -> None:
     places = [text.index(word) for word in ("requested", "mail", "confirmed", "in effect", "completed", "certified")]
     assert places == sorted(places)
     assert "+ 34.9 s certified" in text or "+ 35.0 s certified" in text
-    assert "metering request_log 429" in text and "seen: ends by itself before 2026-12-08" in text
+    assert "metering request_log 429" in text and "seen: ends by 2026-12-08" in text
     assert "insights held nothing" in text
     assert "9 tables: legal obligation until 2034-01-01" in text
     assert "all 191 stores clean" in text
