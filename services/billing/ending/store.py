@@ -209,4 +209,4 @@ async def _delete_rest(db: Connection, legal_class: str, year: int) -> dict[str,
 
 async def _delete(db: Connection, table: str, where: str, *arguments: object) -> int:
     """How many rows went."""
-    return int((await db.execute(f"DELETE FROM {table} WHERE {where}", *arguments)).split()[-1])
+    return int((await db.execute(f"DELETE FROM {table} WHERE {where}", *arguments)).split()[-1])  # noqa: S608 -- names of this module
