@@ -44,8 +44,8 @@ COMMANDS: dict[str, Lazy] = {
     "retention": Lazy(
         "deploy.cli.retention:retention", "Show how much time each store has until it keeps something too long."
     ),
-    "drill": Lazy("deploy.cli.drill:drill", "Rehearse a restore: older copies come back, and nobody with them."),
-    "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
+    "drill": Lazy("deploy.cli.drill:drill", "Rehearse what must go well on a bad day, on a mesh of its own."),
+    "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, somebody forgotten, and both proved."),
 }
 
 
