@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -87,10 +86,3 @@ async def counter(settings: Mapping[str, str], room: str, name: str) -> int:
     """One of a room's durable counters."""
     async with _owner(settings, room) as db:
         return int(await db.fetchval("SELECT coalesce(sum(value), 0) FROM mesh_counter WHERE name = $1", name))
-
-
-async def clock(settings: Mapping[str, str]) -> datetime:
-    """The server's own time."""
-    async with _admin(settings) as admin:
-        found: datetime = await admin.fetchval("SELECT clock_timestamp()")
-        return found

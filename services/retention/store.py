@@ -638,7 +638,7 @@ async def cases_of_hold(db: Connection, hold_id: str) -> list[str]:
     return [row["case_id"] for row in rows]
 
 
-async def holds_on(db: Connection, case_id: str) -> list[asyncpg.Record]:
+async def holds_on(db: Connection, case_id: str) -> list[Any]:
     """Holds on the subjects of a case."""
     return await db.fetch(
         """SELECT h.id, h.state, h.holder, h.table_name AS table, h.ground, h.until, h.rows, h.ended_at

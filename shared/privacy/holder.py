@@ -27,7 +27,8 @@ from shared.privacy.erasure import Letters, Pass, Treatment, by_kind
 from shared.privacy.expiry import attach_expiry
 from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP, MESH_ROWS
 from shared.privacy.tombstones import Tombstones
-from shared.privacy.vault import CASE, open_vault, vault_of
+from shared.privacy.unread import unread
+from shared.privacy.vault import CASE, Shredded, open_vault, vault_of
 
 log = logging.getLogger("steward.privacy")
 
@@ -125,11 +126,16 @@ class Holder:
 
     async def _hold(self, order: Any, tx: Transaction) -> None:
         """Copies a subject's rows of one table, sealed under the hold's key, so that they outlive expiry and erasure."""
-        subjects = await vault_of(tx).open_subjects(order.case, order.sealed)
         hold, table = order.arguments["hold"], order.arguments["table"]
         treatment = self._tables.get(table)
-        count = 0
-        if treatment is not None:
+        # An order that comes again finds what the first one kept: rows may be gone by now, and no copy is made twice.
+        count = (await store.held(tx.db, hold)).get(table, 0)
+        if treatment is not None and not count:
+            try:
+                subjects = await vault_of(tx).open_subjects(order.case, order.sealed)
+            except Shredded:
+                log.warning("an order to hold without a key: the hold is over, and nothing is left to keep")
+                return
             texts = await store.rows_as_json(tx.db, treatment.rows, by_kind(subjects), _HELD_ROWS)
             (digest,) = vault_of(tx).hasher.hashes(subjects[:1])
             sealed = await vault_of(tx).seal_held(hold, table, texts, tx.now)
@@ -312,6 +318,7 @@ class Holder:
                 over = {digest: case for digest, case in over.items() if case not in under_way}
             if not over:
                 return
+            await self._put_aside(tx)
             asked: set[Subject] = set()
             for rows in self.holding.rows:
                 for kind in rows.owners:
@@ -335,6 +342,15 @@ class Holder:
                 log.warning("%d erased subjects were found in this database and are erased again", len(found))
             await store.set_applied(db, over)
             await tx.flush()
+
+    async def _put_aside(self, tx: Transaction) -> None:
+        """Obeys the holds that wait among the commands: this service was away when they were ordered, and what is erased
+        now would be missing when it comes to read them."""
+        topic = topics.PRIVACY_COMMANDS
+        passed = await mesh_store.next_offsets(tx.db, f"steward.{self._service.name}.{topic.name}", topic.name)
+        for event in await unread(tx.plugged["kafka"], topic, passed):
+            if event.data.action == "hold" and self._service.name in event.data.holders:
+                await self._hold(event.data, tx)
 
 
 def _passed(after: Mapping[str, Mapping[str, int]], reached: Mapping[str, Mapping[int, int]]) -> bool:

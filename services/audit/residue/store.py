@@ -62,7 +62,7 @@ async def hits(db: Connection, table: Table, ids: Sequence[str]) -> dict[str, di
         return found
     terms = [f't."{c}" = ANY($1)' for c in table.texts] + [f't."{c}" && $1' for c in table.arrays]
     values = [f'({n}, t."{c}"::text)' for n, c in enumerate(table.texts)]
-    each = [f"SELECT n, value FROM (VALUES {', '.join(values)}) AS v (n, value)"] if values else []
+    each = [f"SELECT n, value FROM (VALUES {', '.join(values)}) AS v (n, value)"] if values else []  # noqa: S608 -- names of the catalogue
     each += [f'SELECT {n}, unnest(t."{c}")::text' for n, c in enumerate(table.arrays, len(table.texts))]
     # Counted there: a limit on rows would let one case with many of them hide another's.
     statement = f"""

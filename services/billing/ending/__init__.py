@@ -59,5 +59,7 @@ async def _end_year(db: Connection, legal_class: str, year: int, end: datetime, 
                 await end_piece(db, root, piece, end, now)
             except (asyncpg.LockNotAvailableError, asyncpg.ObjectInUseError):
                 busy.append(piece.name)
-    log.info("the books of class %s end before %d; partitions that somebody reads: %d", legal_class, year + 1, len(busy))
+    log.info(
+        "the books of class %s end before %d; partitions that somebody reads: %d", legal_class, year + 1, len(busy)
+    )
     return busy

@@ -48,9 +48,7 @@ async def years(db: Connection, legal_class: str) -> list[int]:
 
 async def latest(db: Connection, legal_class: str) -> int:
     """Through which year the books of a class are gone; 0 if none is."""
-    return int(
-        await db.fetchval("SELECT coalesce(max(through_year), 0) FROM checkpoint WHERE class = $1", legal_class)
-    )
+    return int(await db.fetchval("SELECT coalesce(max(through_year), 0) FROM checkpoint WHERE class = $1", legal_class))
 
 
 def digest(
@@ -139,7 +137,9 @@ async def _carry(db: Connection, legal_class: str, year: int) -> list[tuple[int,
     )  # fmt: skip
     carried = [(row["account"], int(row["pico"])) for row in rows]
     if total := sum(pico for _, pico in carried):
-        raise Unbalanced(f"the books of class {legal_class} through {year} sum to {total} pico-dollars, not to 0: they stay")
+        raise Unbalanced(
+            f"the books of class {legal_class} through {year} sum to {total} pico-dollars, not to 0: they stay"
+        )
     await db.execute("DELETE FROM carried WHERE class = $1", legal_class)
     await db.copy_records_to_table(
         "carried", columns=("class", "account", "amount_pico"), records=[(legal_class, *each) for each in carried]
@@ -183,9 +183,7 @@ async def _delete_rest(db: Connection, legal_class: str, year: int) -> dict[str,
     """Deletes the year's rows that stand in no partition of a class and year."""
     gone = {
         "journal_cause": await _delete(db, "journal_cause", "class = $1 AND booking_year <= $2", legal_class, year),
-        "period_total": await _delete(
-            db, "period_total", "class = $1 AND period <= $2", legal_class, f"{year}-12"
-        ),
+        "period_total": await _delete(db, "period_total", "class = $1 AND period <= $2", legal_class, f"{year}-12"),
     }
     for table, where in _CAUSELESS:
         gone[table] = await _delete(db, table, where)
@@ -211,4 +209,4 @@ async def _delete_rest(db: Connection, legal_class: str, year: int) -> dict[str,
 
 async def _delete(db: Connection, table: str, where: str, *arguments: object) -> int:
     """How many rows went."""
-    return int((await db.execute(f"DELETE FROM {table} WHERE {where}", *arguments)).split()[-1])
+    return int((await db.execute(f"DELETE FROM {table} WHERE {where}", *arguments)).split()[-1])  # noqa: S608 -- names of this module

@@ -209,7 +209,8 @@ async def answered(room: Room, batch: Batch, tx: Transaction) -> None:
             tx.refuse(received.record, "unknown_case", "no such case is known here")
             continue
         if event.type == events.PrivacyScanned.TYPE:
-            scans.append((data.case, data.action, data.epoch, _stores(data)))
+            stores = holds.seen(_stores(data), await store.holds_on(tx.db, data.case))
+            scans.append((data.case, data.action, data.epoch, stores))
             findings = tuple(machine.Finding(one.holder, _trusted(one)) for one in data.stores)
             steps.append((row, machine.Scan(data.action, data.epoch, findings)))
         else:
