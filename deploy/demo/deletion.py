@@ -39,7 +39,7 @@ _CERTIFIED_SECONDS = 45.0
 
 # How far the traffic is, as a share of the generations, when something has to have happened; in between it goes slower,
 # so that there is traffic at every stage.
-ASK_AT, CONFIRMED_AT, EFFECTIVE_AT = 0.5, 0.75, 0.9
+ASK_AT, CONFIRMED_AT, EFFECTIVE_AT = 0.5, 0.75, 0.88
 _SLOWER = 0.01
 _CODE = re.compile(r"^ {4}([0-9A-Z]{8})\s*$", re.MULTILINE)
 
