@@ -175,6 +175,8 @@ def _next(story: Story) -> Text:
     if story.completed:
         case = story.case["id"] if story.case else ""
         return Text(
-            f"The certificate comes when old log segments are gone: steward privacy certificate {case}", style="dim"
+            f"The certificate comes with the auditor's last look, which is not over (--keep waits for it): "
+            f"steward privacy certificate {case}",
+            style="dim",
         )
     return Text("It is not completed: the deletion does NOT hold.", style="bold red")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from deploy.demo.account import Account, Found, ModelUse, compare
 from deploy.demo.deletion import Story
+from deploy.demo.progress import Progress
 from deploy.demo.run import choose
 from deploy.demo.show import Page, bars, show
 
@@ -303,6 +304,21 @@ def test_residue_is_marked_and_a_second_erasure_is_told() -> None:
     assert "✗ The auditor looked: stores: 1 residue" in text
     assert text.count("in effect") == 1 and "again metering has erased once more" in text
     assert "metering request_log 858" in text, "what both took"
+
+
+def test_the_live_table_shows_who_has_answered() -> None:
+    steps = [
+        ("case", "wave_1"),
+        *((name, "done") for name in ("metering", "security", "retention")),
+        ("billing", "later"),
+    ]
+    progress = Progress(("metering", "billing"), expected=10, deletion=lambda: steps)
+    raw = io.StringIO()
+    Console(file=raw, width=80, highlight=False).print(progress)
+    assert "deletion erasing: metering security retention billing" in [
+        line.rstrip() for line in raw.getvalue().splitlines()
+    ]
+    assert "deletion: case wave_1, metering done" in progress.line()
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
