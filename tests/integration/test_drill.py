@@ -98,12 +98,12 @@ async def test_restore_drill_of_every_service(mesh: Mesh, seed: int, service: st
 def test_what_is_not_as_before_is_said() -> None:
     before = Seen({"billing.entry": "clean"}, {"ok": True, "rated": 3, "in_flight": 0}, {"revenue": 7}, {"line": 2})
     assert differences(before, before) == ()
-    moved = Seen(before.verdicts, before.books | {"in_flight": 4}, before.ledger, before.stays)
+    moved = Seen(before.verdicts, {**before.books, "in_flight": 4}, before.ledger, before.stays)
     assert differences(before, moved) == ()
     others = [
         Seen({"billing.entry": "residue"}, before.books, before.ledger, before.stays),
         Seen({}, before.books, before.ledger, before.stays),
-        Seen(before.verdicts, before.books | {"rated": 4}, before.ledger, before.stays),
+        Seen(before.verdicts, {**before.books, "rated": 4}, before.ledger, before.stays),
         Seen(before.verdicts, before.books, {"revenue": 8}, before.stays),
         Seen(before.verdicts, before.books, before.ledger, {"line": 1}),
         Seen(before.verdicts, before.books, before.ledger, {"line": 2, "note": 1}),

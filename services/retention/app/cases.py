@@ -223,7 +223,7 @@ async def _scanned(room: Room, tx: Transaction, row: store.Row, data: Any) -> No
         }
         for one in data.stores
     ]  # fmt: skip
-    stores = holds.seen(stores, await store.holds_on(tx.db, row.case.id))
+    stores = holds.seen(stores, [dict(one) for one in await store.holds_on(tx.db, row.case.id)])
     await store.add_scan(tx.db, row.case.id, data.action, data.epoch, stores, tx.now)
     findings = tuple(machine.Finding(one.holder, _trusted(one)) for one in data.stores)
     await happen(room, tx, row, machine.Scan(data.action, data.epoch, findings))
