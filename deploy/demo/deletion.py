@@ -85,9 +85,14 @@ class Story:
         return bool(self.sums_before) and set(self.sums_before) <= set(self.sums_after) and not any(sums)
 
     @property
+    def late_is_dropped(self) -> bool:
+        """Whether all that was sent when it was gone is counted as erased, and nothing that was not sent."""
+        return self.late <= self.erased <= self.sent
+
+    @property
     def holds(self) -> bool:
         """Whether it was done, and a certificate that is there is good."""
-        good = self.completed and self.books_stand and self.trouble is None
+        good = self.completed and self.books_stand and self.late_is_dropped and self.trouble is None
         return good and (not self.certified or self.verdict == "valid")
 
 

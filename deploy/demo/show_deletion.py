@@ -58,8 +58,11 @@ def _timeline(story: Story, case: Mapping[str, Any]) -> RenderableType:
         what = f"with the code; tombstones for {case['subjects']} subjects: from here on nobody can undo it"
         events.append((_at(case["confirmed_at"]), "confirmed", what, ""))
     for receipt in case["receipts"]:
-        if receipt["holder"] == "metering":
-            events.append((_at(receipt["arrived_at"]), "in effect", "no event of it counts any more", ""))
+        at, holder = _at(receipt["arrived_at"]), receipt["holder"]
+        if receipt["epoch"] > 1:
+            events.append((at, "again", f"{holder} has erased once more: the auditor had seen something", "yellow"))
+        elif holder == "metering":
+            events.append((at, "in effect", "no event of it counts any more", ""))
     if case["completed_at"]:
         events.append(
             (_at(case["completed_at"]), "completed", "every holder has answered, the auditor finds nothing", "green")
@@ -81,14 +84,17 @@ def _at(text: str) -> datetime:
 
 
 def _receipts(receipts: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """A line for each holder: its last receipt."""
+    """A line for each holder: what it erased in all, and what its last receipt keeps."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("receipt of", no_wrap=True)
     table.add_column("gone: rows by table")
     table.add_column("what stays, why, until when")
-    last = {one["holder"]: one["body"] for one in receipts if one["action"] == "erase"}
-    for holder, body in last.items():
-        table.add_row(Text(holder, style="bold"), _gone(body["treated"]), _kept(body["treated"]))
+    treated: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
+    for one in receipts:
+        if one["action"] == "erase":
+            treated.setdefault(one["holder"], []).append(one["body"]["treated"])
+    for holder, each in treated.items():
+        table.add_row(Text(holder, style="bold"), _gone([table for one in each for table in one]), _kept(each[-1]))
     return table
 
 
@@ -137,7 +143,7 @@ def _proofs(story: Story, plain: bool) -> Iterator[RenderableType]:
     late = sum(story.dropped.values())
     lines.append(
         (
-            story.late <= story.erased <= story.sent and bool(case["confirmed_at"]),
+            story.late_is_dropped,
             "What came late is dropped and counted",
             f"{story.sent:,} generations sent = {story.sent - story.erased:,} rated + {story.erased:,} erased (of these "
             f"{story.late:,} sent when it was gone); {late} sign-ins and clicks",

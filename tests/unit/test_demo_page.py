@@ -283,6 +283,8 @@ def test_a_deletion_that_is_only_completed_says_how_the_certificate_comes() -> N
         ({"sums_after": {"US": 0, "EU": 1}}, "✗ The books stand"),
         ({"sums_after": {"US": 0}}, "✗ The books stand"),
         ({"sums_before": {}}, "✗ The books stand"),
+        ({"erased": 4}, "✗ What came late is dropped and counted"),
+        ({"erased": 21}, "✗ What came late is dropped and counted"),
     ],
 )
 def test_a_deletion_that_is_not_done_is_not_told_as_one(changes: dict[str, Any], said: str) -> None:
@@ -293,13 +295,14 @@ def test_a_deletion_that_is_not_done_is_not_told_as_one(changes: dict[str, Any],
     assert "the deletion does NOT hold." in text
 
 
-def test_residue_and_events_that_were_not_dropped_are_marked() -> None:
-    found = [{"holder": "billing", "store": "note", "verdict": "residue", "count": 3}]
-    text = printed(
-        page(deletion=story(case=case(scans=[{"action": "probe", "epoch": 1, "stores": found}]), erased=4)), 110
-    )
+def test_residue_is_marked_and_a_second_erasure_is_told() -> None:
+    found = [{"holder": "metering", "store": "pending", "verdict": "residue", "count": 3}]
+    again = case(scans=[{"action": "probe", "epoch": 1, "stores": found}])
+    again["receipts"].append({**again["receipts"][0], "epoch": 2})
+    text = " ".join(" ".join(deletion_of(page(deletion=story(case=again)))).split())
     assert "✗ The auditor looked: stores: 1 residue" in text
-    assert "✗ What came late is dropped and counted" in text
+    assert text.count("in effect") == 1 and "again metering has erased once more" in text
+    assert "metering request_log 858" in text, "what both took"
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
