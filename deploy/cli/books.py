@@ -135,6 +135,9 @@ def _verdict(said: Mapping[str, Any]) -> Iterator[RenderableType]:
             "balances", "equal" if said["balances_equal_replay"] else "NOT equal", "to the replay of all entries"
         )
         blocks = ", ".join(f"{name} {n:,}" for name, n in said["blocks"].items() if n)
+        if dropped := said.get("dropped_through_year"):
+            years = ", ".join(f"{name} {year}" for name, year in dropped.items())
+            table.add_row("starts from", "checkpoints", f"their time was over, and they were dropped, through: {years}")
         table.add_row("hash chain", "whole" if said["chain_ok"] else "BROKEN", f"blocks: {blocks}" if blocks else "")
         yield table
     for kind, colour in (("errors", "red"), ("undetermined", "yellow"), ("warnings", "yellow")):

@@ -9,6 +9,7 @@ from typing import Any
 # Counts of the proof that say how far the mesh has come, not what its books say.
 _OF_THE_MOMENT = ("seconds", "as_of", "blocks", "journals", "in_flight")
 
+# Within the life of a topic: personal topics are cut an hour behind their slowest reader.
 COMES_BACK: Mapping[str, str] = {
     "metering": (
         "Generations since the copy are read again and rated again under the same line ids, within the life of their "

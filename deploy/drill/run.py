@@ -157,7 +157,11 @@ class Drill:
         await site.start([service])
         ready = time.monotonic() - started
         at_ready = sum((await store.naming(settings, service, leaver.ids)).values())
-        await site.idle()
+        try:
+            await site.idle()
+            unrest: tuple[str, ...] = ()
+        except (LocalError, TimeoutError) as error:
+            unrest = (f"it does not come to rest: {error}",)
         settled = time.monotonic() - started
         after = await self._look(service, leaver, stayer)
         at_end = sum((await store.naming(settings, service, leaver.ids)).values())
@@ -165,9 +169,11 @@ class Drill:
             service, age / timedelta(seconds=1), in_copy, await store.counter(settings, service, "reapplied") - known,
             at_ready, at_end, ready, settled,
             {name: verdict for name, verdict in after.verdicts.items() if name.startswith(f"{service}.")},
-            bool(after.books["ok"]), differences(before, after),
+            bool(after.books["ok"]), unrest + differences(before, after),
         )  # fmt: skip
         self._say(f"{service}: {'as before' if result.as_before else 'NOT as before'}")
+        for sentence in result.differences:
+            self._say(f"{service}: {sentence}")
         return result
 
     async def _look(self, service: str, leaver: Customer, stayer: Customer) -> Seen:

@@ -155,6 +155,10 @@ class Manners:
         await asyncio.sleep(worked * (1 / self.share - 1))
 
 
+class Moved(Exception):
+    """A booking year was dropped since the replay began: it has to begin again, from the checkpoint."""
+
+
 async def prove(
     sources: Sources, now: datetime, replay: Replay | None = None, *,
     eyes: Eyes | None = None, manners: Manners | None = None,
@@ -182,6 +186,8 @@ async def prove(
         return conservation.undetermined(f"a database could not be read ({type(error).__name__}): {error}"), None
     except Malformed as error:
         return conservation.undetermined(f"a database could not be read: {error}"), None
+    except Moved:
+        return conservation.undetermined("a booking year was dropped meanwhile; the next proof starts behind it"), None
     finally:
         if eyes is None:
             await sight.close()
@@ -211,7 +217,16 @@ async def follow(eyes: Eyes, replay: Replay, manners: Manners) -> bool:
 
 
 async def _parts(db: Connection, replay: Replay, newest: Mapping[str, int], limit: int) -> list[Part]:
-    """The next slice of each class that has something new, and the accounts in it."""
+    """The next slice of each class that has something new, and the accounts in it.
+
+    Raises `Moved`, if the books do not begin any more where the replay did.
+    """
+    if replay.through is None:
+        async for rows in store.accounts(db, replay.chart.known):
+            replay.chart.learn(rows)
+        replay.begin(await store.checkpoints(db))
+    elif replay.through != await store.through(db):
+        raise Moved
     chains = [replay.chain(legal_class) for legal_class in newest]
     behind = [chain for chain in chains if newest[chain.legal_class] != chain.block]
     if behind:
@@ -296,6 +311,7 @@ async def _stand_still(
         refused_lines=refused,
         conflicts=counters.get("conflicts", 0),
         payments=payments,
+        checkpoints=replay.through or {},
     )
     return books, offsets
 
@@ -434,7 +450,7 @@ class Room:
             if replay is not None:
                 await follow(self._eyes, replay, self._manners)
             self._caught_up = fresh is not None and await follow(self._eyes, fresh, self._manners)
-        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, Malformed) as error:
+        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, Malformed, Moved) as error:
             # The next proof says so; it starts from the first block.
             log.warning("the books cannot be followed: %s", type(error).__name__)
             return

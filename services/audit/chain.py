@@ -33,6 +33,16 @@ def block_hash(
     return hashlib.sha256(_compact([legal_class, block, previous.hex(), booked_at, journals])).digest()
 
 
+def checkpoint_digest(
+    legal_class: str, year: int, block: int, sealed: bytes, ahead: int, journals: int, lines: int, charged_pico: int,
+    carried: Sequence[tuple[int, int]], previous: bytes,
+) -> bytes:  # fmt: skip
+    """The digest of a checkpoint: of what it says, of what is carried by account, and of the checkpoint before it."""
+    amounts = [[account, str(pico)] for account, pico in carried]
+    said = [legal_class, year, block, sealed.hex(), ahead, journals, lines, str(charged_pico), amounts, previous.hex()]
+    return hashlib.sha256(_compact(said)).digest()
+
+
 # --- charge lines ------------------------------------------------------------------------------------------------
 
 LINE_COLUMNS = (

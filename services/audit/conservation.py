@@ -122,6 +122,8 @@ class Books:
     refused_lines: int = 0
     conflicts: int = 0
     payments: Payments = Payments()
+    checkpoints: Mapping[str, int] = field(default_factory=dict)
+    """Legal class to the year through which its books were dropped; what stands before is a checkpoint's word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +324,7 @@ def _figures(usage: Usage, books: Books, in_flight: InFlight) -> dict[str, Any]:
         "ledger_sum_by_class_pico": {name: str(total) for name, total in books.ledger_sum_pico.items()},
         "journals": books.journals,
         "blocks": dict(books.blocks),
+        "dropped_through_year": dict(books.checkpoints),
         "chain_ok": books.chain_ok,
         "balances_equal_replay": books.balances_equal_replay,
     }

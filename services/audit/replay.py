@@ -21,7 +21,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.audit.chain import GENESIS, Columns, block_hash, instant
+from services.audit.chain import GENESIS, Columns, block_hash, checkpoint_digest, instant
 from services.audit.recompute import ByokMonth, Tariff, Unprovable
 
 _SHOWN = 5
@@ -145,6 +145,44 @@ class Sealed(NamedTuple):
     booked_at: bytes
 
 
+class Checkpoint(NamedTuple):
+    """Where a class's books begin whose earlier years were dropped, and what those have left."""
+
+    legal_class: str
+    through_year: int
+    block: int
+    hash: bytes
+    ahead: int
+    """Journals of later years in blocks up to that one."""
+    journals: int
+    lines: int
+    charged_pico: int
+    prev: bytes
+    digest: bytes
+    before: bytes | None
+    """The digest of the checkpoint before; None if there is none."""
+    sealed: bytes | None
+    """The hash of that block in the chain."""
+    carried: Sequence[tuple[int, int]]
+    """(account, pico-dollars) of the dropped entries, by account."""
+    byok: Sequence[tuple[str, int, int]]
+    """(month, list price, fees) of the dropped own-key lines."""
+
+    def troubles(self) -> list[str]:
+        """What is wrong about it by itself, in words."""
+        found = []
+        name = f"checkpoint of class {self.legal_class} through {self.through_year}"
+        digest = checkpoint_digest(
+            self.legal_class, self.through_year, self.block, self.hash, self.ahead, self.journals, self.lines,
+            self.charged_pico, self.carried, self.prev,
+        )  # fmt: skip
+        if digest != self.digest or self.prev != (self.before or GENESIS):
+            found.append(f"{name}: not what was written, or it does not follow the one before")
+        if self.hash != (GENESIS if self.block == 0 else self.sealed):
+            found.append(f"{name}: names another hash for block {self.block} than the chain")
+        return found
+
+
 class Entries(NamedTuple):
     """The entries of a part by column, by (journal, account)."""
 
@@ -187,6 +225,12 @@ class Chain:
     sealed_to: int = 0
     """The newest block whose row was read."""
     ok: bool = True
+    through_year: int = 0
+    """Years up to this one were dropped; the chain is proved from the checkpoint on that they left."""
+    start: int = 0
+    """That checkpoint's block."""
+    ahead: int = 0
+    """Journals of later years in blocks up to that one, which are still to come."""
     _sealed: dict[int, Sealed] = field(default_factory=dict)
     _waiting: dict[int, list[Form]] = field(default_factory=dict)
     _n_waiting: int = 0
@@ -224,6 +268,9 @@ class Chain:
             if block > self.block:
                 self._waiting.setdefault(block, []).append(form)
                 self._n_waiting += 1
+            elif block <= self.start:
+                # Sealed with the last of a year that was dropped: its hash cannot be computed any more. They are counted.
+                self.ahead -= 1
             else:
                 self._broken(findings, f"journal {form[0]} names block {block}, which was sealed without it")
         self._close_complete(findings)
@@ -235,6 +282,10 @@ class Chain:
         for block in sorted(self._waiting):
             self._close(block, findings)
         self._sealed.clear()
+        if self.ahead:
+            self._broken(
+                findings, f"{self.ahead} journals are missing (or, below 0, too many) in blocks up to {self.start}"
+            )
         if newest_block < self.block:
             self._broken(findings, f"ends at block {newest_block}, but was proved up to {self.block}: an older copy?")
         elif self.block != newest_block:
@@ -329,6 +380,15 @@ class Lines:
     prices: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _tariffs: dict[tuple[str, str, str], Tariff | str] = field(default_factory=dict)
     _periods: dict[int, str] = field(default_factory=dict)
+
+    def carry(self, check: Checkpoint) -> None:
+        """What was dropped was proved as long as it stood: it counts as recomputed. Own-key fees are due by the month."""
+        self.count += check.lines
+        self.charges_pico += check.charged_pico
+        self.recomputed_pico += check.charged_pico
+        for month, listed, fee in check.byok:
+            self.byok.setdefault((0, month), ByokMonth()).add(listed, fee)
+            self.recomputed_pico -= fee
 
     def unknown_versions(self, lines: Columns) -> set[str]:
         """The price versions of lines that `prices` has not."""
@@ -469,6 +529,26 @@ class Replay:
     chains: dict[str, Chain] = field(default_factory=dict)
     lines: Lines = field(default_factory=Lines)
     findings: Findings = field(default_factory=Findings)
+    through: dict[str, int] | None = None
+    """Through which year each class's books were dropped when it began; None: it has not begun."""
+
+    def begin(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """Starts from what dropped years have left (nothing, if none was). The accounts are learned."""
+        self.through = {}
+        for check in checkpoints:
+            self.through[check.legal_class] = check.through_year
+            chain = self.chains[check.legal_class] = Chain(
+                check.legal_class, check.block, check.hash, check.journals, sealed_to=check.block,
+                through_year=check.through_year, start=check.block, ahead=check.ahead,
+            )  # fmt: skip
+            for trouble in check.troubles():
+                chain.ok = False
+                self.findings.add("checkpoint", trouble)
+            for account, pico in check.carried:
+                chain.sum_pico += pico
+                if not self.chart.book(check.legal_class, account, pico):
+                    self.findings.add("account", f"carried: class {check.legal_class} has no account {account}")
+            self.lines.carry(check)
 
     def chain(self, legal_class: str) -> Chain:
         """The chain of a class."""

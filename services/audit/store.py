@@ -15,7 +15,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from services.audit.chain import columns
-from services.audit.replay import Chain, Part
+from services.audit.replay import Chain, Checkpoint, Part
 from shared.contract.topics import GENERATIONS, PAYMENTS, USAGE_RATED
 from shared.mesh.admin import end_offsets
 from shared.mesh.settings import KafkaSettings
@@ -114,18 +114,50 @@ async def accounts(db: Connection, after: int) -> AsyncIterator[list[Row]]:
         yield rows
 
 
+async def through(db: Connection) -> dict[str, int]:
+    """Through which year the books of each class were dropped; classes of which none was are left out."""
+    rows = await db.fetch("SELECT class, max(through_year) AS year FROM checkpoint GROUP BY class")
+    return {row["class"]: row["year"] for row in rows}
+
+
+async def checkpoints(db: Connection) -> list[Checkpoint]:
+    """The newest checkpoint of each class, with what is carried."""
+    rows = await db.fetch(
+        """SELECT DISTINCT ON (c.class) c.*, s.hash AS sealed,
+                  (SELECT b.digest FROM checkpoint b WHERE b.class = c.class AND b.through_year < c.through_year
+                   ORDER BY b.through_year DESC LIMIT 1) AS before
+           FROM checkpoint c LEFT JOIN chain s ON s.class = c.class AND s.block = c.block
+           ORDER BY c.class, c.through_year DESC"""
+    )
+    found = []
+    for row in rows:
+        name = row["class"]
+        carried = await db.fetch("SELECT account, amount_pico FROM carried WHERE class = $1 ORDER BY account", name)
+        byok = await db.fetch("SELECT month, list_pico, fee_pico FROM carried_byok WHERE class = $1", name)
+        found.append(
+            Checkpoint(
+                name, row["through_year"], row["block"], row["hash"], row["ahead"], row["journals"], row["lines"],
+                int(row["charged_pico"]), row["prev"], row["digest"], row["before"], row["sealed"],
+                [(r["account"], int(r["amount_pico"])) for r in carried],
+                [(r["month"], int(r["list_pico"]), int(r["fee_pico"])) for r in byok],
+            )
+        )  # fmt: skip
+    return found
+
+
 # Instants in binary: they are hashed as numbers, and few differ.
 _JOURNALS = """SELECT id, booking_year, cause, kind, workspace_id, period, timestamptz_send(booked_at) AS booked_at,
                       timestamptz_send(event_at) AS event_at, adjusts_period, lines_digest, block
-               FROM journal WHERE class = $1"""
+               FROM journal WHERE class = $1 AND booking_year > $2"""
 
 
 _ENTRIES = """SELECT journal, account, amount_pico FROM entry
-              WHERE class = $1 AND journal BETWEEN $2 AND $3 {} ORDER BY journal, account"""
+              WHERE class = $1 AND booking_year > $2 AND journal BETWEEN $3 AND $4 {} ORDER BY journal, account"""
 # In the order of `chain.LINE_COLUMNS`.
 _LINES = """SELECT record, line, amount_pico, list_pico, quantities, hour, price_version, tier, terms, workspace_id, journal,
                    class, booking_year
-            FROM charge_line WHERE class = $1 AND journal BETWEEN $2 AND $3 {} ORDER BY journal, record, line"""
+            FROM charge_line WHERE class = $1 AND booking_year > $2 AND journal BETWEEN $3 AND $4 {}
+            ORDER BY journal, record, line"""
 
 
 async def next_part(db: Connection, chain: Chain, limit: int) -> Part:
@@ -134,7 +166,9 @@ async def next_part(db: Connection, chain: Chain, limit: int) -> Part:
     Raises `TooMuch`, and the snapshot is lost, if that would not fit in memory; a single journal's lines always do.
     """
     legal_class, after = chain.legal_class, chain.newest_journal
-    rows = await db.fetch(f"{_JOURNALS} AND id > $2 ORDER BY id LIMIT $3", legal_class, after, limit)
+    rows = await db.fetch(
+        f"{_JOURNALS} AND id > $3 ORDER BY id LIMIT $4", legal_class, chain.through_year, after, limit
+    )
     if not rows:
         return _nothing(legal_class)
     most = _MOST_BYTES if len(rows) > 1 else None
@@ -145,13 +179,13 @@ async def late_part(db: Connection, chain: Chain, back: int) -> Part:
     """Journals of blocks that are not complete, numbered less than `back` before the newest that the chain has."""
     legal_class, newest = chain.legal_class, chain.newest_journal
     rows = await db.fetch(
-        f"{_JOURNALS} AND id > $2 AND id <= $3 AND block > $4 AND id <> ALL($5) ORDER BY id",
-        legal_class, newest - back, newest, chain.block, chain.waiting(),
+        f"{_JOURNALS} AND id > $3 AND id <= $4 AND block > $5 AND id <> ALL($6) ORDER BY id",
+        legal_class, chain.through_year, newest - back, newest, chain.block, chain.waiting(),
     )  # fmt: skip
     if not rows:
         return _nothing(legal_class)
     numbers = [row["id"] for row in rows]
-    return await _part(db, chain, rows, "AND journal = ANY($4::bigint[])", (numbers[0], numbers[-1], numbers), None)
+    return await _part(db, chain, rows, "AND journal = ANY($5::bigint[])", (numbers[0], numbers[-1], numbers), None)
 
 
 def _nothing(legal_class: str) -> Part:
@@ -161,8 +195,8 @@ def _nothing(legal_class: str) -> Part:
 async def _part(
     db: Connection, chain: Chain, journals: list[Row], only: str, which: tuple[Any, ...], most: int | None
 ) -> Part:
-    entries = await _copy(db, "text", _ENTRIES.format(only), chain.legal_class, *which)
-    packed = await _copy(db, "binary", _LINES.format(only), chain.legal_class, *which, most=most)
+    entries = await _copy(db, "text", _ENTRIES.format(only), chain.legal_class, chain.through_year, *which)
+    packed = await _copy(db, "binary", _LINES.format(only), chain.legal_class, chain.through_year, *which, most=most)
     # Without the header and the trailer of the form.
     lines = columns(packed[19:-2], chain.legal_class)
     sealed = await _sealed(db, chain, max(row["block"] for row in journals))
@@ -203,10 +237,10 @@ async def _copy(
 async def beyond(db: Connection, chain: Chain) -> dict[str, int]:
     """How many rows of each kind bear a higher number than the newest journal that the chain has."""
     row = await db.fetchrow(
-        """SELECT (SELECT count(*) FROM journal WHERE class = $1 AND id > $2) AS journals,
-                  (SELECT count(*) FROM entry WHERE class = $1 AND journal > $2) AS entries,
-                  (SELECT count(*) FROM charge_line WHERE class = $1 AND journal > $2) AS lines""",
-        chain.legal_class, chain.newest_journal,
+        """SELECT (SELECT count(*) FROM journal WHERE class = $1 AND booking_year > $3 AND id > $2) AS journals,
+                  (SELECT count(*) FROM entry WHERE class = $1 AND booking_year > $3 AND journal > $2) AS entries,
+                  (SELECT count(*) FROM charge_line WHERE class = $1 AND booking_year > $3 AND journal > $2) AS lines""",
+        chain.legal_class, chain.newest_journal, chain.through_year,
     )  # fmt: skip
     assert row is not None
     return dict(row)

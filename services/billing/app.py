@@ -18,6 +18,7 @@ from services.billing.data_map import HOLDING, kept_tables
 from services.billing.ending import end_years
 from services.billing.ledger import BillingConfig
 from shared.contract import events, topics
+from shared.contract.cards import holds_card
 from shared.contract.codec import encode_json
 from shared.contract.ids import derived_id
 from shared.contract.topics import pace
@@ -27,6 +28,7 @@ from shared.mesh.store import Connection, OutboxRow
 from shared.mesh.transaction import rfc3339, shard_of
 from shared.policy import policy
 from shared.privacy.holder import attach
+from shared.privacy.vault import Shredded, Tampered, seal_value, vault_of
 
 WAITING = Gauge(
     "steward_billing_waiting_payments",
@@ -37,6 +39,7 @@ WAITING = Gauge(
 
 CONFIG = BillingConfig.parse(files("services.billing").joinpath("billing.toml").read_text(encoding="utf-8"))
 
+_SAVED = events.PaymentMethodSaved.TYPE
 # Grants, waiting payments and balances that one run of a job takes on; the rest comes with the next run.
 _CHUNK = 2_000
 # Every balance is published again this often, so that a stale record of a frozen relay does not stay the last one.
@@ -120,7 +123,8 @@ async def _charge(tx: Transaction, sheets: list[charges.Sheet], erased: frozense
 async def post_payments(batch: Batch, tx: Transaction) -> None:
     """Books payments, grants, opening balances and notes, each once, in order; of the erased, money alone."""
     db, now = tx.db, tx.now
-    arrived = [received.event for received in batch.events]
+    await _save_methods(batch, tx)
+    arrived = [received.event for received in batch.events if received.event.type != _SAVED]
     owners = {event.data.workspace: event.data.account for event in reversed(arrived)}
     stated = payments.stated_jurisdictions(arrived)
     classes = {name: CONFIG.legal_class(stated.get(name)) for name in owners}
@@ -147,6 +151,36 @@ async def post_payments(batch: Batch, tx: Transaction) -> None:
         tx.count(f"payments_{known.take(event)}")
     tx.count("jurisdiction_conflicts", known.jurisdiction_conflicts)
     publish_balances(tx, await store.close_payments(db, known))
+
+
+async def _save_methods(batch: Batch, tx: Transaction) -> None:
+    """Keeps payment methods that may be charged again: the newest token of each, sealed anew under the workspace's key."""
+    vault, living = vault_of(tx), []
+    for received in batch.events:
+        data = received.event.data
+        if received.event.type != _SAVED:
+            continue
+        if {("workspace", data.workspace), ("account", data.account)} & batch.erased_subjects:
+            tx.count("payments_erased")
+        else:
+            living.append(received)
+    if not living:
+        return
+    opens = await vault.opener([received.event.data.token for received in living])
+    keys = await vault.subject_keys({("workspace", r.event.data.workspace) for r in living}, at=tx.now)
+    for event, record in living:
+        data = event.data
+        try:
+            token = opens(data.token)
+        except (Shredded, Tampered):
+            tx.refuse(record, "unreadable", "the token cannot be opened")
+            continue
+        if holds_card(token):
+            tx.refuse(record, "card", "the token has the shape of a card number", keep=False)
+            continue
+        sealed = seal_value(keys["workspace", data.workspace], token, where="payment_method.token")
+        new = await store.save_method(tx.db, data.workspace, data.method, data.account, sealed, event.time)
+        tx.count("payments_created" if new else "payments_exists")
 
 
 @service.job("expire-grants", every=timedelta(minutes=1))

@@ -182,6 +182,21 @@ DATA_MAP: DataMap = (
         ground="contract",
         note="free text, sealed; beside the ledger, so that it can go and the books stay",
     ),
+    *personal(
+        "payment_method",
+        "workspace",
+        "method",
+        "account",
+        "token",
+        "saved_at",
+        category="user.payment",
+        use="essential.service.payment_processing",
+        clock_start="account_closed",
+        period="account_closure",
+        on_erasure="delete_row",
+        ground="contract",
+        note="the processor's token, sealed under the workspace's key: it leads to no card number",
+    ),
     *plain("balance_round", "one", "position", "started_at"),
     *personal(
         "erased_workspace",
@@ -204,6 +219,7 @@ HOLDING = Holding(
         # A workspace that outlives its account belongs to whoever has taken it over, and so does its way into the books.
         Rows("note", {"workspace": "workspace"}, through=("workspace_id", "workspace_ref", "id")),
         Rows("byok_month", {"account": "account"}),
+        Rows("payment_method", {"workspace": "workspace", "account": "account"}),
         # What leads to the numbers of the books goes last.
         Rows("workspace_ref", {"workspace": "workspace"}),
         Rows("line_late", ends="deleted by the job forget-late-lines, W after they came"),

@@ -532,6 +532,22 @@ def _waiting(row: Mapping[str, Any]) -> Waiting:
     )  # fmt: skip
 
 
+async def save_method(
+    db: Connection, workspace: str, method: str, account: str, token: str, saved_at: datetime
+) -> bool:
+    """Keeps a payment method with its sealed token; False if a newer one, or this one, is there."""
+    return bool(
+        await db.fetchval(
+            """INSERT INTO payment_method AS m (workspace, method, account, token, saved_at) VALUES ($1, $2, $3, $4, $5)
+               ON CONFLICT (workspace, method) DO UPDATE
+                 SET account = excluded.account, token = excluded.token, saved_at = excluded.saved_at
+                 WHERE excluded.saved_at > m.saved_at
+               RETURNING true""",
+            *(workspace, method, account, token, saved_at),
+        )
+    )
+
+
 async def payers(db: Connection, payments: Collection[str], disputes: Collection[str]) -> list[int]:
     """The numbers of those on whom these payments and disputes are booked, or for whom something waits."""
     rows = await db.fetch(

@@ -538,6 +538,15 @@ async def usage_by_model(db: Connection, since_hour: int, limit: int) -> list[di
     return [dict(row) for row in rows]
 
 
+async def providers_of(db: Connection, account: str, now: datetime) -> list[str]:
+    """The providers that served an account's logged requests, in order. Reads the log: there is no index on accounts."""
+    rows = await db.fetch(
+        f"SELECT DISTINCT provider FROM ({_FROM_LIVE}) AS live WHERE account = $2 ORDER BY provider",  # noqa: S608
+        now, account,
+    )  # fmt: skip
+    return [row["provider"] for row in rows]
+
+
 async def some_logged(db: Connection, now: datetime, limit: int) -> list[dict[str, Any]]:
     """Log rows worth a look: the dearest of each rule and context tier."""
     rows = await db.fetch(

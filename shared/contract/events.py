@@ -364,6 +364,21 @@ class NoteAdded(Event):
     data: Note
 
 
+class SavedMethod(Payer):
+    """A payment method for later: the processor's token for it, which nobody else can charge."""
+
+    method: Id = Field(description="Id of the payment method (never a number).")
+    token: Sealed = Field(description="The processor's token. What opens to the shape of a card number is refused.")
+
+
+class PaymentMethodSaved(Event):
+    """A payment method may be charged again (auto-reload); a later one of the same id replaces it. Keyed by workspace."""
+
+    TYPE: ClassVar[str] = "payment.method_saved.v1"
+    type: Literal["payment.method_saved.v1"]
+    data: SavedMethod
+
+
 # --- who is who --------------------------------------------------------------------------------------------------
 
 Role = Literal["administrator", "member"]
@@ -501,7 +516,9 @@ class Access(Closed):
     member: Id | None = None
     key: Id | None = Field(default=None, description="Id of the API key that was used.")
     identity: Id | None = Field(default=None, description="Keyed hash of the external identity that signed in.")
-    session: Id | None = Field(default=None, description="Keyed hash of the session; never its token.")
+    session: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")] | None = Field(
+        default=None, description="Keyed hash of the session; never its token, which has no place here."
+    )
     kind: Literal["sign_in", "sign_out", "api", "dashboard"]
     outcome: Literal["ok", "refused"] = "ok"
     ip: Sealed = Field(description="IP address of the connection.")

@@ -94,6 +94,7 @@ _DATA: Mapping[type[Event], dict[str, Any]] = {
     },
     e.BalanceOpened: {**_PAYER, "credit_pico": "-120000000000", "jurisdiction": "US"},
     e.NoteAdded: {**_PAYER, "note": "note-2", "text": _SEALED},
+    e.PaymentMethodSaved: {**_PAYER, "method": "card-3", "token": _SEALED},
     e.UsageRated: {
         "units": [
             {

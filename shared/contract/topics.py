@@ -107,7 +107,7 @@ GENERATIONS = Topic(
 )
 PAYMENTS = Topic(
     name="gateway.payments",
-    title="Money and credit: purchases, refunds, disputes, grants, opening balances, notes.",
+    title="Money and credit: purchases, refunds, disputes, grants, opening balances, notes, payment methods.",
     events=(
         e.PaymentSettled,
         e.PaymentRefunded,
@@ -116,6 +116,7 @@ PAYMENTS = Topic(
         e.CreditGranted,
         e.BalanceOpened,
         e.NoteAdded,
+        e.PaymentMethodSaved,
     ),
     key="workspace",
     partitions=6,

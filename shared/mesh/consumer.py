@@ -687,6 +687,8 @@ class TopicConsumer:
                 # What nobody declared, or breaks its rule, may be what must not be kept: only names and lengths stay.
                 payload, left_out = self._codec.declared(payload)
                 detail = left_out or detail
+            if stage == "withheld":
+                stage, payload = "handler", None
             if stage == "decode" and payload is not None:
                 # Nobody has read it: it may hold anything.
                 payload = masked(payload)

@@ -125,9 +125,10 @@ class Transaction:
         before = self._sources.get((topic, source), (0, 0))
         self._sources[topic, source] = (max(before[0], highest), before[1] + seen)
 
-    def refuse(self, record: Any, reason: str, detail: str) -> None:
-        """The record becomes a dead letter, in this transaction; its neighbours go on."""
-        self.refused.append((record, "handler", reason, detail))
+    def refuse(self, record: Any, reason: str, detail: str, *, keep: bool = True) -> None:
+        """The record becomes a dead letter, in this transaction; its neighbours go on. `keep` off: the letter has nothing
+        of what the record says, which may stand nowhere."""
+        self.refused.append((record, "handler" if keep else "withheld", reason, detail))
 
     def after_commit(self, call: Callable[[], Any]) -> None:
         """Calls `call` once the commit is known to have happened (never, if this process dies first)."""

@@ -170,7 +170,7 @@ async def test_expiry_leaves_what_is_held_and_nothing_else(stage: Stage) -> None
     async def dropped() -> bool:
         return bool(await mesh.value("security", "SELECT count(*) FROM access_row") == 0)
 
-    await holder.worker.run_job("partitions", force=True)
+    await holder.worker.run_job("mesh-partitions", force=True)
     await mesh.until(dropped, 20, "connections of ninety days ago are gone")
     await stage.send(again)
     assert await copies(stage, hold) == before

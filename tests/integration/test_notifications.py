@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -26,6 +25,7 @@ from shared.mesh.runtime import Runtime
 from shared.privacy.vault import Vault, open_vault
 from tests.support.gateway import Gateway, Sent
 from tests.support.post import Post, Trouble, post
+from tests.support.raw_files import holding, raw_folders
 from tests.support.world import Faults, Mesh
 
 ADDRESS = "canary-7be1@example.org"
@@ -468,25 +468,12 @@ async def test_no_address_and_no_code_lies_anywhere_in_clear(desk: Desk) -> None
     await desk.send(*(desk.asked(f"cause-{n}", account="acc-plain") for n in range(3)))
     await desk.in_state("unknown", "cause-0")
     await desk.in_state("waiting", "cause-1", attempts=1)
-    async with desk.mesh.world.admin() as admin:
-        await admin.execute("CHECKPOINT")
-    stack = desk.mesh.world.stack
-    assert stack.postgres is not None and stack.kafka is not None
-    folders = {"postgres": stack.postgres.data, "kafka": stack.kafka.folder / "data", "logs": stack.home / "logs"}
+    folders = await raw_folders(desk.mesh)
     for needle in (ADDRESS, CODE):
         for name, folder in folders.items():
             assert not holding(folder, needle), f"{needle} lies in {name}"
     # The search finds what does lie there.
     assert holding(folders["postgres"], "acc-plain") and holding(folders["kafka"], "acc-plain")
-
-
-def holding(folder: Path, needle: str) -> list[Path]:
-    """Files below `folder` with the text in them, as it is or in base64."""
-    wanted = [needle.encode(), base64.b64encode(needle.encode())[:-4]]
-    return [
-        path for path in folder.rglob("*")
-        if path.is_file() and any(text in content for content in [path.read_bytes()] for text in wanted)
-    ]  # fmt: skip
 
 
 async def test_operators_see_causes_and_outcomes_and_nobody(desk: Desk) -> None:

@@ -68,6 +68,7 @@ def _about(
         "account": f"acc-{who}", "workspace": f"ws-{who}", "member": f"mem-{who}", "administrator": f"mem-{who}",
         "actor": f"mem-{who}", "key": f"key-{who}", "identity": f"idn-{who}", "session": f"ses-{who}",
         "address": seal(f"{who}@example.org"), "name": seal("A Name"), "text": seal("a note"), "ip": seal("192.0.2.7"),
+        "token": seal("pm-token"),
         "version": 3, "changed_at": rfc3339(datetime.fromtimestamp(now, UTC)),
         "expires_at": rfc3339(datetime.fromtimestamp(now + 86_400 * 60, UTC)),
         "payment": f"pay-{unique[:12]}", "refund": f"re-{unique[:12]}", "dispute": f"dp-{unique[:12]}",

@@ -209,4 +209,5 @@ async def _delete_rest(db: Connection, legal_class: str, year: int) -> dict[str,
 
 async def _delete(db: Connection, table: str, where: str, *arguments: object) -> int:
     """How many rows went."""
-    return int((await db.execute(f"DELETE FROM {table} WHERE {where}", *arguments)).split()[-1])  # noqa: S608 -- names of this module
+    said = await db.execute(f"DELETE FROM {table} WHERE {where}", *arguments)  # noqa: S608 -- of this module's own words
+    return int(said.split()[-1])

@@ -378,6 +378,16 @@ CREATE TABLE note (
 );
 CREATE INDEX note_workspace ON note (workspace_id);
 
+-- What may be charged again. The processor's token is sealed under the workspace's key, and erased with it.
+CREATE TABLE payment_method (
+    workspace text        NOT NULL,
+    method    text        NOT NULL,
+    account   text        NOT NULL,
+    token     text        NOT NULL,         -- sealed
+    saved_at  timestamptz NOT NULL,
+    PRIMARY KEY (workspace, method)
+);
+
 -- How far the round of re-published balances got.
 CREATE TABLE balance_round (
     one        boolean PRIMARY KEY DEFAULT true CHECK (one),

@@ -31,6 +31,7 @@ from shared.privacy.holder import attach
 _CHUNK = 1_000
 _ROLLUP_BATCHES = 200
 _LOG = Partitioned("request_log", ahead=policy().request_log_max_days + 3, keeps=timedelta(0))
+_NO_LOG = "nothing of this account is in the request log: its log retention is 0, its rows are over, or nothing came"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -164,6 +165,12 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
     @service.reads("costs")
     async def costs(query: Mapping[str, str], tx: Transaction) -> Any:
         return await store.costs(tx.db, int(query.get("since_day", 0)))
+
+    @service.reads("recipients")
+    async def recipients(query: Mapping[str, str], tx: Transaction) -> Any:
+        """The providers that served an account, as far as its request log goes back; without a log, why there is none."""
+        providers = await store.providers_of(tx.db, query.get("account", ""), tx.now)
+        return {"providers": providers, "reason": None if providers else _NO_LOG}
 
     @service.reads("interesting")
     async def interesting(query: Mapping[str, str], tx: Transaction) -> Any:
