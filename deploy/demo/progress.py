@@ -26,6 +26,9 @@ _SHOWN: Mapping[str, Sequence[tuple[str, str]]] = {
         ("quarantined", "waiting"),
     ),
     "billing": (("booked", "booked"), ("payments_created", "payments")),
+    "security": (("access_kept", "connections"),),
+    "insights": (("activity_kept", "clicks"),),
+    "retention": (("cases_opened", "case opened"),),
     "audit": (),
 }
 
