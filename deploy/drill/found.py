@@ -51,7 +51,7 @@ class Seen:
 
 @dataclass(slots=True)
 class Result:
-    """One service's restore. Rows of the erased customer: `in_copy`, `at_ready` (before the service took work) and at the
+    """One service's restore. Rows of the erased customer: `in_copy`; more than before the restore `at_ready` and at the
     end; seconds until it was ready, and until nothing was left to do."""
 
     service: str
