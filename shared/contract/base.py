@@ -169,14 +169,16 @@ def declared_part(model: type[BaseModel], raw: bytes) -> tuple[bytes, str]:
     """`raw` as a dead letter may keep it, and what is left out: of fields that nobody declared their names and lengths.
 
     A value that breaks its field's rule is kept as its length, too: it may be what the rule is there to keep away, such as
-    an address that was not sealed.
+    an address that was not sealed. So is a name in a table (a bucket of tokens, a workspace) that breaks the rule of names.
     """
     document = json.loads(raw)
     rest = []
     try:
         model.model_validate_json(raw)
     except ValidationError as error:
-        for detail in error.errors(include_url=False, include_context=False, include_input=False):
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        # Names last: until then they lead to what stands under them.
+        for n, detail in enumerate(sorted(details, key=lambda detail: detail["loc"][-1:] == ("[key]",))):
             *way, name = _reached(document, detail["loc"]) or ("",)
             holder: Any = document
             for step in way:
@@ -184,6 +186,9 @@ def declared_part(model: type[BaseModel], raw: bytes) -> tuple[bytes, str]:
             if detail["type"] == "extra_forbidden":
                 size = len(json.dumps(holder.pop(name)))
                 rest.append(f"{_path(detail['loc'])} ({size} bytes)")
+            elif detail["loc"][-1:] == ("[key]",) and isinstance(holder, dict):
+                # Still refused by the rule: who replays the record is not to lose an entry unseen.
+                holder[f"({len(json.dumps(name))} bytes, {n})"] = holder.pop(name)
             elif name != "" and (isinstance(holder[name], str) or detail["type"].endswith("_type")):
                 holder[name] = f"({len(json.dumps(holder[name]))} bytes)"
     return json.dumps(document, separators=(",", ":")).encode(), ", ".join(rest)

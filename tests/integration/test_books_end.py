@@ -125,7 +125,10 @@ async def a_year(shop: Shop) -> dict[str, Any]:
         money(events.CreditGranted, "stays", grant="g-us", credit_pico=str(USED)),
         money(events.PaymentSettled, "stays", payment="p-us-2", credit_pico=str(5 * DOLLAR)),
         money(events.PaymentDisputed, "stays", dispute="d-us", payment="p-us-2", credit_pico=str(5 * DOLLAR)),
+        # Before its usage: or that would be booked in the default class first.
         money(events.PaymentSettled, "euro", payment="p-eu", credit_pico=str(9 * DOLLAR), jurisdiction="DE"),
+    )
+    await shop.send(
         *(shop.usage(w) for w in ("stays", "stays", "euro", "gone")),
         *shop.own_key("stays", 30_000),
     )

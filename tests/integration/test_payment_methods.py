@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -33,12 +34,13 @@ class Shop:
     def vault(self) -> Vault:
         return self.retention.vault
 
-    def saved(self, workspace: str, token: str = TOKEN, method: str = "pm-1") -> Sent:
+    def saved(self, workspace: str, token: str = TOKEN, method: str = "pm-1", later_ms: int = 0) -> Sent:
         data = {
             "account": f"acc-{workspace}", "workspace": workspace, "method": method, "token": seal(token, *self.key),
         }  # fmt: skip
         return self.gateway.event(
-            topics.PAYMENTS, events.PaymentMethodSaved, data, key=workspace, subject=workspace
+            topics.PAYMENTS, events.PaymentMethodSaved, data, key=workspace, subject=workspace,
+            at_ms=int(time.time() * 1000) + later_ms,
         )  # fmt: skip
 
     async def send(self, *records: Sent) -> None:
@@ -77,7 +79,7 @@ async def test_a_token_is_sealed_replaced_and_ends_with_its_workspace(
 ) -> None:
     caplog.set_level("DEBUG")
     first, other = shop.saved("ws-gone"), shop.saved("ws-stays")
-    await shop.send(first, first, other, shop.saved("ws-gone", f"{TOKEN}-newer"))
+    await shop.send(first, first, other, shop.saved("ws-gone", f"{TOKEN}-newer", later_ms=1))
     gone, stays = await shop.rows()
     for row, token in ((gone, f"{TOKEN}-newer"), (stays, TOKEN)):
         key = (await shop.vault.subject_keys([("workspace", row["workspace"])]))["workspace", row["workspace"]]

@@ -14,9 +14,7 @@ from tests.support.world import Mesh
 async def test_the_recipients_of_an_account_are_the_providers_of_its_rows(mesh: Mesh, seed: int) -> None:
     gateway = Gateway(seed, workspaces=3)
     providers = ("alpha", "beta", "gamma")
-    sent = [
-        gateway.generation(f"ws-{n % 3}", provider=providers[(n + n // 3) % (1 + n % 3)]) for n in range(30)
-    ]  # fmt: skip
+    sent = [gateway.generation(f"ws-{n % 3}", provider=providers[n // 3 % (1 + n % 3)]) for n in range(30)]
     unlogged = gateway.generation("ws-none", provider="gamma", log_retention_days=0)
     prices = [gateway.price(provider=provider) for provider in providers]
     metering = await mesh.start("metering")

@@ -11,7 +11,7 @@ from services.retention.case import Timing
 from shared.contract import events, topics
 from shared.mesh.http import NotFound
 from shared.privacy.certificate import verify
-from shared.privacy.vault import CASE
+from shared.privacy.vault import CASE, SUBJECT
 from tests.support.gateway import Gateway, body
 from tests.support.retention import OTHERS, Stage, instant
 from tests.support.world import Mesh
@@ -124,6 +124,9 @@ async def test_a_deletion_goes_round(stage: Stage) -> None:
     assert set(await stage.vault.open_subjects(case, order["sealed"])) == subjects
     assert stage.tag not in json.dumps(order)
 
+    # What its keys' names are sealed under, there and in every backup.
+    own_key = [stage.vault.hasher.hashes([("account", stage.account)])[0].hex()]
+    assert await stage.vault.there(SUBJECT, own_key)
     await stage.first_wave(case)
     billing = await stage.until_ordered(case, "erase", holder="billing")
     assert billing["after"] == {topics.USAGE_RATED.name: {"0": 18, "3": 211}}
@@ -131,6 +134,7 @@ async def test_a_deletion_goes_round(stage: Stage) -> None:
     probe = await stage.until_ordered(case, "probe")
     assert probe["holders"] == ["audit"]
     await stage.send(stage.scan(case, "probe", 1, billing="retained", kafka="expiring"))
+    assert not await stage.vault.there(SUBJECT, own_key)
     done = (await stage.published(topics.MESSAGES, case=case))[-1]
     assert done["template"] == "erasure_completed" and "account" not in done and "code" not in done
     outcome = {"cause": done["cause"], "case": case, "outcome": "accepted", "at": instant(stage.clock.now())}

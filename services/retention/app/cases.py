@@ -408,6 +408,7 @@ async def _tell(room: Room, tx: Transaction, row: store.Row) -> None:
     case = row.case
     assert row.sealed is not None and row.sealed_account is not None and case.confirmed_at is not None
     gone = await room.open_subjects(case.id, row.sealed)
+    await room.destroy_subject_keys(gone)
     for kind, name in gone:
         if kind == "workspace":
             publish_null(tx, topics.SETTINGS, name)

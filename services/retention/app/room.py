@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -92,6 +92,10 @@ class Room:
     async def open_account(self, case_id: str, sealed: str) -> str:
         """Whom to tell."""
         return open_value(await self._vault.key(CASE, case_id), sealed, where=f"case:{case_id}:account")
+
+    async def destroy_subject_keys(self, subjects: Sequence[Subject]) -> None:
+        """The second lock, when every holder has erased: what a copy still has of these subjects cannot be opened any more."""
+        await self._vault.destroy_subjects(subjects)
 
     async def destroy_case_key(self, case_id: str) -> None:
         """Ends what was sealed for the case, in every copy."""
