@@ -44,7 +44,8 @@ COMMANDS: dict[str, Lazy] = {
     "retention": Lazy(
         "deploy.cli.retention:retention", "Show how much time each store has until it keeps something too long."
     ),
-    "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, and its books proved."),
+    "drill": Lazy("deploy.cli.drill:drill", "Rehearse what must go well on a bad day, on a mesh of its own."),
+    "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, somebody forgotten, and both proved."),
 }
 
 

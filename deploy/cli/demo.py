@@ -164,7 +164,7 @@ async def _keep(console: Console, home: Path) -> None:
     """Until a signal: what to do with a mesh that is still there."""
     console.print(
         f"\nThe mesh is still running. In another terminal:\n  export STEWARD_HOME={home}\n"
-        "  steward check\n  steward quarantine list\nCtrl-C stops it and deletes everything.",
+        "  steward check\n  steward quarantine list\n  steward privacy list --all\nCtrl-C stops it and deletes everything.",
         soft_wrap=True,
     )
     await asyncio.Event().wait()

@@ -309,9 +309,14 @@ def shown(row: Mapping[str, Any]) -> RenderableType:
         parts += ["", _scan(row["scans"][-1])]
     for hold in row["holds"]:
         parts.append(
-            f"hold {hold['id']}: {hold['holder']}.{hold['table']}, {hold['ground']}, {_coloured(hold['state'])}"
+            f"hold {hold['id']}: {hold['holder']}.{hold['table']}, {_rows_of(hold)}{hold['ground']} until "
+            f"{moment(hold['until'])}, {_coloured(hold['state'])}"
         )
     return Group(*parts)
+
+
+def _rows_of(hold: Mapping[str, Any]) -> str:
+    return "" if hold["rows"] is None else f"{hold['rows']:,} rows, "
 
 
 def _head(row: Mapping[str, Any]) -> RenderableType:

@@ -34,12 +34,12 @@ from shared.privacy.vault import MasterKeys, Shredded, Vault
 
 _ROOM = "retention"
 _WAIT_SECONDS = 90.0
-_CERTIFIED_SECONDS = 60.0
-"""How long a demo waits for the certificate once the deletion is completed."""
+_CERTIFIED_SECONDS = 45.0
+"""How long a demo waits for the certificate: Kafka forgets a key for good some 15 s after its last record."""
 
 # How far the traffic is, as a share of the generations, when something has to have happened; in between it goes slower,
 # so that there is traffic at every stage.
-ASK_AT, CONFIRMED_AT, EFFECTIVE_AT = 0.5, 0.75, 0.9
+ASK_AT, CONFIRMED_AT, EFFECTIVE_AT = 0.5, 0.75, 0.88
 _SLOWER = 0.01
 _CODE = re.compile(r"^ {4}([0-9A-Z]{8})\s*$", re.MULTILINE)
 
@@ -85,9 +85,14 @@ class Story:
         return bool(self.sums_before) and set(self.sums_before) <= set(self.sums_after) and not any(sums)
 
     @property
+    def late_is_dropped(self) -> bool:
+        """Whether all that was sent when it was gone is counted as erased, and nothing that was not sent."""
+        return self.late <= self.erased <= self.sent
+
+    @property
     def holds(self) -> bool:
         """Whether it was done, and a certificate that is there is good."""
-        good = self.completed and self.books_stand and self.trouble is None
+        good = self.completed and self.books_stand and self.late_is_dropped and self.trouble is None
         return good and (not self.certified or self.verdict == "valid")
 
 
@@ -135,6 +140,7 @@ class Deletion:
         await self._emitter.run(people.who())
         await self._emitter.run(people.traces())
         await self._asked.wait()
+        await self._is_known()
         wish, case = people.asks(self._clock.now())
         await self._emitter.run([wish])
         code = await self._code(people.address)
@@ -149,23 +155,30 @@ class Deletion:
         self._effective.set()
         await self._emitter.run(people.late())
 
-    async def end(self, folder: Path) -> None:
-        """Waits for the end of it, and puts the certificate into `folder`."""
+    async def completed(self) -> None:
+        """Waits until every holder has answered and the auditor has looked."""
         story = self.story
-        if story.case is None or story.trouble is not None:
+        if story.case is not None and story.trouble is None:
+            try:
+                await self._see(story.case["id"], lambda row: row["completed_at"] is not None, "it was not completed")
+            except LocalError as error:
+                story.trouble = str(error)
+
+    async def certified(self, folder: Path) -> None:
+        """Waits a while for the certificate, and puts it into `folder`. Without it the page says what is to come."""
+        story = self.story
+        if story.case is None or not story.completed:
             return
         case = story.case["id"]
         try:
-            await self._see(case, lambda row: row["completed_at"] is not None, "it was not completed")
-        except LocalError as error:
-            story.trouble = str(error)
-            return
-        try:
             await self._see(case, lambda row: row["ended_at"] is not None, "", _CERTIFIED_SECONDS)
         except LocalError:
-            return  # it is completed, and the page says what is still to come
+            return
         certificate = await self._reads(_ROOM, "certificate", case=case)
-        await asyncio.to_thread(self._keep, certificate, folder)
+        try:
+            await asyncio.to_thread(self._keep, certificate, folder)
+        except OSError as error:
+            story.trouble = f"the certificate cannot be written into {folder} ({error.strerror})"
 
     async def look_back(self) -> None:
         """What is to be told when all is quiet again."""
@@ -195,6 +208,15 @@ class Deletion:
         if not await until(there, _WAIT_SECONDS):
             raise LocalError("the mesh has no ingress key of today: see the log of retention")
         return found[0]
+
+    async def _is_known(self) -> None:
+        """Returns when metering has rated most of what was sent: who asks has been a customer for a while."""
+
+        async def rated() -> bool:
+            counters = await self._reads.try_("metering", "counters")
+            return bool(counters) and counters.get("rated", 0) >= self._gateway.count * ASK_AT * 0.8
+
+        await until(rated, _WAIT_SECONDS)
 
     # --- as its holder does it -------------------------------------------------------------------------------------
 

@@ -240,6 +240,7 @@ class Gateway:
         at(count * 4 // 5, lambda at_us: self._near_the_end())
         # Corrections need something to correct, and a request log that still has it.
         at(count - 1, self._correct)
+        at(count - 1, self._last_of_leaver)
         return plan
 
     def _generation(self, arrival: Arrival) -> Record:
@@ -394,6 +395,12 @@ class Gateway:
         age = random.uniform(0, 1) ** 2 * (newest - self._oldest_us)
         self.account.late += 1
         yield self._rated(workspace, self._usage(workspace, workspace.models(random), None), int(newest - age))
+
+    def _last_of_leaver(self, at_us: int) -> Iterator[Record]:
+        """In any run, who leaves has traffic to the end."""
+        for workspace in self.workspaces:
+            if workspace.account == self.leaver:
+                yield self._rated(workspace, self._usage(workspace, workspace.models(self._random), None), at_us)
 
     def _wait_for_price(self, at_us: int) -> Iterator[Record]:
         self.account.awaited_price += 1

@@ -26,6 +26,9 @@ _SHOWN: Mapping[str, Sequence[tuple[str, str]]] = {
         ("quarantined", "waiting"),
     ),
     "billing": (("booked", "booked"), ("payments_created", "payments")),
+    "security": (("access_kept", "connections"),),
+    "insights": (("activity_kept", "clicks"),),
+    "retention": (("cases_opened", "case opened"),),
     "audit": (),
 }
 
@@ -87,11 +90,10 @@ class Progress:
         table.add_row("gateway", self._sent(), "", "", _state("done" if all_sent else "sending"))
         for room in self.rooms:
             table.add_row(room, *self._row(room))
-        steps = self.deletion()
-        if steps:
-            table.add_row("deletion", _steps(steps[1:]), "", "", _state(steps[0][1]))
         seconds = time.monotonic() - self.started
-        return Group(table, Text(f"{seconds:5.1f} s  {self.doing}", style="dim"))
+        doing = Text(f"{seconds:5.1f} s  {self.doing}", style="dim")
+        steps = self.deletion()
+        return Group(table, *([_steps(steps)] if steps else []), doing)
 
     def _sent(self) -> RenderableType:
         said = Text(f"{self.sent:,} sent", no_wrap=True)
@@ -126,7 +128,15 @@ class Progress:
         )
 
 
-_COLOURS = {"working": "yellow", "waiting": "yellow", "silent": "red", "residue": "red"}
+_STAGES = {"wave_1": "erasing", "wave_2": "erasing", "probing": "looking", "sweeping": "looking"}
+_COLOURS = {
+    "erasing": "yellow",
+    "looking": "yellow",
+    "working": "yellow",
+    "waiting": "yellow",
+    "silent": "red",
+    "residue": "red",
+}
 _GOOD = ("done", "idle", "completed", "certified")
 
 
@@ -135,10 +145,12 @@ def _state(word: str) -> Text:
 
 
 def _steps(steps: Sequence[tuple[str, str]]) -> Text:
-    """The holders, each in the colour of its state."""
-    said = Text(no_wrap=True, overflow="ellipsis")
-    for name, state in steps:
-        said.append(f"{name}  ", style=_state(state).style)
+    """The case, and those who have to answer, each in the colour of its state."""
+    (_, stage), *holders = steps
+    said = Text("deletion ", style="bold", no_wrap=True, overflow="ellipsis")
+    said.append(_STAGES.get(stage, stage), style=_state(_STAGES.get(stage, stage)).style).append(":")
+    for name, state in holders:
+        said.append(f" {name}", style=_state(state).style)
     return said
 
 

@@ -52,14 +52,17 @@ def _timeline(story: Story, case: Mapping[str, Any]) -> RenderableType:
     events: list[tuple[datetime, str, str, str]] = [(start, "requested", "in the settings, signed in", "")]
     for mail, subject in zip(case["mails"], [*story.mails, *[""] * len(case["mails"])], strict=False):
         if mail["at"] is not None:
-            said = f"“{subject}”" if subject else mail["template"].replace("_", " ")
+            said = f'"{subject}"' if subject else mail["template"].replace("_", " ")
             events.append((_at(mail["at"]), "mail", said + (", with a code" if mail is case["mails"][0] else ""), ""))
     if case["confirmed_at"]:
         what = f"with the code; tombstones for {case['subjects']} subjects: from here on nobody can undo it"
         events.append((_at(case["confirmed_at"]), "confirmed", what, ""))
     for receipt in case["receipts"]:
-        if receipt["holder"] == "metering":
-            events.append((_at(receipt["arrived_at"]), "in effect", "no event of it counts any more", ""))
+        at, holder = _at(receipt["arrived_at"]), receipt["holder"]
+        if receipt["epoch"] > 1:
+            events.append((at, "again", f"{holder} has erased once more: the auditor had seen something", "yellow"))
+        elif holder == "metering":
+            events.append((at, "in effect", "no event of it counts any more", ""))
     if case["completed_at"]:
         events.append(
             (_at(case["completed_at"]), "completed", "every holder has answered, the auditor finds nothing", "green")
@@ -81,14 +84,17 @@ def _at(text: str) -> datetime:
 
 
 def _receipts(receipts: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """A line for each holder: its last receipt."""
+    """A line for each holder: what it erased in all, and what its last receipt keeps."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("receipt of", no_wrap=True)
     table.add_column("gone: rows by table")
     table.add_column("what stays, why, until when")
-    last = {one["holder"]: one["body"] for one in receipts if one["action"] == "erase"}
-    for holder, body in last.items():
-        table.add_row(Text(holder, style="bold"), _gone(body["treated"]), _kept(body["treated"]))
+    treated: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
+    for one in receipts:
+        if one["action"] == "erase":
+            treated.setdefault(one["holder"], []).append(one["body"]["treated"])
+    for holder, each in treated.items():
+        table.add_row(Text(holder, style="bold"), _gone([table for one in each for table in one]), _kept(each[-1]))
     return table
 
 
@@ -108,12 +114,12 @@ def _kept(treated: Sequence[Mapping[str, Any]]) -> Text:
         if one["retained"]:
             key = (one["retained"]["ground"].replace("_", " "), f"until {one['retained']['until'][:10]}")
         elif one["not_after"]:
-            key = ("leads to nobody", f"ends before {one['not_after'][:10]}")
+            key = ("ends", f"by {one['not_after'][:10]}")
         else:
             continue
         groups.setdefault(key, []).append(one["table"])
     lines = [
-        f"{tables[0] if len(tables) == 1 else f'{len(tables)} tables'}: {why}, {until}"
+        f"{tables[0] if len(tables) == 1 else f'{len(tables)} tables'}: {why} {until}"
         for (why, until), tables in groups.items()
     ]
     return Text("\n".join(lines) or "nothing", style="" if lines else "dim")
@@ -131,15 +137,16 @@ def _proofs(story: Story, plain: bool) -> Iterator[RenderableType]:
         seen = Counter(one["verdict"] for one in scan["stores"])
         bad = sum(n for verdict, n in seen.items() if verdict not in _GOOD)
         said = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in seen.most_common())
-        where = "every text of every table, topics, letters, logs" if scan["action"] == "sweep" else "every column"
-        lines.append((not bad, "The auditor looked", f"{len(scan['stores'])} stores, {where}: {said}"))
+        stores = f"all {len(scan['stores'])} stores clean" if len(seen) == 1 and seen["clean"] else f"stores: {said}"
+        where = "every text of every table, topic, queue and log" if scan["action"] == "sweep" else "every column"
+        lines.append((not bad, "The auditor looked", f"{stores}, by {where}"))
     late = sum(story.dropped.values())
     lines.append(
         (
-            story.late <= story.erased <= story.sent and bool(case["confirmed_at"]),
+            story.late_is_dropped,
             "What came late is dropped and counted",
-            f"{story.erased:,} generations in the class erased ({story.late:,} were sent when it was gone), "
-            f"{late} sign-ins and clicks",
+            f"{story.sent:,} generations sent = {story.sent - story.erased:,} rated + {story.erased:,} erased (of these "
+            f"{story.late:,} sent when it was gone); {late} sign-ins and clicks",
         )
     )
     used = story.credit_pico - story.ended_pico
@@ -147,8 +154,8 @@ def _proofs(story: Story, plain: bool) -> Iterator[RenderableType]:
         (
             story.books_stand,
             "The books stand",
-            f"{len(story.sums_after)} legal classes sum to $0 before and after; {usd(used, 2)} of the credit were used and "
-            f"stay booked without a name, {usd(story.ended_pico, 2)} ended unused",
+            f"all {len(story.sums_after)} legal classes sum to $0, before and after; {usd(used, 2)} of the credit were used "
+            f"and stay booked on nobody's name, {usd(story.ended_pico, 2)} ended unused",
         )
     )
     if story.certificate is not None:
@@ -168,6 +175,8 @@ def _next(story: Story) -> Text:
     if story.completed:
         case = story.case["id"] if story.case else ""
         return Text(
-            f"The certificate comes when old log segments are gone: steward privacy certificate {case}", style="dim"
+            f"The certificate comes with the auditor's last look, which is not over (--keep waits for it): "
+            f"steward privacy certificate {case}",
+            style="dim",
         )
     return Text("It is not completed: the deletion does NOT hold.", style="bold red")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Any
 
 import asyncpg
 
 from deploy.local.databases import connect
-from services.audit.residue.store import deep_hits, tables
+from services.audit.residue.store import tables
 from services.audit.residue.words import pattern
 
 _ADMIN = "STEWARD_POSTGRES_URL"
@@ -74,12 +73,13 @@ async def _owner(settings: Mapping[str, str], room: str) -> AsyncIterator[Any]:
 async def naming(settings: Mapping[str, str], room: str, ids: Sequence[str]) -> dict[str, int]:
     """Table -> rows in whose text (or bytes) one of these ids stands."""
     found = {}
-    expression = pattern(ids)
     async with _owner(settings, room) as db:
         for table in await tables(db):
-            hits = await deep_hits(db, table.name, expression, ids)
-            if hits:
-                found[table.name] = sum(hits.values())
+            # The name is the catalogue's, and quoted.
+            statement = f'SELECT count(*) FROM "{table.name}" t WHERE t::text ~ $1'  # noqa: S608
+            rows = await db.fetchval(statement, pattern(ids))
+            if rows:
+                found[table.name] = int(rows)
     return found
 
 
@@ -87,10 +87,3 @@ async def counter(settings: Mapping[str, str], room: str, name: str) -> int:
     """One of a room's durable counters."""
     async with _owner(settings, room) as db:
         return int(await db.fetchval("SELECT coalesce(sum(value), 0) FROM mesh_counter WHERE name = $1", name))
-
-
-async def clock(settings: Mapping[str, str]) -> datetime:
-    """The server's own time."""
-    async with _admin(settings) as admin:
-        found: datetime = await admin.fetchval("SELECT clock_timestamp()")
-        return found

@@ -295,7 +295,7 @@ def _by_kind(subjects: frozenset[tuple[str, str]]) -> tuple[list[str], list[str]
     return [who for kind, who in found if kind == "workspace"], [who for kind, who in found if kind == "account"]
 
 
-@service.job("end-erased-balances", every=timedelta(seconds=10))
+@service.job("end-erased-balances", every=timedelta(seconds=2))
 async def end_erased_balances(now: datetime, tx: Transaction) -> None:
     """Ends the keys of erased workspaces on the balances topic, some time after their last word: so they are compacted."""
     kafka = tx.plugged.get("kafka")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -277,6 +277,7 @@ class Row:
         "account",
         "case",
         "circle",
+        "known",
         "listed",
         "needs_person",
         "pseudonym",
@@ -295,8 +296,14 @@ class Row:
         self.needs_person: tuple[str, ...] = tuple(row["needs_person"])
         self.subjects: int = row["subjects"]
         self.case = _case(row, holders)
+        # Everybody's progress as the database has it.
+        self.known: dict[str, Progress] = {one.holder: one for one in _everybody(self.case)}
         # Whom a confirmation concerns, for the transaction that takes it.
         self.circle: Circle | None = None
+
+
+def _everybody(case: Case) -> list[Progress]:
+    return [*case.holders.values(), *([case.auditor] if case.auditor.epoch else [])]
 
 
 def _case(row: asyncpg.Record, holders: Iterable[asyncpg.Record]) -> Case:
@@ -356,57 +363,77 @@ async def _with_holders(db: Connection, rows: Sequence[asyncpg.Record]) -> dict[
     return {row["id"]: Row(row, holders.get(row["id"], ())) for row in rows}
 
 
-async def put_case(
-    db: Connection, row: Row, *, due_at: datetime | None, next_at: datetime | None, expires_at: datetime | None
-) -> None:  # fmt: skip
-    """Writes a case back."""
-    case = row.case
-    await db.execute(
+class Put(NamedTuple):
+    """A case as it is to be written back, and its clocks."""
+
+    row: Row
+    due_at: datetime | None
+    next_at: datetime | None
+    expires_at: datetime | None
+
+
+async def put_cases(db: Connection, puts: Sequence[Put]) -> None:
+    """Writes cases back, and what has changed of their holders."""
+    await db.executemany(
         """UPDATE privacy_case
            SET state = $2, account = $3, target = $4, sealed = $5, subjects = $6, attempts = $7, confirmed_at = $8,
                completed_at = $9, answered_at = $10, ended_at = $11, moved_at = $12, key_destroyed = $13, due_at = $14,
                next_at = $15, expires_at = $16, needs_person = $17, requested_at = $18, sealed_account = $19, kind = $20
            WHERE id = $1""",
-        case.id, case.state, row.account, row.target, row.sealed, row.subjects, case.attempts, case.confirmed_at,
-        case.completed_at, case.answered_at, case.ended_at, case.moved_at, case.key_destroyed, due_at,
-        next_at, expires_at, list(row.needs_person), case.requested_at, row.sealed_account, case.kind,
-    )  # fmt: skip
-    everybody = [*case.holders.values(), *([case.auditor] if case.auditor.epoch else [])]
-    await db.executemany(
-        """INSERT INTO case_holder (case_id, holder, epoch, done, sends, first_sent_at, due_at, faults, offsets, waived_by,
-                                    ticket, waived_at)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
-           ON CONFLICT (case_id, holder) DO UPDATE
-             SET epoch = excluded.epoch, done = excluded.done, sends = excluded.sends,
-                 first_sent_at = excluded.first_sent_at, due_at = excluded.due_at, faults = excluded.faults,
-                 offsets = excluded.offsets, waived_by = excluded.waived_by, ticket = excluded.ticket,
-                 waived_at = excluded.waived_at""",
         [
-            (case.id, one.holder, one.epoch, one.done, one.sends, one.first_sent_at, one.due_at, one.faults, one.offsets,
-             one.waived_by, one.ticket, one.waived_at)
-            for one in everybody
+            (case.id, case.state, row.account, row.target, row.sealed, row.subjects, case.attempts, case.confirmed_at,
+             case.completed_at, case.answered_at, case.ended_at, case.moved_at, case.key_destroyed, due_at, next_at,
+             expires_at, list(row.needs_person), case.requested_at, row.sealed_account, case.kind)
+            for row, due_at, next_at, expires_at in puts
+            for case in (row.case,)
         ],
     )  # fmt: skip
+    changed = [
+        (put.row, one) for put in puts for one in _everybody(put.row.case) if put.row.known.get(one.holder) != one
+    ]
+    if changed:
+        await db.executemany(
+            """INSERT INTO case_holder (case_id, holder, epoch, done, sends, first_sent_at, due_at, faults, offsets,
+                                        waived_by, ticket, waived_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+               ON CONFLICT (case_id, holder) DO UPDATE
+                 SET epoch = excluded.epoch, done = excluded.done, sends = excluded.sends,
+                     first_sent_at = excluded.first_sent_at, due_at = excluded.due_at, faults = excluded.faults,
+                     offsets = excluded.offsets, waived_by = excluded.waived_by, ticket = excluded.ticket,
+                     waived_at = excluded.waived_at""",
+            [
+                (row.case.id, one.holder, one.epoch, one.done, one.sends, one.first_sent_at, one.due_at, one.faults,
+                 one.offsets, one.waived_by, one.ticket, one.waived_at)
+                for row, one in changed
+            ],
+        )  # fmt: skip
+    for row, one in changed:
+        row.known[one.holder] = one
 
 
 async def add_receipt(
     db: Connection, case_id: str, holder: str, action: str, epoch: int, hold: str, body: Any, now: datetime
 ) -> None:
     """Keeps what a holder said; the first word of an epoch stands."""
-    await db.execute(
+    await add_receipts(db, [(case_id, holder, action, epoch, hold, body)], now)
+
+
+async def add_receipts(db: Connection, said: Sequence[tuple[str, str, str, int, str, Any]], now: datetime) -> None:
+    """Keeps what holders said: (case, holder, action, epoch, hold, body) each."""
+    await db.executemany(
         """INSERT INTO case_receipt (case_id, holder, action, epoch, hold, body, arrived_at)
            VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING""",
-        case_id, holder, action, epoch, hold, body, now,
-    )  # fmt: skip
+        [(*one, now) for one in said],
+    )
 
 
-async def add_scan(db: Connection, case_id: str, action: str, epoch: int, stores: Any, now: datetime) -> None:
-    """Keeps what the auditor said."""
-    await db.execute(
+async def add_scans(db: Connection, said: Sequence[tuple[str, str, int, Any]], now: datetime) -> None:
+    """Keeps what the auditor said: (case, action, epoch, stores) each."""
+    await db.executemany(
         """INSERT INTO case_scan (case_id, action, epoch, stores, arrived_at) VALUES ($1, $2, $3, $4, $5)
            ON CONFLICT DO NOTHING""",
-        case_id, action, epoch, stores, now,
-    )  # fmt: skip
+        [(*one, now) for one in said],
+    )
 
 
 async def receipts(db: Connection, case_id: str) -> list[asyncpg.Record]:
@@ -570,14 +597,17 @@ async def being_placed(db: Connection, pseudonyms: Sequence[bytes]) -> set[str]:
     return {row["holder"] for row in rows}
 
 
-async def deferring(db: Connection, case_id: str) -> set[str]:
-    """The same for a case that is under way."""
+async def deferring(db: Connection, case_ids: Iterable[str]) -> dict[str, set[str]]:
+    """The same for cases that are under way; those without such a hold are left out."""
     rows = await db.fetch(
-        """SELECT DISTINCT h.holder FROM hold h JOIN case_hold c ON c.hold = h.id
-           WHERE h.state = 'placing' AND c.case_id = $1""",
-        case_id,
+        """SELECT DISTINCT c.case_id, h.holder FROM hold h JOIN case_hold c ON c.hold = h.id
+           WHERE h.state = 'placing' AND c.case_id = ANY($1)""",
+        sorted(set(case_ids)),
     )
-    return {row["holder"] for row in rows}
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["case_id"], set()).add(row["holder"])
+    return found
 
 
 async def link_holds(db: Connection, case_id: str) -> None:
@@ -608,7 +638,7 @@ async def cases_of_hold(db: Connection, hold_id: str) -> list[str]:
     return [row["case_id"] for row in rows]
 
 
-async def holds_on(db: Connection, case_id: str) -> list[asyncpg.Record]:
+async def holds_on(db: Connection, case_id: str) -> list[Any]:
     """Holds on the subjects of a case."""
     return await db.fetch(
         """SELECT h.id, h.state, h.holder, h.table_name AS table, h.ground, h.until, h.rows, h.ended_at

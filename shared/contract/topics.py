@@ -34,7 +34,7 @@ class Pace(NamedTuple):
 
 
 _CALM = Pace(timedelta(hours=6), _DAY, 7 * _DAY)
-_HURRIED = Pace(timedelta(seconds=10), timedelta(seconds=5), timedelta(seconds=5))
+_HURRIED = Pace(timedelta(seconds=5), timedelta(seconds=3), timedelta(seconds=5))
 
 
 def pace(*, hurried: bool) -> Pace:

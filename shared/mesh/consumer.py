@@ -820,7 +820,8 @@ class TopicConsumer:
         begins, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
         async with self._pool.acquire() as db:
             passed = await store.next_offsets(db, self.group, name)
-        return sum(max(0, ends[tp] - passed.get(tp.partition, begins[tp])) for tp in tps)
+        # What was cut off before a cursor had passed it (an older copy of the database was put back) never comes.
+        return sum(max(0, ends[tp] - max(begins[tp], passed.get(tp.partition, 0))) for tp in tps)
 
     def observe(self) -> None:
         """Sets the gauges of lag and of partitions that stand still."""

@@ -27,6 +27,7 @@ from shared.privacy.erasure import Letters, Pass, Treatment, by_kind
 from shared.privacy.expiry import attach_expiry
 from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP, MESH_ROWS
 from shared.privacy.tombstones import Tombstones
+from shared.privacy.unread import unread
 from shared.privacy.vault import CASE, Shredded, open_vault, vault_of
 
 log = logging.getLogger("steward.privacy")
@@ -81,50 +82,60 @@ class Holder:
 
     async def obey(self, batch: Batch, tx: Transaction) -> None:
         """Takes orders: what is short is done at once, an erasure is noted and becomes a task."""
-        stones: dict[bytes, tuple[bytes, str, str, datetime]] = {}
+        orders: dict[tuple[str, int], Any] = {}
         for received in batch.events:
             order = received.event.data
             if self._service.name not in order.holders:
                 continue
             if order.action == "erase":
-                stones |= await self._note(order, tx)
+                orders[order.case, order.epoch] = order
             elif order.action == "hold":
                 await self._hold(order, tx)
             elif order.action == "release":
                 await self._release(order, tx)
+        stones = await self._note(orders, tx) if orders else []
         if stones and self.tombstones.enabled:
-            await store.add_tombstones(tx.db, list(stones.values()))
+            await store.add_tombstones(tx.db, stones)
         if stones:
             await tx.enqueue(ERASE, "pass", {})
 
-    async def _note(self, order: Any, tx: Transaction) -> dict[bytes, tuple[bytes, str, str, datetime]]:
-        known = await store.add_order(
-            tx.db, order.case, order.epoch, order.scope, order.sealed, order.after, order.confirmed_at, tx.now
+    async def _note(self, orders: Mapping[tuple[str, int], Any], tx: Transaction) -> list[store.Stone]:
+        """Notes orders, and answers again those that are carried out; the tombstones of what is new."""
+        rows = [(o.case, o.epoch, o.scope, o.sealed, o.after, o.confirmed_at) for o in orders.values()]
+        new = await store.add_orders(tx.db, rows, tx.now)
+        if known := [key for key in orders if key not in new]:
+            for (case, epoch), receipt in (await store.receipts(tx.db, known)).items():
+                self._publish(tx, case, epoch, receipt)
+        stones: dict[bytes, store.Stone] = {}
+        opened = await vault_of(tx).open_cases(
+            [(case, orders[case, epoch].sealed) for case, epoch in orders if (case, epoch) in new]
         )
-        if known is not None:
-            if known["receipt"] is not None:
-                self._publish(tx, order.case, order.epoch, known["receipt"])
-            return {}
-        try:
-            subjects = await vault_of(tx).open_subjects(order.case, order.sealed)
-        except Shredded:
-            # The case is over: its certificate was given, and this is an old copy of the command.
-            log.warning("an order of a case without a key: nothing is left to do")
-            await store.finish_orders(tx.db, [(order.case, order.epoch, _SHREDDED)], tx.now)
-            return {}
-        hashes = vault_of(tx).hasher.hashes(subjects)
-        return {
-            digest: (digest, kind, order.case, order.confirmed_at)
-            for (kind, _), digest in zip(subjects, hashes, strict=True)
-        }
+        for key, order in orders.items():
+            if key not in new:
+                continue
+            subjects = opened.get(order.case)
+            if subjects is None:
+                # The case is over: its certificate was given, and this is an old copy of the command.
+                log.warning("an order of a case without a key: nothing is left to do")
+                await store.finish_orders(tx.db, [(*key, _SHREDDED)], tx.now)
+                continue
+            hashes = vault_of(tx).hasher.hashes(subjects)
+            for (kind, _), digest in zip(subjects, hashes, strict=True):
+                stones[digest] = (digest, kind, order.case, order.confirmed_at)
+        return list(stones.values())
 
     async def _hold(self, order: Any, tx: Transaction) -> None:
         """Copies a subject's rows of one table, sealed under the hold's key, so that they outlive expiry and erasure."""
-        subjects = await vault_of(tx).open_subjects(order.case, order.sealed)
         hold, table = order.arguments["hold"], order.arguments["table"]
         treatment = self._tables.get(table)
-        count = 0
-        if treatment is not None:
+        # An order that comes again finds what the first one kept: rows may be gone by now, and no copy is made twice.
+        count = (await store.held(tx.db, hold)).get(table, 0)
+        if treatment is not None and not count:
+            try:
+                subjects = await vault_of(tx).open_subjects(order.case, order.sealed)
+            except Shredded:
+                log.warning("an order to hold without a key: the hold is over, and nothing is left to keep")
+                return
             texts = await store.rows_as_json(tx.db, treatment.rows, by_kind(subjects), _HELD_ROWS)
             (digest,) = vault_of(tx).hasher.hashes(subjects[:1])
             sealed = await vault_of(tx).seal_held(hold, table, texts, tx.now)
@@ -174,7 +185,8 @@ class Holder:
 
     async def _begin(self, tx: Transaction) -> Any:
         waiting = await store.waiting_orders(tx.db, _TOGETHER)
-        ready = [row for row in waiting if await self._passed(tx, row["after"])]
+        reached = await self._reached(tx, {topic for row in waiting for topic in row["after"]})
+        ready = [row for row in waiting if _passed(row["after"], reached)]
         if not ready:
             return Later(None, _LOOK_AGAIN) if waiting else Done()
         orders = await self._orders(tx, ready)
@@ -191,29 +203,27 @@ class Holder:
         outbox = await mesh_store.last_outbox(tx.db) if self._reports is not None else 0
         return Pass([(r["case_id"], r["epoch"]) for r in ready], rest, 0, letters, outbox, kept).dump()
 
-    async def _passed(self, tx: Transaction, after: Mapping[str, Mapping[str, int]]) -> bool:
-        """Whether this service has handled everything below the offsets that an order waits for."""
-        for topic, offsets in after.items():
-            reached = await mesh_store.next_offsets(tx.db, f"steward.{self._service.name}.{topic}", topic)
-            if any(reached.get(int(part), 0) < offset for part, offset in offsets.items()):
-                return False
-        return True
+    async def _reached(self, tx: Transaction, names: Iterable[str]) -> dict[str, dict[int, int]]:
+        """How far this service has handled each partition of these topics."""
+        group = f"steward.{self._service.name}"
+        return {name: await mesh_store.next_offsets(tx.db, f"{group}.{name}", name) for name in sorted(names)}
 
     async def _orders(
         self, tx: Transaction, rows: Iterable[Mapping[str, Any]]
     ) -> dict[tuple[str, int], tuple[Any, Subjects]]:
         """The orders with their subjects, opened for this moment."""
-        opened = {}
-        for row in rows:
-            try:
-                subjects = await vault_of(tx).open_subjects(row["case_id"], row["sealed"])
-            except Shredded:
-                # The case ended without this holder (somebody has waived it): it must not hold up the others.
-                log.warning("an order of a case without a key: nothing is left to do")
-                await store.finish_orders(tx.db, [(row["case_id"], row["epoch"], _SHREDDED)], tx.now)
-                continue
-            opened[row["case_id"], row["epoch"]] = (row, frozenset(subjects))
-        return opened
+        told = list(rows)
+        opened = await vault_of(tx).open_cases([(row["case_id"], row["sealed"]) for row in told])
+        over = [(row["case_id"], row["epoch"], _SHREDDED) for row in told if row["case_id"] not in opened]
+        if over:
+            # The cases ended without this holder (somebody has waived it): they must not hold up the others.
+            log.warning("%d orders of cases without a key: nothing is left to do", len(over))
+            await store.finish_orders(tx.db, over, tx.now)
+        return {
+            (row["case_id"], row["epoch"]): (row, frozenset(opened[row["case_id"]]))
+            for row in told
+            if row["case_id"] in opened
+        }
 
     async def _finish(
         self,
@@ -308,6 +318,7 @@ class Holder:
                 over = {digest: case for digest, case in over.items() if case not in under_way}
             if not over:
                 return
+            await self._put_aside(tx)
             asked: set[Subject] = set()
             for rows in self.holding.rows:
                 for kind in rows.owners:
@@ -331,6 +342,24 @@ class Holder:
                 log.warning("%d erased subjects were found in this database and are erased again", len(found))
             await store.set_applied(db, over)
             await tx.flush()
+
+    async def _put_aside(self, tx: Transaction) -> None:
+        """Obeys the holds that wait among the commands: this service was away when they were ordered, and what is erased
+        now would be missing when it comes to read them."""
+        topic = topics.PRIVACY_COMMANDS
+        passed = await mesh_store.next_offsets(tx.db, f"steward.{self._service.name}.{topic.name}", topic.name)
+        for event in await unread(tx.plugged["kafka"], topic, passed):
+            if event.data.action == "hold" and self._service.name in event.data.holders:
+                await self._hold(event.data, tx)
+
+
+def _passed(after: Mapping[str, Mapping[str, int]], reached: Mapping[str, Mapping[int, int]]) -> bool:
+    """Whether everything below the offsets that an order waits for is handled."""
+    return all(
+        reached[topic].get(int(part), 0) >= offset
+        for topic, offsets in after.items()
+        for part, offset in offsets.items()
+    )
 
 
 def _case_ms(case: str) -> int:

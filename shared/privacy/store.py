@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from string import Formatter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from asyncpg import UndefinedTableError
 
@@ -30,7 +30,11 @@ async def alone(db: Connection) -> None:
     await db.execute("SELECT pg_advisory_xact_lock($1, $2)", *_LOCK)
 
 
-async def add_tombstones(db: Connection, stones: Collection[tuple[bytes, str, str, datetime]]) -> int:
+Stone: TypeAlias = tuple[bytes, str, str, datetime]
+"""(hash, kind, case, at)"""
+
+
+async def add_tombstones(db: Connection, stones: Collection[Stone]) -> int:
     """Adds (hash, kind, case, at), after every open transaction has ended; returns how many are new."""
     await alone(db)
     hashes, kinds, cases, ats = (list(column) for column in zip(*stones, strict=True))
@@ -85,17 +89,31 @@ async def declare(db: Connection, columns: Sequence[tuple[Any, ...]], map_versio
 # --- orders ------------------------------------------------------------------------------------------------------
 
 
-async def add_order(
-    db: Connection, case: str, epoch: int, scope: str, sealed: str, after: Any, confirmed_at: datetime, now: datetime
-) -> Mapping[str, Any] | None:
-    """Notes an order to erase. Returns its row if it was known already (with the receipt, if that was given)."""
-    if await db.fetchval(
+Order: TypeAlias = tuple[str, int, str, str, Any, datetime]
+"""(case, epoch, scope, sealed subjects, offsets to wait for, confirmed at)"""
+
+
+async def add_orders(db: Connection, orders: Sequence[Order], now: datetime) -> set[tuple[str, int]]:
+    """Notes orders to erase; returns (case, epoch) of those that were not known."""
+    columns = [list(column) for column in zip(*orders, strict=True)]
+    rows = await db.fetch(
         """INSERT INTO mesh_erasure (case_id, epoch, scope, sealed, after, confirmed_at, ordered_at)
-           VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING true""",
-        case, epoch, scope, sealed, after, confirmed_at, now,
-    ):  # fmt: skip
-        return None
-    return await db.fetchrow("SELECT * FROM mesh_erasure WHERE case_id = $1 AND epoch = $2", case, epoch)
+           SELECT *, $7 FROM unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::jsonb[], $6::timestamptz[])
+           ON CONFLICT DO NOTHING RETURNING case_id::text AS case_id, epoch""",
+        *columns, now,
+    )  # fmt: skip
+    return {(row["case_id"], row["epoch"]) for row in rows}
+
+
+async def receipts(db: Connection, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Any]:
+    """What was answered to the named orders, as far as it was."""
+    rows = await db.fetch(
+        """SELECT case_id::text AS case_id, epoch, receipt
+           FROM mesh_erasure JOIN unnest($1::uuid[], $2::int[]) AS k (c, e) ON case_id = c AND epoch = e
+           WHERE receipt IS NOT NULL""",
+        [case for case, _ in keys], [epoch for _, epoch in keys],
+    )  # fmt: skip
+    return {(row["case_id"], row["epoch"]): row["receipt"] for row in rows}
 
 
 async def waiting_orders(db: Connection, limit: int) -> list[Mapping[str, Any]]:

@@ -89,9 +89,8 @@ async def _swept(url: str, log: Partitioned, over: datetime) -> tuple[float, int
     tomorrow = over.date() + timedelta(days=5)
     try:
         alone = Waits()
-        await _beside(
-            alone, writer, looker, tomorrow, asyncio.sleep(1.0)
-        )  # lint: allow sleep-in-test -- a span is measured
+        span = asyncio.sleep(1.0)  # lint: allow sleep-in-test -- a span is measured
+        await _beside(alone, writer, looker, tomorrow, span)
         waits = Waits()
         began = time.perf_counter()
         reading = reader.transaction()

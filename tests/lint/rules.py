@@ -42,6 +42,7 @@ _SQL_HOMES = {
     "shared/privacy/store.py",
     "deploy/local/databases.py",
     "deploy/local/doctor.py",
+    "deploy/drill/store.py",
 }
 # Unmistakable at the start of a string: in capitals, as our SQL is written, or in the shape of a statement.
 _SQL_CAPITALS = re.compile(

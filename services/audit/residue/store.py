@@ -60,17 +60,17 @@ async def hits(db: Connection, table: Table, ids: Sequence[str]) -> dict[str, di
     columns = table.texts + table.arrays
     if not columns or not _NAME.fullmatch(table.name):
         return found
-    terms = [f'"{c}" = ANY($1)' for c in table.texts] + [f'"{c}" && $1' for c in table.arrays]
-    shown = ", ".join(f'"{c}"' for c in columns)
-    statement = f'SELECT {shown} FROM "{table.name}" WHERE {" OR ".join(terms)} LIMIT {_MOST}'  # noqa: S608
-    wanted = set(ids)
+    terms = [f't."{c}" = ANY($1)' for c in table.texts] + [f't."{c}" && $1' for c in table.arrays]
+    values = [f'({n}, t."{c}"::text)' for n, c in enumerate(table.texts)]
+    each = [f"SELECT n, value FROM (VALUES {', '.join(values)}) AS v (n, value)"] if values else []  # noqa: S608 -- names of the catalogue
+    each += [f'SELECT {n}, unnest(t."{c}")::text' for n, c in enumerate(table.arrays, len(table.texts))]
+    # Counted there: a limit on rows would let one case with many of them hide another's.
+    statement = f"""
+        SELECT h.n, h.value, count(*) AS rows
+        FROM "{table.name}" t CROSS JOIN LATERAL ({" UNION ALL ".join(each)}) AS h (n, value)
+        WHERE ({" OR ".join(terms)}) AND h.value = ANY($1) GROUP BY h.n, h.value"""  # noqa: S608 -- of the catalogue
     for row in await db.fetch(statement, list(ids)):
-        for column in columns:
-            values = row[column] if column in table.arrays else (row[column],)
-            for value in values or ():
-                if value in wanted:
-                    of_column = found.setdefault(column, {})
-                    of_column[value] = of_column.get(value, 0) + 1
+        found.setdefault(columns[row["n"]], {})[row["value"]] = row["rows"]
     return found
 
 
@@ -133,17 +133,13 @@ async def read_topics(kafka: KafkaSettings, topics: Sequence[str]) -> AsyncItera
 # --- audit's own -------------------------------------------------------------------------------------------------
 
 
-async def add_scan(
-    db: Connection, case: str, epoch: int, action: str, attempt: str, sealed: str, now: datetime
-) -> bool:
-    """Notes an order to scan; False if it is known."""
-    return bool(
-        await db.fetchval(
-            """INSERT INTO scan (attempt, case_id, epoch, action, sealed, ordered_at) VALUES ($1, $2, $3, $4, $5, $6)
-               ON CONFLICT (attempt) DO NOTHING RETURNING true""",
-            attempt, case, epoch, action, sealed, now,
-        )
-    )  # fmt: skip
+async def add_scans(db: Connection, orders: Sequence[tuple[str, str, int, str, str, datetime]]) -> None:
+    """Notes orders to scan, (attempt, case, epoch, action, sealed subjects, ordered at) each; known ones stay as they are."""
+    await db.executemany(
+        """INSERT INTO scan (attempt, case_id, epoch, action, sealed, ordered_at) VALUES ($1, $2, $3, $4, $5, $6)
+           ON CONFLICT (attempt) DO NOTHING""",
+        orders,
+    )
 
 
 async def waiting_scans(db: Connection, limit: int) -> list[Mapping[str, Any]]:
@@ -157,10 +153,11 @@ async def waiting_scans(db: Connection, limit: int) -> list[Mapping[str, Any]]:
     )
 
 
-async def finish_scan(db: Connection, attempt: str, stores: Any, now: datetime) -> None:
-    """Keeps what was seen, and forgets who it was about."""
-    await db.execute(
-        "UPDATE scan SET stores = $2, done_at = $3, sealed = NULL WHERE attempt = $1", attempt, stores, now
+async def finish_scans(db: Connection, seen: Sequence[tuple[str, Any]], now: datetime) -> None:
+    """Keeps what was seen, (attempt, stores) each, and forgets who it was about."""
+    await db.executemany(
+        "UPDATE scan SET stores = $2, done_at = $3, sealed = NULL WHERE attempt = $1",
+        [(attempt, stores, now) for attempt, stores in seen],
     )
 
 

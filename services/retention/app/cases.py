@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -84,7 +84,7 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
         await _ask(room, tx, row, event.id, data, code, known)
     else:
         await store.add_request(tx.db, event.id, row.case.id, data.channel, at, None)
-    await _keep(room, tx, row)
+    await _keep(room, tx, [row])
 
 
 async def _open_case(tx: Transaction, pseudonym: bytes) -> str:
@@ -185,8 +185,14 @@ async def confirm(
 
 
 async def answered(room: Room, batch: Batch, tx: Transaction) -> None:
-    """Takes holders' receipts and the auditor's verdicts. Nobody signs for somebody else."""
+    """Takes holders' receipts and the auditor's verdicts. Nobody signs for somebody else.
+
+    What was said is kept first, then cases go on: each is written once, however many receipts of it a batch brings.
+    """
     rows = await store.lock_cases(tx.db, [received.event.data.case for received in batch.events])
+    receipts: list[tuple[str, str, str, int, str, Any]] = []
+    scans: list[tuple[str, str, int, Any]] = []
+    steps: list[tuple[store.Row, Happening]] = []
     for received in batch.events:
         event = received.event
         data = event.data
@@ -203,29 +209,30 @@ async def answered(room: Room, batch: Batch, tx: Transaction) -> None:
             tx.refuse(received.record, "unknown_case", "no such case is known here")
             continue
         if event.type == events.PrivacyScanned.TYPE:
-            await _scanned(room, tx, row, data)
+            stores = holds.seen(_stores(data), await store.holds_on(tx.db, data.case))
+            scans.append((data.case, data.action, data.epoch, stores))
+            findings = tuple(machine.Finding(one.holder, _trusted(one)) for one in data.stores)
+            steps.append((row, machine.Scan(data.action, data.epoch, findings)))
         else:
-            await _done(room, tx, row, data)
+            receipts.append((data.case, data.holder, data.action, data.epoch, "", kept(data)))
+            if data.action == "erase":
+                left = sum(one.remaining for one in data.treated)
+                steps.append((row, machine.Receipt(data.holder, data.epoch, plain(data.offsets), left)))
+    if receipts:
+        await store.add_receipts(tx.db, receipts, tx.now)
+    if scans:
+        await store.add_scans(tx.db, scans, tx.now)
+    await _happen_each(room, tx, steps)
 
 
-async def _done(room: Room, tx: Transaction, row: store.Row, data: Any) -> None:
-    await store.add_receipt(tx.db, row.case.id, data.holder, data.action, data.epoch, "", kept(data), tx.now)
-    if data.action == "erase":
-        left = sum(one.remaining for one in data.treated)
-        await happen(room, tx, row, machine.Receipt(data.holder, data.epoch, plain(data.offsets), left))
-
-
-async def _scanned(room: Room, tx: Transaction, row: store.Row, data: Any) -> None:
-    stores = [
+def _stores(data: Any) -> list[dict[str, Any]]:
+    return [
         {
             "holder": one.holder, "store": one.store, "verdict": one.verdict, "count": one.count, "ground": one.ground,
             "not_after": None if one.not_after is None else rfc3339(one.not_after),
         }
         for one in data.stores
     ]  # fmt: skip
-    await store.add_scan(tx.db, row.case.id, data.action, data.epoch, stores, tx.now)
-    findings = tuple(machine.Finding(one.holder, _trusted(one)) for one in data.stores)
-    await happen(room, tx, row, machine.Scan(data.action, data.epoch, findings))
 
 
 def _trusted(one: Any) -> Any:
@@ -236,12 +243,14 @@ def _trusted(one: Any) -> Any:
 
 async def mailed(room: Room, batch: Batch, tx: Transaction) -> None:
     """Notes what became of mails; the accepted answer stops its clock."""
+    told: list[tuple[str, bool]] = []
     for received in batch.events:
         data = received.event.data
         mail = await store.settle_mail(tx.db, data.cause, data.outcome, data.at)
         if mail is not None and mail["template"] == "erasure_completed":
-            for row in (await store.lock_cases(tx.db, [mail["case_id"]])).values():
-                await happen(room, tx, row, machine.Answered(data.outcome == "accepted"))
+            told.append((mail["case_id"], data.outcome == "accepted"))
+    rows = await store.lock_cases(tx.db, [case for case, _ in told]) if told else {}
+    await _happen_each(room, tx, [(rows[case], machine.Answered(ok)) for case, ok in told if case in rows])
 
 
 # --- what time brings ---------------------------------------------------------------------------------------------
@@ -249,8 +258,8 @@ async def mailed(room: Room, batch: Batch, tx: Transaction) -> None:
 
 async def tick(room: Room, now: datetime, tx: Transaction) -> None:
     """Orders that are due again, lapsed requests, keys that are over, accounts whose time after closing is over."""
-    for row in (await store.lock_due(tx.db, now, _CHUNK)).values():
-        await happen(room, tx, row, machine.Tick())
+    due = await store.lock_due(tx.db, now, _CHUNK)
+    await _happen_each(room, tx, [(row, machine.Tick()) for row in due.values()])
     for closed in await store.closed_accounts(tx.db, now - (clocks.closes_at(now, policy()) - now), _CHUNK):
         await _close(room, closed["account"], closed["closed_at"], tx)
 
@@ -282,7 +291,23 @@ async def happen(
 ) -> None:
     """One step of a case, with all that follows from it, in this transaction."""
     if deferred is None:
-        deferred = await store.deferring(tx.db, row.case.id)
+        deferred = (await store.deferring(tx.db, [row.case.id])).get(row.case.id, ())
+    await _step(room, tx, row, what, deferred)
+    await _keep(room, tx, [row])
+
+
+async def _happen_each(room: Room, tx: Transaction, steps: Sequence[tuple[store.Row, Happening]]) -> None:
+    """Steps of many cases, one after the other; each case is written once, at the end."""
+    if not steps:
+        return
+    rows = {row.case.id: row for row, _ in steps}
+    deferred = await store.deferring(tx.db, rows)
+    for row, what in steps:
+        await _step(room, tx, row, what, deferred.get(row.case.id, ()))
+    await _keep(room, tx, list(rows.values()))
+
+
+async def _step(room: Room, tx: Transaction, row: store.Row, what: Happening, deferred: Iterable[str]) -> None:
     world = World(tx.now, room.holders, room.timing, frozenset(deferred))
     before = row.case
     row.case, deeds = machine.step(before, what, world)
@@ -292,21 +317,20 @@ async def happen(
         except Untrue as error:
             log.error("case %s cannot be certified: %s", before.id, error)
             row.case = machine.unproved(before, tx.now)
-    await _keep(room, tx, row)
 
 
-async def _keep(room: Room, tx: Transaction, row: store.Row) -> None:
-    case, now = row.case, tx.now
-    reasons = case.needs_person(now, room.timing)
-    for reason in set(reasons) - set(row.needs_person):
-        log.error("case %s needs a person: %s", case.id, reason)
-        tx.count("cases_escalated")
-    row.needs_person = reasons
-    await store.put_case(
-        tx.db, row,
-        due_at=clocks.due_at(case, policy()), next_at=machine.next_at(case, room.timing),
-        expires_at=None if case.ended_at is None else case.ended_at + RECORDS,
-    )  # fmt: skip
+async def _keep(room: Room, tx: Transaction, rows: Sequence[store.Row]) -> None:
+    puts = []
+    for row in rows:
+        case = row.case
+        reasons = case.needs_person(tx.now, room.timing)
+        for reason in set(reasons) - set(row.needs_person):
+            log.error("case %s needs a person: %s", case.id, reason)
+            tx.count("cases_escalated")
+        row.needs_person = reasons
+        expires_at = None if case.ended_at is None else case.ended_at + RECORDS
+        puts.append(store.Put(row, clocks.due_at(case, policy()), machine.next_at(case, room.timing), expires_at))
+    await store.put_cases(tx.db, puts)
 
 
 async def _do(room: Room, tx: Transaction, row: store.Row, deed: Deed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from shared.mesh import Received, Transaction
 from shared.mesh.transaction import rfc3339
 
 _CHUNK = 50
+_COPIES = "mesh_held_record"
 _TABLE = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _GROUND = re.compile(r"[a-z_]{1,64}")
 _KINDS = get_args(events.SubjectKind)
@@ -90,6 +92,26 @@ async def receive(room: Room, data: Any, tx: Transaction) -> bool:
             )  # fmt: skip
         await _step(room, row, tx)
     return True
+
+
+def seen(stores: Sequence[dict[str, Any]], placed: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The auditor's verdicts, with `held` where a hold keeps copies of the case's subjects.
+
+    They are sealed under the hold's key and filed under a keyed hash: the auditor has neither, and can only call them clean.
+    """
+    held: dict[str, dict[str, Any]] = {}
+    for one in sorted(placed, key=lambda one: one["until"]):
+        if one["state"] in ("held", "releasing") and one["rows"]:
+            before = held.get(one["holder"], {"count": 0})["count"]
+            held[one["holder"]] = {
+                "holder": one["holder"], "store": _COPIES, "verdict": "held", "count": before + one["rows"],
+                "ground": one["ground"], "not_after": rfc3339(one["until"]),
+            }  # fmt: skip
+    others = [
+        one for one in stores
+        if not (one["store"] == _COPIES and one["verdict"] == "clean" and one["holder"] in held)
+    ]  # fmt: skip
+    return others + list(held.values())
 
 
 async def tick(room: Room, now: datetime, tx: Transaction) -> None:

@@ -19,7 +19,7 @@ from shared.contract import events, topics
 from shared.contract.ids import derived_id
 from shared.mesh import Batch, Done, Service, Task, Transaction
 from shared.mesh.settings import KafkaSettings
-from shared.privacy.vault import Shredded, Vault, open_vault
+from shared.privacy.vault import Vault, open_vault
 
 _UNREACHABLE = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, KafkaError)
 # Cases that one pass over the databases looks for together.
@@ -48,11 +48,14 @@ class Residue:
 
     async def note(self, batch: Batch, tx: Transaction) -> None:
         """Takes orders to scan."""
-        for event, _ in batch.events:
-            order = event.data
-            if tx.service in order.holders and order.action in ("probe", "sweep") and order.sealed is not None:
-                await store.add_scan(tx.db, order.case, order.epoch, order.action, event.id, order.sealed, tx.now)
-                await tx.enqueue("scan", "pass", {})
+        orders = [
+            (event.id, event.data.case, event.data.epoch, event.data.action, event.data.sealed, tx.now)
+            for event, _ in batch.events
+            if tx.service in event.data.holders and event.data.action in ("probe", "sweep") and event.data.sealed
+        ]
+        if orders:
+            await store.add_scans(tx.db, orders)
+            await tx.enqueue("scan", "pass", {})
 
     async def run(self, task: Task, tx: Transaction) -> Any:
         """Scans for all cases that wait, of one kind."""
@@ -60,13 +63,10 @@ class Residue:
         if not rows:
             return Done()
         rows = [row for row in rows if row["action"] == rows[0]["action"]]
-        subjects: dict[str, list[tuple[str, str]]] = {}
-        for row in rows:
-            try:
-                subjects[row["attempt"]] = await self._vault.open_subjects(row["case_id"], row["sealed"])
-            except Shredded:
-                # The certificate was given and its key destroyed: nobody can look for it any more.
-                await store.finish_scan(tx.db, row["attempt"], [], tx.now)
+        opened = await self._vault.open_cases([(row["case_id"], row["sealed"]) for row in rows])
+        subjects = {row["attempt"]: opened[row["case_id"]] for row in rows if row["case_id"] in opened}
+        # Of the others the certificate was given and the key destroyed: nobody can look for them any more.
+        seen: list[tuple[str, Any]] = [(row["attempt"], []) for row in rows if row["attempt"] not in subjects]
         deep = rows[0]["action"] == "sweep"
         found = await scan(
             {holder: source.snapshot for holder, source in self._sources.items()}, self._kafka, subjects, tx.now,
@@ -79,7 +79,7 @@ class Residue:
                 {k: (v.isoformat() if k == "not_after" else v) for k, v in each.items()}
                 for each in found[row["attempt"]]
             ]
-            await store.finish_scan(tx.db, row["attempt"], stores, tx.now)
+            seen.append((row["attempt"], stores))
             tx.publish(
                 topics.PRIVACY_RECEIPTS,
                 events.PrivacyScanned,
@@ -90,6 +90,7 @@ class Residue:
                     "case": row["case_id"], "epoch": row["epoch"], "action": row["action"], "stores": stores,
                 },
             )  # fmt: skip
+        await store.finish_scans(tx.db, seen, tx.now)
         return None
 
     async def _logs(self) -> Iterable[tuple[str, bytes]]:

@@ -102,13 +102,12 @@ async def scan_database(
 
 def promise_of_topics(kafka: KafkaSettings, wanted: Wanted, findings: Findings, now: datetime) -> None:
     """A probe does not read topics: what they hold ends by itself, by then at the latest."""
+    everybody = {case for cases in wanted.cases.values() for case in cases}
     for topic in TOPICS:
         if topic.personal:
-            for cases in wanted.cases.values():
-                for case in cases:
-                    findings.add(
-                        case, "kafka", topic.name, 0, {"verdict": "expiring", "not_after": now + life(topic, kafka)}
-                    )
+            verdict = {"verdict": "expiring", "not_after": now + life(topic, kafka)}
+            for case in everybody:
+                findings.add(case, "kafka", topic.name, 0, verdict)
 
 
 def life(topic: Topic, kafka: KafkaSettings) -> timedelta:
