@@ -57,24 +57,21 @@ async def address(db: Connection, account: str) -> str | None:
     return sealed
 
 
-async def first_address(db: Connection, accounts: Sequence[str]) -> tuple[str, str] | None:
-    """The first account in the list whose address is here, and that address, sealed."""
-    row = await db.fetchrow(
-        "SELECT account, sealed FROM address WHERE account = ANY($1) ORDER BY array_position($1, account) LIMIT 1",
-        list(accounts),
-    )
-    return None if row is None else (row["account"], row["sealed"])
+async def addresses(db: Connection, accounts: Sequence[str]) -> dict[str, str]:
+    """The sealed addresses of those accounts that have one here."""
+    rows = await db.fetch("SELECT account, sealed FROM address WHERE account = ANY($1)", list(accounts))
+    return {row["account"]: row["sealed"] for row in rows}
 
 
 # --- envelopes ---------------------------------------------------------------------------------------------------
 
 
-async def add_envelope(db: Connection, case_id: str, sealed: str, now: datetime, not_after: datetime) -> None:
-    """Keeps an address for the last mail of a case; the first one stays."""
+async def add_envelopes(db: Connection, sealed: Mapping[str, str], now: datetime, not_after: datetime) -> None:
+    """Keeps addresses for the last mails of cases; the first one of a case stays."""
     await db.execute(
-        """INSERT INTO envelope (case_id, sealed, created_at, not_after) VALUES ($1, $2, $3, $4)
-           ON CONFLICT (case_id) DO NOTHING""",
-        case_id, sealed, now, not_after,
+        """INSERT INTO envelope (case_id, sealed, created_at, not_after)
+           SELECT *, $3, $4 FROM unnest($1::text[], $2::text[]) ON CONFLICT (case_id) DO NOTHING""",
+        list(sealed), list(sealed.values()), now, not_after,
     )  # fmt: skip
 
 

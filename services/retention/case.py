@@ -36,8 +36,10 @@ class Timing:
     """How long to wait for what. The production values; tests are quicker."""
 
     lapse: timedelta = timedelta(days=7)
-    resend: timedelta = timedelta(seconds=1)
+    # Kafka loses nothing, and behind a long queue an answer takes minutes: who asks every second only makes it longer.
+    resend: timedelta = timedelta(seconds=30)
     resend_ceiling: timedelta = timedelta(minutes=5)
+    hold_first: timedelta = timedelta(seconds=1)  # between looks whether a hold is placed by now
     again: timedelta = timedelta(seconds=30)  # before an erasure, or a scan, is repeated; doubles with every fault
     silence: timedelta = timedelta(hours=24)  # a holder without a receipt for that long needs a person
     sweep_after: timedelta = timedelta(hours=1)  # by then topics are trimmed
@@ -477,7 +479,7 @@ def _send(case: Case, world: World, deeds: list[Deed]) -> Case:
             continue
         if name in world.deferred and not one.sends:
             # The hold first: its receipt comes in seconds, or its own escalation does.
-            case = _put(case, replace(one, due_at=now + world.timing.resend))
+            case = _put(case, replace(one, due_at=now + world.timing.hold_first))
             continue
         groups.setdefault((one.epoch, name in LAST_WAVE), []).append(name)
         case = _put(case, _sent(one, world))

@@ -6,7 +6,7 @@ statement touches one key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -213,9 +213,13 @@ async def closed_accounts(db: Connection, before: datetime, limit: int) -> list[
     )  # fmt: skip
 
 
-async def note_closure(db: Connection, account: str, case_id: str) -> None:
-    """A closed account's case is under way."""
-    await db.execute("UPDATE account SET closure_case = $2 WHERE account = $1", account, case_id)
+async def note_closures(db: Connection, cases: Mapping[str, str]) -> None:
+    """The cases of closed accounts, by account, are under way."""
+    await db.execute(
+        """UPDATE account a SET closure_case = v.case_id FROM unnest($1::text[], $2::text[]) AS v (account, case_id)
+           WHERE a.account = v.account""",
+        list(cases), list(cases.values()),
+    )  # fmt: skip
 
 
 # --- cases --------------------------------------------------------------------------------------------------------

@@ -89,8 +89,7 @@ async def _swept(url: str, log: Partitioned, over: datetime) -> tuple[float, int
     tomorrow = over.date() + timedelta(days=5)
     try:
         alone = Waits()
-        span = asyncio.sleep(1.0)  # lint: allow sleep-in-test -- a span is measured
-        await _beside(alone, writer, looker, tomorrow, span)
+        await _beside(alone, writer, looker, tomorrow, _a_moment())
         waits = Waits()
         began = time.perf_counter()
         reading = reader.transaction()
@@ -113,6 +112,10 @@ async def _swept(url: str, log: Partitioned, over: datetime) -> tuple[float, int
     finally:
         for db in (reader, writer, looker):
             await db.close()
+
+
+async def _a_moment() -> None:
+    await asyncio.sleep(1.0)  # lint: allow sleep-in-test -- a span is measured
 
 
 async def _beside(waits: Waits, writer: Any, looker: Any, day: Any, what: Any) -> Any:

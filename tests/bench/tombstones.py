@@ -144,8 +144,7 @@ async def _fill(lab: Lab, stones: int) -> None:
         task = progress.add_task(f"{stones:,} tombstones in each of two rooms", total=2)
         for room in ("metering", "billing"):
             async with lab.owner(room) as db:
-                at = datetime.now(UTC) - timedelta(days=1)
-                await db.execute(_FILL, stones, at)
+                await db.execute(_FILL, stones, datetime.now(UTC) - timedelta(days=1))
                 await db.execute("VACUUM (ANALYZE) mesh_tombstone")
             progress.advance(task)
     await lab.settle()

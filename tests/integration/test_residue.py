@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 
 from services.audit.app import make_service
+from services.audit.residue import store, words
 from shared.contract import topics
 from shared.contract.units import Subject
 from tests.support.coordinator import Coordinator, new_case
@@ -72,3 +73,19 @@ async def test_a_database_that_cannot_be_asked_is_not_scanned(mesh: Mesh, seed: 
     found = await verdicts(Coordinator(mesh, gateway, metering), "probe", 1)
     assert found["billing", "database"].verdict == "not_scanned"
     assert found["metering", "request_log"].verdict == "clean"
+
+
+async def test_however_many_rows_one_case_has_those_of_another_are_seen(mesh: Mesh) -> None:
+    ids = ["acc-many", "ws-many", "acc-one", "ws-one"]
+    db = await asyncpg.connect(mesh.env["STEWARD_METERING_OWNER_DATABASE_URL"])
+    try:
+        await db.execute("CREATE TEMP TABLE found (who text, others text[])")
+        await db.execute("INSERT INTO found SELECT 'acc-many', ARRAY['ws-many'] FROM generate_series(1, 20000)")
+        await db.execute("INSERT INTO found VALUES ('acc-one', ARRAY['x', 'ws-one'])")
+        table = store.Table("found", ("who",), ("others",), ())
+        many, one = {"acc-many": 20_000}, {"acc-one": 1}
+        assert await store.hits(db, table, ids) == {"who": many | one, "others": {"ws-many": 20_000, "ws-one": 1}}
+        deep = await store.deep_hits(db, "found", words.pattern(ids), ids)
+        assert deep == many | one | {"ws-many": 20_000, "ws-one": 1}
+    finally:
+        await db.close()

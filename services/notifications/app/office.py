@@ -80,21 +80,19 @@ class Office:
                 tx.count("addresses")
 
     async def keep_envelopes(self, cases: Mapping[str, Collection[Subject]], tx: Transaction) -> None:
-        """For the transaction that begins an erasure, before any row goes: `keep_envelope` for each case."""
-        for case_id, subjects in cases.items():
-            await self.keep_envelope(case_id, subjects, tx)
-
-    async def keep_envelope(self, case_id: str, subjects: Collection[Subject], tx: Transaction) -> None:
-        """Keeps the address of an account that is about to be erased, under the case's key, for the case's last mail.
+        """For the transaction that begins an erasure, before any row goes: keeps the addresses of accounts that are about
+        to be erased, each under its case's key, for the case's last mail.
 
         Again and again is once. A case without an account, or one that is over, has no envelope.
         """
-        accounts = sorted(value for kind, value in subjects if kind == "account")
-        if not accounts or (found := await store.first_address(tx.db, accounts)) is None:
-            return
-        recipient = await self.seals.open_address(*found)
-        if recipient is not None and (sealed := await self.seals.seal_envelope(case_id, recipient)) is not None:
-            await store.add_envelope(tx.db, case_id, sealed, tx.now, tx.now + ENVELOPE_LIFE)
+        accounts = {case: sorted(value for kind, value in who if kind == "account") for case, who in cases.items()}
+        found = await store.addresses(tx.db, [account for of_case in accounts.values() for account in of_case])
+        known = {case: next((a for a in of_case if a in found), None) for case, of_case in accounts.items()}
+        recipients = await self.seals.open_addresses(found)
+        wanted = {case: recipients[who] for case, who in known.items() if who is not None and who in recipients}
+        sealed = await self.seals.seal_envelopes(wanted)
+        if sealed:
+            await store.add_envelopes(tx.db, sealed, tx.now, tx.now + ENVELOPE_LIFE)
 
     # --- orders --------------------------------------------------------------------------------------------------
 

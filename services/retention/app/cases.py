@@ -222,6 +222,7 @@ async def answered(room: Room, batch: Batch, tx: Transaction) -> None:
         await store.add_receipts(tx.db, receipts, tx.now)
     if scans:
         await store.add_scans(tx.db, scans, tx.now)
+        await room.expect([case for case, _, _, _ in scans])
     await _happen_each(room, tx, steps)
 
 
@@ -260,27 +261,38 @@ async def tick(room: Room, now: datetime, tx: Transaction) -> None:
     """Orders that are due again, lapsed requests, keys that are over, accounts whose time after closing is over."""
     due = await store.lock_due(tx.db, now, _CHUNK)
     await _happen_each(room, tx, [(row, machine.Tick()) for row in due.values()])
-    for closed in await store.closed_accounts(tx.db, now - (clocks.closes_at(now, policy()) - now), _CHUNK):
-        await _close(room, closed["account"], closed["closed_at"], tx)
+    closed = await store.closed_accounts(tx.db, now - (clocks.closes_at(now, policy()) - now), _CHUNK)
+    if closed:
+        await _close(room, [(one["account"], one["closed_at"]) for one in closed], tx)
 
 
-async def _close(room: Room, account: str, closed_at: datetime, tx: Transaction) -> None:
-    """A closed account goes unasked. Its own unconfirmed request, if there is one, is what closes it."""
+async def _close(room: Room, closed: Sequence[tuple[str, datetime]], tx: Transaction) -> None:
+    """Closed accounts go unasked. An own unconfirmed request, if there is one, is what closes an account."""
+    of_account = {account: await _closure(room, account, closed_at, tx) for account, closed_at in closed}
+    rows = await store.lock_cases(tx.db, of_account.values())
+    await room.expect([id for id, row in rows.items() if row.case.state == "requested" and row.target], at=tx.now)
+    for account, closed_at in closed:
+        row = rows.get(of_account[account])
+        if row is None or row.case.state != "requested":
+            continue
+        if row.target is None:
+            await happen(room, tx, row, machine.Withdrawn())  # who asked was erased meanwhile, and so is this account
+        else:
+            row.case = machine.closing(row.case, closed_at)
+            await confirm(room, tx, row, {})
+    await store.note_closures(tx.db, of_account)
+
+
+async def _closure(room: Room, account: str, closed_at: datetime, tx: Transaction) -> str:
+    """The case that closes an account: a new one, or the one that is open."""
     pseudonym = room.pseudonym("account", account)
     case_id = derived_id(_ms(closed_at), "closure", pseudonym)
     case = Case(case_id, "account", closed_at, kind="closure")
-    if await store.add_case(tx.db, case, pseudonym, account, account):
-        await store.add_request(tx.db, case_id, case_id, "settings", closed_at, None)
-        tx.count("cases_opened")
-    else:
-        case_id = await _open_case(tx, pseudonym)
-    for row in (await store.lock_cases(tx.db, [case_id])).values():
-        if row.case.state == "requested" and row.target is None:
-            await happen(room, tx, row, machine.Withdrawn())  # who asked was erased meanwhile, and so is this account
-        elif row.case.state == "requested":
-            row.case = machine.closing(row.case, closed_at)
-            await confirm(room, tx, row, {})
-    await store.note_closure(tx.db, account, case_id)
+    if not await store.add_case(tx.db, case, pseudonym, account, account):
+        return await _open_case(tx, pseudonym)
+    await store.add_request(tx.db, case_id, case_id, "settings", closed_at, None)
+    tx.count("cases_opened")
+    return case_id
 
 
 # --- what is done about it ----------------------------------------------------------------------------------------

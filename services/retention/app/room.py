@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -80,6 +80,11 @@ class Room:
     async def seal_subjects(self, case_id: str, subjects: tuple[Subject, ...], now: datetime) -> str:
         """Whom a case (or a hold) is about, under its own key, which is made now."""
         return await self._vault.seal_subjects(case_id, subjects, now)
+
+    async def expect(self, case_ids: Collection[str], *, at: datetime | None = None) -> None:
+        """The keys of many cases are about to be needed, one after the other: they are asked for (and with `at` made)
+        together."""
+        await self._vault.keys(CASE, case_ids, at=at)
 
     async def open_subjects(self, case_id: str, sealed: str) -> list[Subject]:
         """Whom a case is about."""
