@@ -155,7 +155,7 @@ async def post_payments(batch: Batch, tx: Transaction) -> None:
 
 async def _save_methods(batch: Batch, tx: Transaction) -> None:
     """Keeps payment methods that may be charged again: the newest token of each, sealed anew under the workspace's key."""
-    vault, living = vault_of(tx), []
+    living = []
     for received in batch.events:
         data = received.event.data
         if received.event.type != _SAVED:
@@ -166,6 +166,7 @@ async def _save_methods(batch: Batch, tx: Transaction) -> None:
             living.append(received)
     if not living:
         return
+    vault = vault_of(tx)
     opens = await vault.opener([received.event.data.token for received in living])
     keys = await vault.subject_keys({("workspace", r.event.data.workspace) for r in living}, at=tx.now)
     for event, record in living:
