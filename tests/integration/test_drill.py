@@ -67,7 +67,7 @@ async def drilled(mesh: Mesh, seed: int, services: Sequence[str]) -> list[Result
     return found
 
 
-@pytest.mark.promise(44)
+@pytest.mark.exhaustive
 async def test_restore_drill(mesh: Mesh, seed: int) -> None:
     """The older copy has the erased; the service takes no work before it is rid of them, and all else is as before."""
     (one,) = await drilled(mesh, seed, ["metering"])
@@ -76,6 +76,7 @@ async def test_restore_drill(mesh: Mesh, seed: int) -> None:
     assert one.as_before and "not_scanned" not in one.verdicts.values() and one.verdicts
 
 
+@pytest.mark.exhaustive
 async def test_restore_drill_without_its_guard(mesh: Mesh, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not erased again before the service takes work is seen, and the drill says no."""
     monkeypatch.setattr(Holder, "reapply", _nothing)
@@ -88,7 +89,6 @@ async def _nothing(self: Holder, runtime: Any) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.promise(44)
 @pytest.mark.parametrize("service", [name for name in HOLDERS if name not in ("metering",)])
 async def test_restore_drill_of_every_service(mesh: Mesh, seed: int, service: str) -> None:
     (one,) = await drilled(mesh, seed, [service])
