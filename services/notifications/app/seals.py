@@ -46,7 +46,7 @@ class Seals:
         keys = await self._vault.subject_keys([subject])
         try:
             return open_value(keys[subject], sealed, where=_ADDRESS) if subject in keys else None
-        except Tampered:
+        except (Shredded, Tampered):
             log.error("a sealed address does not belong where it stands: nobody is written to")
             return None
 
@@ -57,7 +57,7 @@ class Seals:
         for (_, account), key in keys.items():
             try:
                 found[account] = open_value(key, sealed[account], where=_ADDRESS)
-            except Tampered:
+            except (Shredded, Tampered):
                 log.error("a sealed address does not belong where it stands: nobody is written to")
         return found
 
