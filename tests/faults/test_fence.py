@@ -58,7 +58,8 @@ async def _two_owners(mesh: Mesh, gateway: Gateway, *, fencing: bool) -> int:
     await mesh.until(read_on, 30, "the new owner has read everything")
     gate.open.set()
     async with asyncio.timeout(20):
-        await zombie.consumers[0].drained()
+        for consumer in zombie.consumers:
+            await consumer.drained()
     await mesh.abandon(zombie)
     await mesh.idle()
     return int(await mesh.value("metering", logged)) - gateway.generations

@@ -25,7 +25,7 @@ from tests.support.books import assert_books
 from tests.support.gateway import Gateway
 from tests.support.half_open import HalfOpen, at_the_commit
 from tests.support.proxy import through
-from tests.support.world import Mesh
+from tests.support.world import Mesh, consumer_of
 
 # After this the server ends a transaction that stands idle (shared/mesh/store.py: open_pool).
 IDLE_IN_TRANSACTION_SECONDS = 10
@@ -152,7 +152,10 @@ async def test_kafka_is_half_open_and_then_cut(mesh: Mesh, seed: int) -> None:
 
 
 async def _owns(runtime: Runtime, partitions: int) -> bool:
-    return len(runtime.consumers[0].partitions) == partitions and runtime.consumers[0].ready()
+    return (
+        len(consumer_of(runtime, topics.GENERATIONS).partitions) == partitions
+        and consumer_of(runtime, topics.GENERATIONS).ready()
+    )
 
 
 class Handed:
@@ -193,14 +196,14 @@ async def _claim_that_waits(mesh: Mesh, gateway: Gateway, monkeypatch: pytest.Mo
         other = await mesh.start("metering", service=make_service(dedupe=False))
         await mesh.until(lambda: _a_claim_waits(mesh), 20, "the claim waits for the zombie's transaction")
         # All of the topic waits in Kafka: what the client hands out while a claim waits comes within one fetch.
-        client = other.consumers[0].consumer
+        client = consumer_of(other, topics.GENERATIONS).consumer
         assert client is not None
         assert len(client.assignment()) == topics.GENERATIONS.partitions
         await asyncio.sleep(0.5)  # lint: allow sleep-in-test -- nothing announces that no records come
     finally:
         gate.open.set()
     async with asyncio.timeout(20):
-        await zombie.consumers[0].drained()
+        await consumer_of(zombie, topics.GENERATIONS).drained()
     await mesh.abandon(zombie)
     await mesh.owned()
     await mesh.idle()

@@ -23,7 +23,7 @@ from shared.contract import topics
 from shared.mesh.runtime import _decode, _parse
 from tests.faults.test_fence import Gate
 from tests.support.gateway import Gateway
-from tests.support.world import Mesh, World
+from tests.support.world import Mesh, World, consumer_of
 
 LOG = logging.getLogger("test.faststream")
 KEYS = [f"workspace-{n}".encode() for n in range(12)]
@@ -322,7 +322,7 @@ async def test_fact_12_our_stop_finishes_the_batch_in_hand_before_the_pool_close
         # Nothing but the gate holds it: give it every chance to go on without the batch.
         done, _ = await asyncio.wait([stopping], timeout=0.5)
         assert not done and not metering.pool.is_closing()
-        client = metering.consumers[0].consumer
+        client = consumer_of(metering, topics.GENERATIONS).consumer
         assert client is not None and client.assignment(), "it left the group with a batch in hand"
     finally:
         gate.open.set()

@@ -16,8 +16,9 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from deploy.local.stack import Stack
 from deploy.rooms import ROOMS, load
-from shared.contract.topics import BALANCES, TOPICS
+from shared.contract.topics import BALANCES, TOPICS, Topic
 from shared.mesh.admin import end_offsets, ensure_topics
+from shared.mesh.consumer import TopicConsumer
 from shared.mesh.runtime import Runtime
 from shared.mesh.service import Service
 from shared.mesh.settings import KafkaSettings, ServiceSettings
@@ -120,6 +121,11 @@ class World:
             yield connection
         finally:
             await connection.close()
+
+
+def consumer_of(runtime: Runtime, topic: Topic) -> TopicConsumer:
+    """A running service's consumer of a topic."""
+    return next(consumer for consumer in runtime.consumers if consumer.topic is topic)
 
 
 @dataclass(slots=True)
