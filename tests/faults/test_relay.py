@@ -65,7 +65,8 @@ def faults_of(records: Sequence[ConsumerRecord]) -> list[str]:
     found: list[str] = []
     newest: dict[bytes, int] = {}
     parts: dict[bytes, int] = {}
-    for record in sorted(records, key=lambda r: (r.partition, r.offset)):
+    valued = [record for record in records if record.value is not None]  # heartbeats say nothing of a balance
+    for record in sorted(valued, key=lambda r: (r.partition, r.offset)):
         where = f"{record.key.decode()} at {record.partition}/{record.offset}"
         version = json.loads(record.value)["data"]["version"]
         if parts.setdefault(record.key, record.partition) != record.partition:
