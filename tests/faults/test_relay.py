@@ -54,7 +54,7 @@ class Tape:
                         found += batch
         finally:
             await consumer.stop()
-        return found
+        return [record for record in found if record.value is not None]  # heartbeats say nothing of a balance
 
     async def _ends(self) -> dict[TopicPartition, int]:
         return {tp: end for tp, (_, end) in (await end_offsets(self._kafka, [self._topic.name])).items()}
@@ -65,8 +65,7 @@ def faults_of(records: Sequence[ConsumerRecord]) -> list[str]:
     found: list[str] = []
     newest: dict[bytes, int] = {}
     parts: dict[bytes, int] = {}
-    valued = [record for record in records if record.value is not None]  # heartbeats say nothing of a balance
-    for record in sorted(valued, key=lambda r: (r.partition, r.offset)):
+    for record in sorted(records, key=lambda r: (r.partition, r.offset)):
         where = f"{record.key.decode()} at {record.partition}/{record.offset}"
         version = json.loads(record.value)["data"]["version"]
         if parts.setdefault(record.key, record.partition) != record.partition:
