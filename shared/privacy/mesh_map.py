@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from shared.contract.topics import TOPICS
 from shared.privacy.data_map import DataMap, Rows, personal, plain
 
 _TRANSIT = timedelta(days=7)
@@ -38,7 +39,8 @@ MESH_MAP: DataMap = (
     *personal(
         "mesh_parked", "key", "headers", "payload",
         category="user.behavior", use="essential.service.operations", clock_start="arrival", period=_TRANSIT,
-        on_erasure="delete_row", ground="contract", note="waits behind a failed record of its key, for a person",
+        on_erasure="delete_row", ground="contract",
+        note="waits behind a failed record of its key, for a person; what has to be booked waits until it is",
     ),
     *plain("mesh_counter", "name", "part", "value", category="system.operations"),
     *plain("mesh_source", "topic", "source", "part", "highest", "seen", category="system.operations"),
@@ -64,14 +66,22 @@ MESH_MAP: DataMap = (
 _EARLIER = timedelta(hours=2)
 
 
+# Topics whose events are booked, whoever they are about.
+_BOOKED = ", ".join(f"'{topic.name}'" for topic in TOPICS if "book" in topic.after_erasure.values())
+
+
 def _before(column: str, period: timedelta) -> str:
     return f"{column} + interval '{(period - _EARLIER) // timedelta(hours=1)} hours'"
 
 
 MESH_ROWS: tuple[Rows, ...] = (
     Rows("mesh_outbox", ends="deleted when Kafka has acknowledged it"),
-    # Like a dead letter that expired: it goes on counting as one.
-    Rows("mesh_parked", expires=_before("parked_at", _TRANSIT), moves=("parked:{topic}", "dead_lettered:{topic}")),
+    # Like a dead letter that expired: it goes on counting as one. Money is not let go: no clock ends it, a person does.
+    Rows(
+        "mesh_parked",
+        expires=f"CASE WHEN topic NOT IN ({_BOOKED}) THEN {_before('parked_at', _TRANSIT)} END",
+        moves=("parked:{topic}", "dead_lettered:{topic}"),
+    ),
     Rows("mesh_read", expires=_before("at", _READS)),
     # `mesh_source` stays: it names emitting instances, no person, and one that comes back after a month would seem to
     # have lost all that it had numbered before.
