@@ -27,6 +27,7 @@ from deploy.local.java import Java, find_java
 from deploy.local.kafka_ready import group_request_answered
 from deploy.local.ports import HOST, answers, free_port, is_free
 from deploy.local.process import Child, run
+from deploy.local.served import Served
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +87,7 @@ appender.out.layout.pattern = %d{yyyy-MM-dd'T'HH:mm:ss.SSS'Z'}{UTC} %p %m (%c)%n
 """
 
 
-class KafkaNode:
+class KafkaNode(Served):
     """A broker with its data in `folder`, which also keeps its ports for later objects on that folder.
 
     `fast_start` trades throughput for a start in about a second (only the first compiler, a class archive
@@ -108,9 +109,9 @@ class KafkaNode:
         die_with_parent: bool = False,
         console: Console | None = None,
     ) -> None:
+        super().__init__()
         self.folder = folder
         self.log = log
-        self.stopping = False
         self._port = port
         self._controller_port = 0
         self._heap = heap
@@ -118,7 +119,6 @@ class KafkaNode:
         self._settings = dict(settings or {})
         self._die_with_parent = die_with_parent
         self._console = console
-        self._child: Child | None = None
         self._command: list[str] = []
         self._archive: Path | None = None
 
@@ -138,16 +138,6 @@ class KafkaNode:
     def url(self) -> str:
         """Where it is, for people."""
         return self.bootstrap_servers
-
-    @property
-    def child(self) -> Child | None:
-        """The process, None before the first start."""
-        return self._child
-
-    @property
-    def running(self) -> bool:
-        """Whether the process lives (it may be paused, or still starting)."""
-        return self._child is not None and self._child.returncode is None
 
     async def start(self, timeout: float = 60.0) -> None:
         """Starts the broker and waits until it serves groups. Raises LocalError with the end of its log."""
@@ -186,22 +176,6 @@ class KafkaNode:
         self._child.send(signal.SIGCONT)
         await self._child.stop(signal.SIGTERM, grace)
         self._keep_archive()
-
-    async def kill(self) -> None:
-        """SIGKILL, as a crash would: nothing is flushed or handed over."""
-        self.stopping = True
-        if self._child is not None:
-            await self._child.stop(signal.SIGKILL, grace=10.0)
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
-        if self._child is not None:
-            self._child.send(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        if self._child is not None:
-            self._child.send(signal.SIGCONT)
 
     @property
     def _properties(self) -> Path:

@@ -17,6 +17,7 @@ from deploy.local.errors import LocalError
 from deploy.local.mail_sink import mails
 from deploy.local.ports import HOST, answers, free_port, is_free
 from deploy.local.process import Child
+from deploy.local.served import Served
 
 NAME = "mail"
 NOTE = "server.json"
@@ -24,18 +25,17 @@ _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.03
 
 
-class MailSink:
+class MailSink(Served):
     """An SMTP server that keeps mails as files in `folder`, which also keeps its port for later objects on it."""
 
     name = NAME
 
     def __init__(self, folder: Path, *, log: Path, port: int | None = None, die_with_parent: bool = False) -> None:
+        super().__init__()
         self.folder = folder
         self.log = log
-        self.stopping = False
         self._port = port
         self._die_with_parent = die_with_parent
-        self._child: Child | None = None
 
     @property
     def port(self) -> int:
@@ -48,16 +48,6 @@ class MailSink:
     def url(self) -> str:
         """Where it is, as a client is told."""
         return f"smtp://{HOST}:{self.port}"
-
-    @property
-    def child(self) -> Child | None:
-        """The process, None before the first start."""
-        return self._child
-
-    @property
-    def running(self) -> bool:
-        """Whether the process lives (it may be paused, or still starting)."""
-        return self._child is not None and self._child.returncode is None
 
     def mails(self) -> list[Path]:
         """The mails that came, oldest first."""
@@ -94,22 +84,6 @@ class MailSink:
         if self._child is not None:
             self._child.send(signal.SIGCONT)
             await self._child.stop(signal.SIGTERM, grace)
-
-    async def kill(self) -> None:
-        """SIGKILL, as a crash would."""
-        self.stopping = True
-        if self._child is not None:
-            await self._child.stop(signal.SIGKILL)
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
-        if self._child is not None:
-            self._child.send(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        if self._child is not None:
-            self._child.send(signal.SIGCONT)
 
     def _choose_port(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

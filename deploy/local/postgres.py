@@ -31,6 +31,7 @@ from deploy.local.errors import LocalError
 from deploy.local.ports import HOST, free_port, is_free
 from deploy.local.postgres_binaries import Account, Binaries, find_binaries, reachable, server_account
 from deploy.local.process import Child, run
+from deploy.local.served import Served
 
 NAME = "postgres"
 ADMIN = "steward_admin"
@@ -82,7 +83,7 @@ _SETTINGS: Mapping[str, str] = {
 }
 
 
-class PostgresServer:
+class PostgresServer(Served):
     """A server whose notes are in `folder`, and whose data are too if the user it runs under can reach that.
 
     Port, administrator's password and place of the data are chosen once and kept, also by a later object on
@@ -102,14 +103,13 @@ class PostgresServer:
         lasting: bool = True,
         die_with_parent: bool = False,
     ) -> None:
+        super().__init__()
         self.folder = folder
         self.log = log
-        self.stopping = False
         self._port = port
         self._settings = dict(settings or {})
         self._lasting = lasting
         self._die_with_parent = die_with_parent
-        self._child: Child | None = None
         self._account: Account | None = None
         self._binaries: Binaries | None = None
         self._place: Path | None = None
@@ -146,16 +146,6 @@ class PostgresServer:
         """The server's version; known once started."""
         return self._binaries.version if self._binaries is not None else ""
 
-    @property
-    def child(self) -> Child | None:
-        """The process, None before the first start."""
-        return self._child
-
-    @property
-    def running(self) -> bool:
-        """Whether the process lives (it may still be starting)."""
-        return self._child is not None and self._child.returncode is None
-
     async def start(self, timeout: float = 60.0) -> None:
         """Starts the server and waits until the administrator can connect. Raises LocalError."""
         if self.running:
@@ -189,9 +179,7 @@ class PostgresServer:
 
     async def kill(self) -> None:
         """SIGKILL of the server process; its backends end as soon as they notice."""
-        self.stopping = True
-        if self._child is not None:
-            await self._child.stop(signal.SIGKILL, grace=10.0)
+        await super().kill()
         self._release()
 
     async def restart(self, mode: StopMode = "fast") -> None:

@@ -12,6 +12,7 @@ from deploy.local.errors import LocalError
 from deploy.local.ports import HOST
 from deploy.local.probe import is_ready
 from deploy.local.process import Child
+from deploy.local.served import Served
 
 SERVE: tuple[str, ...] = (sys.executable, "-m", "deploy.serve")
 # A service finishes the batch in hand and empties its outbox; after this (seconds) it is killed, and nothing
@@ -20,7 +21,7 @@ DRAIN_SECONDS = 40.0
 _POLL_SECONDS = 0.05
 
 
-class Room:
+class Room(Served):
     """A service process. Its parts: the room's name, its HTTP port, its log, its environment."""
 
     def __init__(
@@ -33,29 +34,18 @@ class Room:
         serve: Sequence[str] = SERVE,
         die_with_parent: bool = False,
     ) -> None:
+        super().__init__()
         self.name = name
         self.port = port
         self.log = log
-        self.stopping = False
         self._environment = dict(environment)
         self._serve = tuple(serve)
         self._die_with_parent = die_with_parent
-        self._child: Child | None = None
 
     @property
     def url(self) -> str:
         """Its HTTP port, for people."""
         return f"http://{HOST}:{self.port}"
-
-    @property
-    def child(self) -> Child | None:
-        """The process, None before the first start."""
-        return self._child
-
-    @property
-    def running(self) -> bool:
-        """Whether the process lives."""
-        return self._child is not None and self._child.returncode is None
 
     async def start(self, timeout: float = 90.0) -> None:
         """Starts it and waits until /readyz answers 200. Raises LocalError when it ends, or takes too long."""
@@ -90,22 +80,6 @@ class Room:
         if self._child is not None:
             self._child.send(signal.SIGCONT)
             await self._child.stop(signal.SIGTERM, grace)
-
-    async def kill(self) -> None:
-        """SIGKILL, in the middle of whatever it does."""
-        self.stopping = True
-        if self._child is not None:
-            await self._child.stop(signal.SIGKILL)
-
-    def pause(self) -> None:
-        """SIGSTOP: it looks dead to Kafka and does not know it."""
-        if self._child is not None:
-            self._child.send(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        if self._child is not None:
-            self._child.send(signal.SIGCONT)
 
 
 def room_environment(
