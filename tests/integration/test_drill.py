@@ -100,6 +100,8 @@ def test_what_is_not_as_before_is_said() -> None:
     assert differences(before, before) == ()
     moved = Seen(before.verdicts, {**before.books, "in_flight": 4}, before.ledger, before.stays)
     assert differences(before, moved) == ()
+    ends = Seen({"billing.entry": "expiring"}, before.books, before.ledger, before.stays)
+    assert differences(ends, before) == () != differences(before, ends)
     others = [
         Seen({"billing.entry": "residue"}, before.books, before.ledger, before.stays),
         Seen({}, before.books, before.ledger, before.stays),
