@@ -198,7 +198,6 @@ class Holder:
         )
         letters = await Letters.erase(tx, orders)
         extents = await store.extents(tx.db, [rows.table for rows in self.holding.rows])
-        # What leads to other rows goes last, and in one piece with nothing behind it.
         rest = [[e.table, e.relation, e.blocks] for e in extents]
         outbox = await mesh_store.last_outbox(tx.db) if self._reports is not None else 0
         return Pass([(r["case_id"], r["epoch"]) for r in ready], rest, 0, letters, outbox, kept).dump()
