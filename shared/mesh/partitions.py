@@ -169,18 +169,19 @@ async def sweep(
 
     Needs the owner's role and a connection of its own, outside of any transaction. A reader is never waited for longer
     than a moment, and nobody queues behind: detaching takes no lock that readers and writers mind, and what is detached
-    is nobody's way any more. `reached` is called at the points between which a process may die (tests).
+    is nobody's way any more. While another process sweeps, every table counts as read: that one may go by an earlier
+    time, or die in the middle. `reached` is called at the points between which a process may die (tests).
     """
     gone: list[str] = []
     busy: list[str] = []
-    # One process at a time; another one's sweep does the same work.
-    if not await db.fetchval("SELECT pg_try_advisory_lock(1867, -4)"):
-        return gone, busy
+    ending = [table for table in tables if table.keeps is not None]
+    await db.execute(f"SET lock_timeout = '{_PATIENCE_MS}ms'")
     try:
-        await db.execute(f"SET lock_timeout = '{_PATIENCE_MS}ms'")
-        for table in tables:
-            if table.keeps is None:
-                continue
+        await db.execute("SELECT pg_advisory_lock(1867, -4)")
+    except asyncpg.LockNotAvailableError:
+        return gone, [table.table for table in ending]
+    try:
+        for table in ending:
             for piece in await pieces(db, table.table):
                 span = span_of(table, piece.name)
                 if span is None:
