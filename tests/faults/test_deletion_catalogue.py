@@ -148,8 +148,10 @@ async def test_retry_and_dlq(mesh: Mesh, seed: int, guarded: bool, monkeypatch: 
     if not guarded:
         assert (left, parked) == (4, 2), "nothing had to be deleted: this test proves nothing"
         return
-    # Money that waits is booked, whoever it was about, and makes nobody known.
-    assert (left, parked) == (1, 2)
+    # Money that waits is booked, whoever it was about, and makes nobody known. What was on its way may have been refused
+    # again after the erasure: then it is a late letter.
+    later = "SELECT count(*) FROM mesh_dead_letter WHERE id > $1"
+    assert left - await mesh.value("metering", later, letters[-1]["id"]) == 1 and parked == 2
     broken.clear()
     again = [gateway.command("metering", "replay_dead_letter", str(row["id"])) for row in letters]
     await gateway.send(mesh.env, [*again, gateway.command("billing", "release_parked", topics.PAYMENTS.name)])
@@ -161,7 +163,7 @@ async def test_retry_and_dlq(mesh: Mesh, seed: int, guarded: bool, monkeypatch: 
     late = gateway.generation("ws-0", counted=False, input_tokens=1)
     await gateway.send(mesh.env, [late])
     await mesh.idle()
-    assert await mesh.value("metering", "SELECT count(*) FROM mesh_dead_letter") == 2
+    assert await mesh.value("metering", "SELECT count(*) FROM mesh_dead_letter") == left + 1
     await erase(retention, "metering")
     assert await mesh.value("metering", "SELECT count(*) FROM mesh_dead_letter") == 1
 
