@@ -3,13 +3,14 @@
 Each run writes, a run of one file too. It cannot turn the file into a falsehood, since what it writes is merged: on the
 same commit (and the same uncommitted changes) a test keeps what it showed last until it runs again, and the file says
 whether any run on it collected *all* tests. Until one has, nothing is proved and nothing is open: there may be tests
-nobody looked at. On another commit the file starts afresh. Rejected: to write whole runs only (whoever works on one
+nobody looked at. On another commit the file starts afresh. A run's workers (pytest-xdist) do the same as runs: each has
+collected all tests, and adds what it ran. Rejected: to write whole runs only (whoever works on one
 promise would never see it), and to overwrite (one file's run would un-prove all others).
 """
 
 from __future__ import annotations
 
-import os
+import fcntl
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,11 +73,14 @@ class Promises:
         if session.config.getoption("collectonly", False) or not self._marked:
             return
         path = self._root / checkout.PROOF
-        old = loaded(path.read_text(encoding="utf-8")) if path.exists() else None
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(dumped(merged(old, self._proof())), encoding="utf-8")
-        beside.replace(path)
+        beside = path.with_name(f".{path.name}.new")
+        with path.with_name(f".{path.name}.lock").open("w") as lock:
+            # The workers of one run end at the same time.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            old = loaded(path.read_text(encoding="utf-8")) if path.exists() else None
+            beside.write_text(dumped(merged(old, self._proof())), encoding="utf-8")
+            beside.replace(path)
 
     def _proof(self) -> Proof:
         return Proof(self._commit, _now(), self._complete, dict(self._tests()))
