@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from email import message_from_bytes, policy
 from random import Random
@@ -32,6 +33,7 @@ from shared.contract.topics import HOLDERS
 from shared.mesh.clock import Clock
 from shared.mesh.settings import KafkaSettings
 from shared.mesh.store import open_pool
+from shared.privacy.letters import LetterSafe
 from shared.privacy.masters import MasterKeys
 from shared.privacy.vault import Vault
 
@@ -81,14 +83,19 @@ class Drill:
 
     async def _gateway(self) -> Gateway:
         """A gateway that seals to today's ingress key."""
+        async with self._vault() as vault:
+            key_id, public = await vault.ingress(self._clock.now().date())
+        return Gateway(self._clock, self._random, key_id, public)
+
+    @asynccontextmanager
+    async def _vault(self) -> AsyncIterator[Vault]:
         settings = self._site.settings
         masters = MasterKeys.from_values(settings.get("STEWARD_MASTER_KEY_FILE"), settings.get("STEWARD_MASTER_KEY"))
         pool = await open_pool(settings["STEWARD_KEYS_OWNER_DATABASE_URL"], size=1, application="steward-drill")
         try:
-            key_id, public = await Vault(pool, masters).ingress(self._clock.now().date())
+            yield Vault(pool, masters)
         finally:
             await pool.close()
-        return Gateway(self._clock, self._random, key_id, public)
 
     async def _use(self, gateway: Gateway, customers: Iterable[Customer]) -> None:
         await self._send([said for who in customers for said in gateway.day(who, self._generations)])
@@ -187,10 +194,12 @@ class Drill:
             for holder in ROOMS
         }  # fmt: skip
         try:
-            found = await scan(
-                {holder: source.snapshot for holder, source in sources.items()}, KafkaSettings.from_env(settings),
-                {"drill": leaver.subjects}, self._clock.now(), deep=False, unreachable=_UNREACHABLE,
-            )  # fmt: skip
+            async with self._vault() as vault:
+                found = await scan(
+                    {holder: source.snapshot for holder, source in sources.items()}, KafkaSettings.from_env(settings),
+                    {"drill": leaver.subjects}, self._clock.now(), LetterSafe(vault).unlock,
+                    deep=False, unreachable=_UNREACHABLE,
+                )  # fmt: skip
         finally:
             for source in sources.values():
                 await source.close()

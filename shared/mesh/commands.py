@@ -11,6 +11,7 @@ from shared.contract.topics import BY_NAME
 from shared.mesh import store
 from shared.mesh.consumer import REDRIVE
 from shared.mesh.errors import where
+from shared.mesh.safe import unlocked
 from shared.mesh.service import Batch, Consumer, Done, Received, Record, Task
 from shared.mesh.store import OutboxRow
 from shared.mesh.transaction import Transaction, shard_of
@@ -49,13 +50,18 @@ async def _replay(letter_id: int, tx: Transaction) -> None:
         log.warning("dead letter %d is not waiting: nothing to replay", letter_id)
         return
     headers = [h for h in store.unpack_headers(letter["headers"]) if h[0] != REDRIVE]
+    value = await unlocked(letter["payload"], tx)
+    if value is None and letter["payload"] is not None:
+        log.warning("what dead letter %d keeps cannot be read any more: nothing is replayed", letter_id)
+        await store.set_dead_letter_state(tx.db, letter_id, "replaying", "waiting")
+        return
     tx.publish_raw(
         OutboxRow(
             shard_of(letter["key"], letter["part"]),
             letter["topic"],
             letter["part"],
             letter["key"],
-            letter["payload"],
+            value,
             store.pack_headers([*headers, (REDRIVE, str(letter_id).encode())]),
         )
     )

@@ -31,6 +31,7 @@ from shared.mesh import metrics, store, tracing
 from shared.mesh.clock import Clock
 from shared.mesh.errors import where
 from shared.mesh.partitions import last_day
+from shared.mesh.safe import locked
 from shared.mesh.service import Batch, Consumer, Filter, Guard, Received, Record
 from shared.mesh.store import Connection, Cursor, DeadLetter, Pool
 from shared.mesh.transaction import Transaction
@@ -126,6 +127,8 @@ class Progress:
 
 
 _ID = re.compile(rb"[A-Za-z0-9_.:/*-]{1,64}")
+# Why a record is refused of which only what is declared is kept.
+_DECLARED = ("undeclared_field", "invalid")
 
 
 def _kept_key(key: bytes | None) -> bytes | None:
@@ -683,15 +686,17 @@ class TopicConsumer:
             source = _header(record, "ce_source")
             sequence = _header(record, "ce_sequence")
             payload = record.value
-            if stage == "decode" and reason in ("undeclared_field", "invalid") and payload is not None:
+            if stage == "decode" and reason in _DECLARED and payload is not None:
                 # What nobody declared, or breaks its rule, may be what must not be kept: only names and lengths stay.
                 payload, left_out = self._codec.declared(payload)
                 detail = left_out or detail
             if stage == "withheld":
                 stage, payload = "handler", None
             if stage == "decode" and payload is not None:
-                # Nobody has read it: it may hold anything.
+                # What is left of it, or what nobody could read, may hold a card number; the latter may hold anything.
                 payload = masked(payload)
+                if reason not in _DECLARED:
+                    payload = await locked(payload, tx)
             letters.append(
                 DeadLetter(
                     self.group, record.topic, record.partition, record.offset, stage, reason,

@@ -29,6 +29,7 @@ from shared.mesh.consumer import TRANSIENT, Limit, TopicConsumer
 from shared.mesh.http import Port
 from shared.mesh.migrate import migrate
 from shared.mesh.relay import Relay
+from shared.mesh.safe import unlocked
 from shared.mesh.service import Consumer, Partitioned, Service
 from shared.mesh.settings import ServiceSettings
 from shared.mesh.store import OutboxRow, Pool
@@ -505,7 +506,7 @@ async def _read_dead_letter(query: Mapping[str, str], tx: Transaction) -> Any:
     letter = await store.dead_letter(tx.db, int(query.get("id", "0")))
     if letter is None:
         raise NotFound("no such dead letter")
-    shown = dict(letter)
+    shown = {**letter, "payload": await unlocked(letter["payload"], tx)}
     for name in ("payload", "key"):
         raw = shown[name]
         shown[name] = None if raw is None else bytes(raw).decode("utf-8", "backslashreplace")

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from shared.contract.topics import BY_NAME, GENERATIONS
 from shared.contract.units import Subject
+from shared.mesh.safe import unlocked
 from shared.mesh.transaction import Transaction
 from shared.privacy import store
 from shared.privacy.data_map import Rows
@@ -153,7 +154,8 @@ class Letters:
         after = 0
         while letters := await store.waiting_payloads(tx.db, after, _LETTERS):
             after = letters[-1]["id"]
-            named = _naming([x for x in letters if x["stage"] == "decode" or not _booked(x["topic"], tx)], marks)
+            ours = [x for x in letters if x["stage"] == "decode" or not _booked(x["topic"], tx)]
+            named = _naming([{**x, "payload": await unlocked(x["payload"], tx)} for x in ours], marks)
             for letter in await store.delete_letters(tx.db, named):
                 _add(counts, named[letter["id"]], "mesh_dead_letter", "rows", 1)
                 if letter["counted"] and letter["state"] != "replayed":

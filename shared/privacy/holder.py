@@ -25,6 +25,7 @@ from shared.privacy import store
 from shared.privacy.data_map import Column, Holding, Rows, longest
 from shared.privacy.erasure import Letters, Pass, Treatment, by_kind
 from shared.privacy.expiry import attach_expiry
+from shared.privacy.letters import LetterSafe
 from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP, MESH_ROWS
 from shared.privacy.tombstones import Tombstones
 from shared.privacy.unread import unread
@@ -72,8 +73,8 @@ class Holder:
         self._tables = {rows.table: treatment_of(holding.columns, rows) for rows in holding.rows}
 
     async def open(self, runtime: Any) -> None:
-        """Opens the vault: hashes and case keys come from there."""
-        await open_vault(runtime)
+        """Opens the vault: hashes and the keys of cases and dead letters come from there."""
+        runtime.plugged["safe"] = LetterSafe(await open_vault(runtime))
         async with runtime.pool.acquire() as db, db.transaction():
             declared = (*self.holding.columns, *MESH_MAP, *HOLDER_MAP)
             await store.declare(db, [_declared(column) for column in declared], self.holding.version)
@@ -160,7 +161,9 @@ class Holder:
             await tx.enqueue(ERASE, "pass", {})
 
     async def forget(self, now: datetime, tx: Transaction) -> None:
-        """Ends tombstones, and what became of their orders, when no copy can bring the subjects back any more."""
+        """Ends tombstones, and what became of their orders, when no copy can bring the subjects back any more; the keys of
+        dead letters that are over."""
+        await tx.plugged["safe"].forget(now.date())
         over = now - policy().tombstone_life
         tx.count("tombstones", -await store.forget_tombstones(tx.db, over, _FORGOTTEN))
         await store.forget_orders(tx.db, over)

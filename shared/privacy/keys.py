@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 # Where keys are read: the services' table, or the part of it that the auditor sees.
-KEYS, CASE_KEYS = "vault_key", "case_key"
+KEYS, AUDITOR_KEYS = "vault_key", "auditor_key"
 _COLUMNS = "purpose, name, id, wrapped, wrapped_by, public"
 
 

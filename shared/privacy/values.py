@@ -43,20 +43,25 @@ class Key:
     public: bytes | None = None
 
 
-def seal_value(key: Key, text: str, *, where: str) -> str:
-    """`text` under `key` as `v1:<key id>:<base64url>`, readable only where it was sealed for.
+def seal_bytes(key: Key, raw: bytes, *, where: str) -> str:
+    """`raw` under `key` as `v1:<key id>:<base64url>`, readable only where it was sealed for.
 
     `where` is `table.column` (and a row, where rows share a key: of a day, of a case). AES-256-GCM; associated data are
     `where`, the key's id and what it is the key of: a value that is moved to another column, subject or day does not open.
     The length is padded to blocks of 64 bytes.
     """
     nonce = os.urandom(_NONCE_BYTES)
-    cipher = AESGCM(key.secret).encrypt(nonce, padded(text.encode()), _bound(key, where))
+    cipher = AESGCM(key.secret).encrypt(nonce, padded(raw), _bound(key, where))
     return f"v1:{key.id}:{encoded(nonce + cipher)}"
 
 
-def open_value(key: Key, value: str, *, where: str) -> str:
-    """The text of a sealed value. Raises `Shredded` when another key sealed it (its own is gone, or it is of somebody
+def seal_value(key: Key, text: str, *, where: str) -> str:
+    """The same for a text."""
+    return seal_bytes(key, text.encode(), where=where)
+
+
+def open_bytes(key: Key, value: str, *, where: str) -> bytes:
+    """What was sealed. Raises `Shredded` when another key sealed it (its own is gone, or it is of somebody
     else), and `Tampered`."""
     if key_id_of(value) != key.id:
         raise Shredded("the key of this value is destroyed")
@@ -64,9 +69,14 @@ def open_value(key: Key, value: str, *, where: str) -> str:
         raw = decoded(value.rpartition(":")[2])
         if len(raw) < _SHORTEST:
             raise ValueError
-        return unpadded(AESGCM(key.secret).decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _bound(key, where))).decode()
+        return unpadded(AESGCM(key.secret).decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _bound(key, where)))
     except (InvalidTag, ValueError):
         raise Tampered("a sealed value is damaged, or stands in another place than it was sealed for") from None
+
+
+def open_value(key: Key, value: str, *, where: str) -> str:
+    """The text of a sealed value. Raises as `open_bytes` does."""
+    return open_bytes(key, value, where=where).decode()
 
 
 def key_id_of(value: str) -> str:

@@ -40,7 +40,7 @@ from shared.privacy.values import (
 REMEMBERED_SECONDS = 2.0
 _MOST = 20_000
 _CHUNK = 1_000
-INGRESS, SUBJECT, CASE, HOLD, TOMBSTONE = "ingress", "subject", "case", "hold", "tombstone"
+INGRESS, SUBJECT, CASE, HOLD, TOMBSTONE, LETTER = "ingress", "subject", "case", "hold", "tombstone", "letter"
 # Their names lead to somebody: an id, which stands in values and which the auditor sees, must not.
 _UNSPOKEN = frozenset((SUBJECT, CASE, HOLD))
 _SPOKEN = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -53,7 +53,8 @@ class Vault:
 
     A key that is made is in the key database before the caller gets it, whatever becomes of the caller's own transaction.
     What is asked for often is remembered for `remembered` seconds, so a destroyed key can still be used that long by
-    another process: what it seals then is shredded at once. `auditor`: reads with the auditor's rights, the keys of cases.
+    another process: what it seals then is shredded at once. `auditor`: reads with the auditor's rights, the keys of cases and
+    of dead letters.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Vault:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool, self._source = pool, source
-        self._table = store.CASE_KEYS if auditor else store.KEYS
+        self._table = store.AUDITOR_KEYS if auditor else store.KEYS
         self._cache = _Cache(remembered, most, monotonic)
         self.hasher: SubjectHasher
 
@@ -361,7 +362,7 @@ def vault_of(tx: Any) -> Vault:
 async def open_vault(runtime: Any) -> Vault:
     """The vault of a running service; one for each, however often it is asked for. Raises `Misconfigured`.
 
-    Audit's reads with the auditor's rights: the keys of cases, and no hashes.
+    Audit's reads with the auditor's rights: the keys of cases and of dead letters, and no hashes.
     """
     vault: Vault | None = runtime.plugged.get("vault")
     if vault is None:
@@ -385,6 +386,7 @@ __all__ = [
     "CASE",
     "HOLD",
     "INGRESS",
+    "LETTER",
     "REMEMBERED_SECONDS",
     "SUBJECT",
     "TOMBSTONE",

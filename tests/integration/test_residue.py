@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import asyncpg
+import pytest
 
 from services.audit.app import make_service
 from services.audit.residue import store, words
@@ -62,6 +63,41 @@ async def test_a_probe_sees_every_column_and_a_sweep_every_text(mesh: Mesh, seed
     assert found["kafka", topics.GENERATIONS.name].verdict == "expiring"
     assert found["kafka", topics.GENERATIONS.name].count > 0
     assert found["metering", "request_log"].verdict == "clean"
+
+
+@pytest.mark.promise(36)
+async def test_what_stands_sealed_in_a_dead_letter_is_seen(mesh: Mesh, seed: int) -> None:
+    gateway = Gateway(seed)
+    half = gateway.generation("ws-0", counted=False)
+    half.value = (half.value or b"")[:-20]
+    half.key = b"no-id"
+    await gateway.send(mesh.env, [half])
+    metering = await mesh.start("metering")
+    await mesh.start("audit", service=make_service(mesh.env))
+    await mesh.owned()
+    await mesh.idle()
+    (kept,) = await mesh.fetch("metering", "SELECT payload FROM mesh_dead_letter")
+    assert b"ws-0" not in kept["payload"]
+    retention = Coordinator(mesh, gateway, metering)
+    found = await verdicts(retention, "probe", 1)
+    assert (found["metering", "mesh_dead_letter"].verdict, found["metering", "mesh_dead_letter"].count) == (
+        "residue",
+        3,
+    )
+    # One that was changed is not taken for one that holds nothing.
+    await mesh.fetch(
+        "metering", "UPDATE mesh_dead_letter SET payload = substr(payload, 1, length(payload) - 4) || 'AAAA'"
+    )
+    found = await verdicts(retention, "probe", 1)
+    assert found["metering", "mesh_dead_letter"].verdict == "not_scanned"
+    # With its key it is nobody's any more.
+    await mesh.fetch("keys", "DELETE FROM vault_key WHERE purpose = 'letter'")
+
+    async def over() -> bool:
+        verdict: str = (await verdicts(retention, "probe", 1))["metering", "mesh_dead_letter"].verdict
+        return verdict == "clean"
+
+    await mesh.until(over, 20, "the auditor has forgotten the key")
 
 
 async def test_a_database_that_cannot_be_asked_is_not_scanned(mesh: Mesh, seed: int) -> None:

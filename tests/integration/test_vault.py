@@ -20,8 +20,10 @@ from shared.emitter import seal
 from shared.mesh.migrate import migrate
 from shared.mesh.settings import Misconfigured
 from shared.mesh.store import open_pool
+from shared.mesh.transaction import Transaction
 from shared.privacy import keys as store
 from shared.privacy.keys import DayKeys
+from shared.privacy.letters import LetterSafe
 from shared.privacy.vault import (
     CASE,
     INGRESS,
@@ -314,7 +316,7 @@ async def test_the_auditor_sees_that_keys_are_there_and_opens_cases_alone(safe: 
         "SELECT name FROM vault_key",
         "DELETE FROM vault_key",
         "INSERT INTO vault_key SELECT * FROM vault_key",
-        "DELETE FROM case_key",
+        "DELETE FROM auditor_key",
         "SELECT id FROM vault_key FOR UPDATE",
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -328,9 +330,35 @@ async def test_the_auditor_sees_that_keys_are_there_and_opens_cases_alone(safe: 
         await audit.open_subjects(CASE_ID, sealed)
 
 
+def at(now: datetime) -> Transaction:
+    """A transaction of that instant, without a database."""
+    nothing: Any = None
+    return Transaction("metering", nothing, now)
+
+
+@pytest.mark.promise(4, 60)
+async def test_what_nobody_could_read_is_sealed_until_its_letter_is_over(safe: Safe) -> None:
+    vault, audit = await safe.vault(), await safe.vault("AUDITOR_KEYS", auditor=True)
+    letters, raw = LetterSafe(vault), b"\xff\x00 my prompt {"
+    kept = await letters.lock(raw, at(NOW))
+    assert b"prompt" not in kept and kept != await letters.lock(raw, at(NOW))
+    for reader in (letters, LetterSafe(audit)):
+        assert await reader.unlock(kept) == raw
+        assert await reader.unlock(b'{"data":{}}') == b'{"data":{}}'
+    with pytest.raises(Tampered):
+        await letters.unlock(kept[:-2] + b"AA")
+    later = NOW + timedelta(days=6)
+    other = await letters.lock(raw, at(later))
+    # A letter's partition is over when seven days are, rounded down: so is its key.
+    for now, expected in ((later, [raw, raw]), (NOW + timedelta(days=7), [None, raw])):
+        await letters.forget(now.date())
+        safe.clock[0] += REMEMBERED_SECONDS
+        assert [await LetterSafe(audit).unlock(value) for value in (kept, other)] == expected
+
+
 async def test_a_service_cannot_exchange_a_key(safe: Safe) -> None:
     await (await safe.vault()).subject_keys([ADA], at=NOW)
-    for statement in ("UPDATE vault_key SET wrapped = ''", "TRUNCATE vault_key", "DELETE FROM case_key"):
+    for statement in ("UPDATE vault_key SET wrapped = ''", "TRUNCATE vault_key", "DELETE FROM auditor_key"):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await safe.rows(statement, who="KEYS")
     await safe.rows("DELETE FROM vault_key", who="KEYS")

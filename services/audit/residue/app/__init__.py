@@ -19,6 +19,7 @@ from shared.contract import events, topics
 from shared.contract.ids import derived_id
 from shared.mesh import Batch, Done, Service, Task, Transaction
 from shared.mesh.settings import KafkaSettings
+from shared.privacy.letters import LetterSafe
 from shared.privacy.vault import Vault, open_vault
 
 _UNREACHABLE = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, KafkaError)
@@ -70,7 +71,7 @@ class Residue:
         deep = rows[0]["action"] == "sweep"
         found = await scan(
             {holder: source.snapshot for holder, source in self._sources.items()}, self._kafka, subjects, tx.now,
-            deep=deep, unreachable=_UNREACHABLE, logs=self._logs if deep else None,
+            LetterSafe(self._vault).unlock, deep=deep, unreachable=_UNREACHABLE, logs=self._logs if deep else None,
         )  # fmt: skip
         for row in rows:
             if row["attempt"] not in subjects:

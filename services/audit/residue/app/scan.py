@@ -13,11 +13,14 @@ from shared.contract.topics import TOPICS, Topic, pace
 from shared.contract.units import Subject
 from shared.mesh.settings import KafkaSettings
 from shared.mesh.store import Connection
+from shared.privacy.values import Tampered
 
 # Tables in which records stand as bytes, and that are small by nature: a probe reads them, too.
 _CARRIERS = ("mesh_outbox", "mesh_dead_letter", "mesh_parked")
 
 Snapshot: TypeAlias = Callable[[], Any]
+# What bytes that are kept sealed hold; None when nobody can know any more.
+Unlock: TypeAlias = Callable[[bytes], Awaitable[bytes | None]]
 # (case, holder, store) -> verdicts
 Found: TypeAlias = dict[str, dict[tuple[str, str], list[dict[str, Any]]]]
 
@@ -73,7 +76,7 @@ class Findings:
 
 
 async def scan_database(
-    db: Connection, holder: str, wanted: Wanted, findings: Findings, now: datetime, *, deep: bool
+    db: Connection, holder: str, wanted: Wanted, findings: Findings, now: datetime, unlock: Unlock, *, deep: bool
 ) -> None:
     """Looks through one holder's database."""
     declared = await store.data_map(db)
@@ -89,7 +92,12 @@ async def scan_database(
                     findings.add(case, holder, table.name, count, verdict)
         if table.name in _CARRIERS:
             async for column, payload in store.payloads(db, table):
-                for value in words.found_in(wanted.cases.keys(), payload):
+                try:
+                    held = await unlock(payload) or b""
+                except Tampered:
+                    findings.not_scanned(holder, table.name)
+                    continue
+                for value in words.found_in(wanted.cases.keys(), held):
                     judged.add(value)
                     for case in wanted.cases[value]:
                         findings.add(case, holder, table.name, 1, judge(declared.get((table.name, column)), now))
@@ -132,6 +140,7 @@ async def scan(
     kafka: KafkaSettings,
     subjects: Mapping[str, Sequence[Subject]],
     now: datetime,
+    unlock: Unlock,
     *,
     deep: bool,
     unreachable: tuple[type[BaseException], ...],
@@ -143,7 +152,7 @@ async def scan(
     for holder, snapshot in databases.items():
         try:
             async with snapshot() as db:
-                await scan_database(db, holder, wanted, findings, now, deep=deep)
+                await scan_database(db, holder, wanted, findings, now, unlock, deep=deep)
         except unreachable:
             findings.not_scanned(holder, "database")
     if not deep:
