@@ -171,12 +171,13 @@ class Extent(NamedTuple):
 async def extents(db: Connection, tables: Sequence[str]) -> list[Extent]:
     """The physical tables behind `tables` that hold anything, in the order of `tables`."""
     rows = await db.fetch(
-        """SELECT t.name, c.relname,
-                  (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint AS blocks
+        """SELECT t.name, c.relname, (s.bytes / current_setting('block_size')::bigint)::bigint AS blocks
            FROM unnest($1::text[]) WITH ORDINALITY AS t (name, n)
-           JOIN pg_class c ON c.oid = t.name::regclass AND c.relkind = 'r'
-                           OR c.oid IN (SELECT relid FROM pg_partition_tree(t.name::regclass) WHERE isleaf)
-           WHERE pg_relation_size(c.oid) > 0 ORDER BY t.n, c.relname""",
+           CROSS JOIN LATERAL (SELECT t.name::regclass::oid UNION SELECT relid FROM pg_partition_tree(t.name::regclass))
+             AS p (oid)
+           JOIN pg_class c ON c.oid = p.oid AND c.relkind = 'r'
+           CROSS JOIN LATERAL (SELECT pg_relation_size(c.oid) AS bytes) AS s
+           WHERE s.bytes > 0 ORDER BY t.n, c.relname""",
         list(tables),
     )
     return [Extent(*row) for row in rows]
