@@ -17,7 +17,7 @@ COLUMNS = """SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON 
                AND a.attnum > 0 AND NOT a.attisdropped AND c.relname <> 'mesh_migration'"""
 
 
-@pytest.mark.promise(8)
+@pytest.mark.promise(8, 70)
 @pytest.mark.parametrize("room", [*ROOMS, "keys"])
 async def test_every_column_is_in_the_map(mesh: Mesh, room: str) -> None:
     if room == "keys":

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from shared.contract import topics
+from shared.contract import events, topics
+from shared.contract.base import Event
+from shared.contract.sealing import seal
 from shared.contract.units import Subject
 from shared.privacy.holder import Holder
 from tests.support.books import assert_balances
 from tests.support.coordinator import Coordinator, new_case
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, Sent
 from tests.support.world import Mesh
 
 GONE: list[Subject] = [("account", "acc-ws-0"), ("workspace", "ws-0"), ("key", "key-ws-0")]
@@ -158,3 +163,62 @@ async def test_new_consumer_and_replay_from_zero(mesh: Mesh, seed: int) -> None:
     assert found == {}
     counters = await mesh.counters()
     assert counters["erased"] > 0
+
+
+# Where key metadata and workspace settings stand: (service, table) -> what leads to its owner, and what it says.
+SETTINGS = {
+    ("retention", "api_key"): ("account", {"key", "name", "member", "created_at"}),
+    ("retention", "workspace"): ("account", {"log_retention_days", "activity_opt_out"}),
+    ("metering", "workspace_setting"): ("workspace", {"log_retention_days"}),
+    ("insights", "workspace_setting"): ("account", {"activity_opt_out"}),
+}
+
+
+@pytest.mark.promise(70)
+async def test_key_metadata_and_settings_are_personal_have_an_owner_and_go(mesh: Mesh, seed: int) -> None:
+    """In every service that knows them: classified as a person's, with an end, and gone after an erasure."""
+    gateway = Gateway(seed, workspaces=2)
+    runtimes = await asyncio.gather(*(mesh.start(room) for room in ("retention", "metering", "insights")))
+    await mesh.owned()
+    key_id, public = await runtimes[0].plugged["vault"].ingress(datetime.now(UTC).date())
+
+    def said(event: type[Event], workspace: str, **data: Any) -> Sent:
+        account = f"acc-{workspace}"
+        return gateway.event(
+            topics.ACCOUNTS, event, {"account": account, "workspace": workspace, **data}, key=account, subject=account
+        )
+
+    for ws in ("ws-0", "ws-1"):
+        name = seal(f"laptop of {ws}", key_id, public)
+        settings = {"version": 1, "log_retention_days": 7, "actor": f"mem-{ws}", "role": "administrator"}
+        await gateway.send(
+            mesh.env,
+            [
+                said(events.WorkspaceCreated, ws, administrator=f"mem-{ws}"),
+                said(events.KeyCreated, ws, key=f"key-{ws}", member=f"mem-{ws}", name=name),
+                said(events.SettingsStated, ws, **settings),
+            ],
+        )
+    await mesh.idle()
+
+    async def owners() -> dict[tuple[str, str], set[str]]:
+        return {
+            (room, table): {row[0] for row in await mesh.fetch(room, f"SELECT {column} FROM {table}")}
+            for (room, table), (column, _) in SETTINGS.items()
+        }
+
+    names = {"account": ("acc-ws-0", "acc-ws-1"), "workspace": ("ws-0", "ws-1")}
+    assert await owners() == {place: set(names[column]) for place, (column, _) in SETTINGS.items()}
+    for (room, table), (column, said_of_it) in SETTINGS.items():
+        holding = importlib.import_module(f"services.{room}.data_map").HOLDING
+        personal = {c.column for c in holding.columns if c.table == table and c.personal and c.period is not None}
+        assert said_of_it <= personal, (room, table)
+        (rows,) = [rows for rows in holding.rows if rows.table == table]
+        assert rows.owners[column] == column
+    retention = Coordinator(mesh, gateway, runtimes[0])
+    case = new_case()
+    await gateway.send(mesh.env, retention.tombstones(case, GONE))
+    await gateway.send(mesh.env, [await retention.order(case, GONE, ["retention", "metering", "insights"])])
+    await retention.receipts(case, 3)
+    await mesh.idle()
+    assert await owners() == {place: {names[column][1]} for place, (column, _) in SETTINGS.items()}

@@ -442,6 +442,7 @@ def test_more_than_ninety_days_are_refused() -> None:
 # --- rows by the data map -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(66)
 async def test_rows_whose_time_is_over_are_deleted_in_chunks(mesh: Mesh, clock: Time) -> None:
     runtime = await started(mesh, clock)
     many = CHUNK + 17

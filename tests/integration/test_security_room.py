@@ -134,6 +134,30 @@ async def test_what_comes_late_is_kept_for_what_is_left_of_its_time(mesh: Mesh, 
     assert letters == [], "what is over leaves nothing, no dead letter either"
 
 
+@pytest.mark.promise(35)
+async def test_a_hold_keeps_its_rows_past_their_ninety_days_and_no_others(mesh: Mesh, house: House) -> None:
+    vault = await begin(mesh, house)
+    (running,) = mesh.running
+    await house.send(mesh, *(house.access(CANARY, account=who) for who in ("acc-1", "acc-1", "acc-2")))
+    hold = {"hold": "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b"}
+    arguments = hold | {"table": "access_row"}
+    await house.send(mesh, await house.order(vault, "hold", "account", [("account", "acc-1")], arguments))
+    house.at(START + ROW_LIFE)
+
+    async def over() -> bool:
+        await running.drop_partitions()
+        return await kept(mesh) == (0, 0)
+
+    await mesh.until(over, 20, "the rows are gone, a hold or not")
+    copies = [row[0] for row in await mesh.fetch("security", "SELECT sealed FROM mesh_held_record ORDER BY id")]
+    texts = await vault.open_held(hold["hold"], "access_row", copies)
+    assert [json.loads(text)["account"] for text in texts] == ["acc-1", "acc-1"]
+    await house.send(mesh, await house.order(vault, "release", "account", [("account", "acc-1")], arguments))
+    assert await mesh.value("security", "SELECT count(*) FROM mesh_held_record") == 0
+    with pytest.raises(Shredded):
+        await vault.open_held(hold["hold"], "access_row", copies)
+
+
 async def test_each_event_once_whatever_comes_again(mesh: Mesh, house: House) -> None:
     await begin(mesh, house)
     once = [house.access(f"203.0.113.{n}", START - n * DAY, account=f"acc-{n}") for n in range(1, 11)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -96,10 +97,16 @@ class House:
 
     async def erasure(self, vault: Vault, scope: str, *subjects: tuple[str, str]) -> Sent:
         """The order to erase these subjects."""
+        return await self.order(vault, "erase", scope, subjects, {})
+
+    async def order(
+        self, vault: Vault, action: str, scope: str, subjects: Sequence[tuple[str, str]], arguments: Mapping[str, str]
+    ) -> Sent:
+        """An order about these subjects."""
         case = uuid7(int(self.clock.now().timestamp() * 1000), self.gateway._random.getrandbits)
         data = {
-            "case": case, "epoch": 1, "action": "erase", "holders": [self.room], "scope": scope,
+            "case": case, "epoch": 1, "action": action, "holders": [self.room], "scope": scope,
             "sealed": await vault.seal_subjects(case, subjects, self.clock.now()),
-            "confirmed_at": rfc3339(self.clock.now()),
+            "confirmed_at": rfc3339(self.clock.now()), "arguments": arguments,
         }  # fmt: skip
         return self.gateway.event(topics.PRIVACY_COMMANDS, events.PrivacyOrdered, data, key=case, subject=case)
