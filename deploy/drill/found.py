@@ -18,12 +18,16 @@ COMES_BACK: Mapping[str, str] = {
     ),
     "billing": (
         "Rated usage and payments since the copy are booked again, within the life of their topics, under the same lines and "
-        "amounts; journals get other numbers, and the chain other blocks from the copy's end on."
+        "amounts; journals get other numbers, and the chain other blocks from the copy's end on. Of somebody whose deletion is "
+        "completed and not yet certified it books first what its order names, and erases then: seconds. Usage since the copy "
+        "of somebody whose deletion is certified is booked on nobody, since no key opens the name: charges are as before, "
+        "lapsed credit is as of the copy, and the difference stands in the suspense of the erased."
     ),
     "security": "Connections since the copy are read again, within the life of their topic; addresses under their day's key.",
     "retention": (
         "The directory and requests since the copy are read again. A case that was confirmed after the copy is not: the "
-        "code of its mail was the lost database's. Its tombstones hold, and its certificate is with whoever was given it."
+        "code of its mail was the lost database's. Its tombstones hold, so that its request opens no case again, and its "
+        "certificate is with whoever was given it."
     ),
     "notifications": (
         "Addresses since the copy are learned again. A mail that was sent since the copy is sent a second time, if its "

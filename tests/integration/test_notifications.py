@@ -408,6 +408,12 @@ async def test_a_mail_to_somebody_who_is_erased_meanwhile_goes_nowhere(desk: Des
     desk.clock.by = timedelta(hours=1)
     assert (await desk.in_state("refused"))["reason"] == "erased"
     assert desk.post.mails() == [] and await envelopes(desk) == 1, "the envelope waits for the last mail"
+    # What was asked for before, and is read only now, names nobody again.
+    await desk.send(desk.asked(cause="cause-2", facts={"workspaces": "ws-1"}))
+    await desk.mesh.idle()
+    late = "SELECT state, reason, account, code_sealed, facts::text FROM mail WHERE cause = 'cause-2'"
+    (row,) = await desk.mesh.fetch("notifications", late)
+    assert tuple(row) == ("refused", "erased", None, None, "{}")
 
 
 @pytest.mark.promise(60)

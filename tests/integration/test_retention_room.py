@@ -165,6 +165,13 @@ async def test_a_deletion_goes_round(stage: Stage) -> None:
     # Nobody who is erased comes back.
     await stage.send(stage.said(events.WorkspaceCreated, workspace=stage.workspace, administrator=stage.member))
     assert await mesh.fetch("retention", "SELECT * FROM workspace") == []
+    # Nor do wishes of theirs that a restored database reads as if for the first time: no case, and no letter that names them.
+    asked = stage.request()
+    await stage.send(asked, stage.asked(events.PrivacyConfirmed, case=body(asked)["id"], code="ABCD2345"))
+    assert await mesh.value("retention", "SELECT count(*) FROM privacy_case") == 1 and await refusals(mesh) == []
+    counted = "SELECT sum(value) FROM mesh_counter WHERE name = 'requests_of_erased'"
+    assert await mesh.value("retention", counted) == 2
+    assert [line for line in (await everything(mesh)).splitlines() if stage.tag in line] == []
 
 
 async def test_events_that_come_twice_change_nothing(stage: Stage) -> None:

@@ -67,7 +67,7 @@ def make_service(office: Office | None = None) -> Service:
         rows = await store.mails(tx.db, query.get("state") or None, min(int(query.get("limit", "100")), 1000))
         return [dict(row) for row in rows]
 
-    attach(service, HOLDING, before=office.keep_envelopes)
+    office.tombstones = attach(service, HOLDING, before=office.keep_envelopes).tombstones
     return service
 
 

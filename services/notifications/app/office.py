@@ -18,6 +18,7 @@ from shared.contract.units import Subject
 from shared.mesh import Batch, Done, Later, Received, Task, Transaction
 from shared.mesh.settings import Misconfigured
 from shared.mesh.store import Pool
+from shared.privacy.tombstones import Tombstones
 
 log = logging.getLogger("steward.notifications")
 
@@ -42,6 +43,7 @@ class Office:
         self._heard: dict[tuple[str, int], Answer] = {}
         self.seals: Seals
         self.postman: Postman
+        self.tombstones: Tombstones
 
     async def open(self, runtime: Any) -> None:
         """Opens the vault and finds the mail server's address. Raises Misconfigured without one."""
@@ -103,11 +105,14 @@ class Office:
             asked.setdefault(received.event.data.cause, received)
         known = await store.known_causes(tx.db, list(asked))
         tx.count("mails_repeated", len(batch.events) - len(asked) + len(known))
-        for cause, received in asked.items():
-            if cause not in known:
-                await self._take(received, tx)
+        new = [received for cause, received in asked.items() if cause not in known]
+        erased = await self.tombstones.erased(
+            {("account", x.event.data.account) for x in new if x.event.data.account is not None}, tx
+        )
+        for received in new:
+            await self._take(received, ("account", received.event.data.account) in erased, tx)
 
-    async def _take(self, received: Received, tx: Transaction) -> None:
+    async def _take(self, received: Received, erased: bool, tx: Transaction) -> None:
         order = received.event.data
         template = TEMPLATES[order.template]
         if template.kind != order.kind:
@@ -119,10 +124,12 @@ class Office:
         if order.account is None and order.case is None:
             tx.refuse(received.record, "recipient", "neither an account nor a case: nobody to write to")
             return
+        # Of somebody who is erased nothing is kept but that the mail is refused: as if it had been asked for before.
+        code = order.code if template.needs_code and not erased else None
         mail = store.Mail(
-            cause=order.cause, kind=order.kind, template=order.template, account=order.account, case_id=order.case,
-            by_envelope=order.account is None, code_sealed=order.code if template.needs_code else None,
-            facts=allowed(order.template, order.facts), state="waiting", attempts=0,
+            cause=order.cause, kind=order.kind, template=order.template, account=None if erased else order.account,
+            case_id=order.case, by_envelope=order.account is None, code_sealed=code,
+            facts={} if erased else allowed(order.template, order.facts), state="waiting", attempts=0,
             requested_at=tx.now, next_attempt_at=tx.now, give_up_at=tx.now + GIVE_UP,
         )  # fmt: skip
         if await store.add_mail(tx.db, mail):

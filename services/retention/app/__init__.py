@@ -163,7 +163,7 @@ def make_service(
         rows = await store.holds(tx.db, all_of_them=query.get("all") == "yes", limit=limit)
         return [dict(row) for row in rows]
 
-    attach(service, HOLDING)
+    room.tombstones = attach(service, HOLDING).tombstones
     return service
 
 

@@ -49,7 +49,7 @@ async def requested(room: Room, batch: Batch, tx: Transaction) -> None:
             case events.PrivacyConfirmed.TYPE:
                 await _confirm(room, received, tx)
             case events.PrivacyWithdrawn.TYPE:
-                row = await _theirs(received, tx)
+                row = await _theirs(room, received, tx)
                 if row is not None:
                     await happen(room, tx, row, machine.Withdrawn())
 
@@ -65,6 +65,12 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
         return
     at = min(event.time, tx.now)
     pseudonym = room.pseudonym(data.scope, data.target)
+    if await store.open_case_of(tx.db, pseudonym) is None and await room.tombstones.erased(
+        [(data.scope, data.target)], tx
+    ):
+        # Asked before, and done: this is an old copy, read again after a restore. No row names them once more.
+        tx.count("requests_of_erased")
+        return
     wanted = Case(event.id, data.scope, at, channel=data.channel)
     if await store.add_case(tx.db, wanted, pseudonym, data.account, data.target):
         row = (await store.lock_cases(tx.db, [event.id]))[event.id]
@@ -139,12 +145,15 @@ async def _mail(
     )  # fmt: skip
 
 
-async def _theirs(received: Received, tx: Transaction) -> store.Row | None:
+async def _theirs(room: Room, received: Received, tx: Transaction) -> store.Row | None:
     """The locked case that an event of its account is about; refused if there is none that waits for this account."""
     data = received.event.data
     case_id = await store.case_of_request(tx.db, data.case)
     row = None if case_id is None else (await store.lock_cases(tx.db, [case_id])).get(case_id)
     if row is None or (row.case.state == "requested" and row.account != data.account):
+        if await room.tombstones.erased([("account", data.account)], tx):
+            tx.count("requests_of_erased")
+            return None
         # Nobody learns whether a case of somebody else's is there, and no attempt of theirs counts against it.
         tx.refuse(received.record, "unknown_case", "no case of this account waits under that id")
         return None
@@ -152,7 +161,7 @@ async def _theirs(received: Received, tx: Transaction) -> store.Row | None:
 
 
 async def _confirm(room: Room, received: Received, tx: Transaction) -> None:
-    row = await _theirs(received, tx)
+    row = await _theirs(room, received, tx)
     if row is None:
         return
     data = received.event.data

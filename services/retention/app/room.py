@@ -18,6 +18,7 @@ from shared.mesh import Transaction
 from shared.mesh.settings import Misconfigured
 from shared.policy import policy
 from shared.privacy.certificate import signing_key
+from shared.privacy.tombstones import Tombstones
 from shared.privacy.vault import CASE, Shredded, Tampered, Vault, open_value, open_vault, seal_value
 
 log = logging.getLogger("steward.retention")
@@ -34,6 +35,7 @@ class Room:
         self.timing = timing or Timing()
         self._timing_given = timing is not None
         self.signing_key: Ed25519PrivateKey
+        self.tombstones: Tombstones
         self._vault: Vault
 
     async def open(self, runtime: Any) -> None:
