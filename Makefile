@@ -23,7 +23,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 TREE := services shared deploy tests
-PYTEST := $(BIN)/python -m pytest -q
+# Each worker has a Kafka and a PostgreSQL of its own: most tests wait more than they compute, and two at a time suit two
+# cores.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(TREE)
@@ -31,11 +34,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# One run of pytest, so that its closing line speaks for all of it. Each worker has a Kafka and a PostgreSQL of its own:
-# most tests wait more than they compute, and two at a time suit two cores.
-WORKERS ?= 2
+# One run of pytest, so that its closing line speaks for all of it.
 test: lint
-	$(PYTEST) -n $(WORKERS) --dist loadfile --durations=15 tests/lint tests/unit tests/integration tests/faults
+	$(PYTEST) --durations=15 tests/lint tests/unit tests/integration tests/faults
 
 # The same faults with every seed, and those that are too rough for each run (a full disk).
 faults: $(STAMP)

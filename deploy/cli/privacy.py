@@ -284,15 +284,14 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("case", "scope", "state", "asked", "due", "missing", ""):
-        table.add_column(name, no_wrap=name == "case", overflow="fold")
+    for name in ("case", "scope", "state", "due", "waits for"):
+        table.add_column(name, no_wrap=name != "waits for", overflow="fold")
     for row in rows:
         trouble = ", ".join(row["needs_person"]) or ("at risk" if row["at_risk"] else "")
-        due = moment(row["due_at"]) if row["due_at"] else ""
-        table.add_row(
-            row["id"], row["scope"], _coloured(row["state"]), moment(row["requested_at"]), due,
-            ", ".join(row["missing"]), f"[bold red]{trouble}[/]" if trouble else "",
-        )  # fmt: skip
+        # The day is enough here, so that 80 columns hold a case; `status` has the instants.
+        due = moment(row["due_at"])[:10] if row["due_at"] else ""
+        waits = f"[bold red]{trouble}[/]" if trouble else ", ".join(row["missing"])
+        table.add_row(row["id"], row["scope"], _coloured(row["state"]), due, waits)
     return table
 
 

@@ -1,7 +1,10 @@
 """How a deletion fails, at a holder: each scenario by its name in the catalogue, and with its guard switched off.
 
-late-event, replay-from-zero, new-consumer and restore: tests/integration/test_erasure.py. no-row-subject, duplicate orders,
-holders that are away: the conformance kit. Disputes and payments after an erasure: test_billing_erasure.py.
+Elsewhere, under the same names: late-event, replay-from-zero, new-consumer and restore in test_erasure.py; no-row-subject,
+holder-down, holder-gone and own-record in test_retention_room.py; half-created in test_erasure_crashes.py; holder-skipped in
+test_residue.py; hold-mid-fan-out and hold-released in test_holds.py; sign-in in test_sessions.py; aggregate-state, and
+payments and disputes after an erasure, in test_billing_erasure.py; clock in test_deadlines.py. What concerns exports, and
+the mail provider's lists, comes with these.
 """
 
 from __future__ import annotations
@@ -203,7 +206,7 @@ async def test_duplicate_command(mesh: Mesh, seed: int, guarded: bool, monkeypat
 
 @guards
 @pytest.mark.promise(44)
-async def test_rollup_after_erasure(mesh: Mesh, seed: int, guarded: bool) -> None:
+async def test_rollup_after_erasure_and_future_dated(mesh: Mesh, seed: int, guarded: bool) -> None:
     """After an erasure everything is read again: what is summed up stays as it is, and of the erased nothing comes.
 
     future-dated: the erased subject's newest event lies after the request, and goes like all others.

@@ -202,7 +202,7 @@ async def chain(mesh: Mesh) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.promise(11, 43, 46)
-async def test_after_an_erasure_the_books_say_the_same_and_name_nobody(room: Holder, seed: int) -> None:
+async def test_aggregate_state_stays_and_names_nobody(room: Holder, seed: int) -> None:
     mesh, gone = room.mesh, f"gone-{seed}"
     await a_life(room, gone)
     before, blocks, figures = await room.ledger(), await chain(mesh), await room.proved()

@@ -100,7 +100,7 @@ async def test_what_stands_sealed_in_a_dead_letter_is_seen(mesh: Mesh, seed: int
     await mesh.until(over, 20, "the auditor has forgotten the key")
 
 
-async def test_a_database_that_cannot_be_asked_is_not_scanned(mesh: Mesh, seed: int) -> None:
+async def test_holder_skipped_is_not_scanned_and_never_clean(mesh: Mesh, seed: int) -> None:
     gateway = Gateway(seed)
     metering = await mesh.start("metering")
     await mesh.start("audit", service=make_service(mesh.env))

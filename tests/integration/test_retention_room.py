@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.retention.case import Timing
+from services.retention.data_map import RECORDS
 from shared.contract import events, topics
 from shared.mesh.http import NotFound
 from shared.privacy.certificate import verify
@@ -225,7 +226,8 @@ async def test_residue_is_erased_again(stage: Stage) -> None:
     assert (await stage.case(case))["completed_at"]
 
 
-async def test_a_silent_holder_is_asked_again_forecast_and_waived_by_a_person(stage: Stage) -> None:
+async def test_holder_down_is_forecast_and_holder_gone_is_waived_by_a_person(stage: Stage) -> None:
+    """It is asked again, a person is called, nothing is fulfilled without it, and only a named person can answer for it."""
     mesh = stage.mesh
     await stage.a_customer()
     case = await stage.confirmed()
@@ -244,6 +246,10 @@ async def test_a_silent_holder_is_asked_again_forecast_and_waived_by_a_person(st
     await mesh.until(said, 10, "a person is called")
     row = await stage.case(case)
     assert row["at_risk"] and row["state"] == "wave_1"
+    stage.clock.ahead = timedelta(days=31)
+    await stage.send(stage.scan(case, "probe", 1))
+    row = await stage.case(case)
+    assert (row["state"], row["completed_at"], row["missing"]) == ("wave_1", None, ["billing", "insights"])
     await stage.send(stage.command("waive_holder", case, holder="insights"))
     await stage.until_ordered(case, "erase", holder="billing")
     row = await stage.case(case)
@@ -252,14 +258,50 @@ async def test_a_silent_holder_is_asked_again_forecast_and_waived_by_a_person(st
     assert row["needs_person"] == []
 
 
-async def test_a_subject_that_nobody_knows_gets_its_tombstone(stage: Stage) -> None:
-    """no-row-subject"""
+async def test_no_row_subject_gets_its_tombstone(stage: Stage) -> None:
     case = await stage.confirmed("workspace", stage.workspace)
     (stone,) = await stage.published(topics.TOMBSTONES, case=case)
     assert stone["hash"] == stage.vault.hasher.hashes([("workspace", stage.workspace)])[0].hex()
     await stage.to_completed(case)
     mail = (await stage.published(topics.MESSAGES, case=case))[-1]
     assert mail["template"] == "erasure_completed" and mail["account"] == stage.account
+
+
+async def test_own_record_names_nobody_and_expires(stage: Stage) -> None:
+    """What retention keeps of a case leads to nobody, and ends with the time that the law wants requests kept for."""
+    await stage.a_customer()
+    case = await stage.confirmed()
+    await stage.to_completed(case)
+    await stage.until_ordered(case, "sweep", 2)
+    await stage.send(stage.scan(case, "sweep", 2))
+    await stage.until_state(case, "certified")
+    ended = (await stage.case(case))["ended_at"]
+    kept = await everything(stage.mesh)
+    assert case in kept and stage.tag not in kept and "example.org" not in kept
+
+    async def left(at: datetime) -> set[str]:
+        """Tables that know the case once the hourly job has run at that time."""
+        stage.clock.ahead = at - datetime.now(UTC)
+        await stage.mesh.until(lambda: stage.runtime.worker.run_job("mesh-expire", force=True), 20, "the job has run")
+
+        async def through() -> bool:
+            waiting = "SELECT count(*) FROM mesh_task WHERE name = 'mesh-expire'"
+            return not await stage.mesh.value("retention", waiting)
+
+        await stage.mesh.until(through, 20, "the round is through")
+        tables = (
+            "privacy_case",
+            "case_request",
+            "case_holder",
+            "case_receipt",
+            "case_scan",
+            "case_mail",
+            "certificate",
+        )
+        return {table for table in tables if await stage.mesh.value("retention", f"SELECT count(*) FROM {table}")}
+
+    assert len(await left(ended + RECORDS - timedelta(minutes=5))) == 7
+    assert await left(ended + RECORDS + timedelta(minutes=5)) == set()
 
 
 # --- what is asked for, and by whom --------------------------------------------------------------------------------

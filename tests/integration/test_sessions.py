@@ -32,7 +32,7 @@ async def places(mesh: Mesh, text: str) -> list[str]:
 
 
 @pytest.mark.promise(37)
-async def test_a_live_session_of_an_erased_account_brings_nobody_back(mesh: Mesh, seed: int) -> None:
+async def test_sign_in_of_an_erased_account_brings_nobody_back(mesh: Mesh, seed: int) -> None:
     gateway = Gateway(seed)
     security, _ = await asyncio.gather(*(mesh.start(room) for room in ROOMS))
     await mesh.owned()

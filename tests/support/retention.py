@@ -24,7 +24,7 @@ from shared.mesh.transaction import rfc3339
 from shared.privacy.certificate import trusted_key
 from shared.privacy.vault import Vault
 from tests.support.gateway import Gateway, Sent, body
-from tests.support.world import Mesh
+from tests.support.world import Faults, Mesh
 
 FAST = Timing(
     resend=timedelta(seconds=2), resend_ceiling=timedelta(seconds=4), again=timedelta(milliseconds=200),
@@ -59,10 +59,10 @@ class Stage:
     def __post_init__(self) -> None:
         self.account, self.workspace, self.member = f"acc-{self.tag}", f"ws-{self.tag}", f"mem-{self.tag}"
 
-    async def start(self, **options: Any) -> Stage:
+    async def start(self, *, fault: Faults | None = None, **options: Any) -> Stage:
         """Starts the room."""
         service = make_service(timing=self.timing, trims=False, **options)
-        self.runtime = await self.mesh.start("retention", service=service, clock=self.clock)
+        self.runtime = await self.mesh.start("retention", service=service, clock=self.clock, fault=fault)
         await self.mesh.owned()
         return self
 
