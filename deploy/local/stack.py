@@ -214,6 +214,8 @@ class Stack:
         updates |= self._ports(known) | self._extra
         updates["STEWARD_MASTER_KEY_FILE"] = self._master_key()
         updates["STEWARD_SIGNING_KEY_FILE"] = str(self._signing_key())
+        (self.home / "blobs").mkdir(exist_ok=True, mode=0o700)
+        updates["STEWARD_BLOBS"] = self._environ.get("STEWARD_BLOBS") or str(self.home.resolve() / "blobs")
         merged = env.merge(self.env_file, updates)
         self.settings = merged | {"STEWARD_HOME": str(self.home)}
         self.say("making the topics")

@@ -217,7 +217,7 @@ HOLDING = Holding(
     DATA_MAP,
     (
         # A workspace that outlives its account belongs to whoever has taken it over, and so does its way into the books.
-        Rows("note", {"workspace": "workspace"}, through=("workspace_id", "workspace_ref", "id")),
+        Rows("note", {"workspace": "workspace"}, through=("workspace_id", "workspace_ref", "id"), sealed={"text": ""}),
         Rows("byok_month", {"account": "account"}),
         Rows("payment_method", {"workspace": "workspace", "account": "account"}),
         # What leads to the numbers of the books goes last.

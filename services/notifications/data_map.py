@@ -74,7 +74,7 @@ DATA_MAP: DataMap = (
 ROWS = (
     Rows("mail", owners={"account": "account"}, expires=f"requested_at + interval '{MAIL_LIFE.days} days'"),
     Rows("envelope", expires="not_after"),
-    Rows("address", owners={"account": "account"}),
+    Rows("address", owners={"account": "account"}, sealed={"sealed": "address.sealed"}, corrects=("sealed",)),
 )
 
 HOLDING = Holding("notifications", DATA_MAP, ROWS)

@@ -122,7 +122,12 @@ DATA_MAP: DataMap = (
 
 ROWS: tuple[Rows, ...] = (
     Rows("credit_known", {"workspace": "workspace"}),
-    Rows("api_key", {"account": "account", "workspace": "workspace", "member": "member", "key": "key"}),
+    Rows(
+        "api_key",
+        {"account": "account", "workspace": "workspace", "member": "member", "key": "key"},
+        sealed={"name": "api_key.name"},
+        corrects=("name",),
+    ),
     Rows("member", {"account": "account", "workspace": "workspace", "member": "member"}),
     Rows("workspace", {"account": "account", "workspace": "workspace"}),
     Rows("account", {"account": "account", "identity": "identity"}),

@@ -61,6 +61,7 @@ ROWS: tuple[Rows, ...] = (
         "access_ip",
         owners=_OWNERS | {"member": "member", "key": "key_id"},
         through=("event_id", "access_row", "event_id"),
+        sealed={"address": "access_ip.address:{event_id}"},
     ),
     Rows(
         "access_row",

@@ -748,11 +748,14 @@ class Order(Closed):
 
     case: EventId
     epoch: Annotated[int, Field(ge=1)] = Field(description="Rises when the set of holders or subjects changes.")
-    action: Literal["envelope", "erase", "probe", "sweep", "hold", "release"]
+    action: Literal["envelope", "erase", "probe", "sweep", "hold", "release", "discover", "export", "rectify"]
     holders: list[Holder]
     scope: Scope | None = None
     sealed: Annotated[str, Field(max_length=400_000, pattern=r"^[A-Za-z0-9_:.=-]+$")] | None = None
     confirmed_at: Instant | None = None
+    value: Annotated[str, Field(max_length=20_000, pattern=r"^[A-Za-z0-9_:.=-]+$")] | None = Field(
+        default=None, description="What is right, for a correction: a text under the case's own key."
+    )
     after: Offsets = Field(default={}, description="Topic -> partition -> offset that a holder must have passed first.")
     arguments: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")], Id] = Field(default={})
 
@@ -776,7 +779,9 @@ class Treated(Closed):
     """What became of one table: `rows` were treated, `remaining` lead to the subject still."""
 
     table: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
-    action: Literal["delete_row", "clear", "pseudonymise", "retain", "shred", "expire", "held"]
+    action: Literal[
+        "delete_row", "clear", "pseudonymise", "retain", "shred", "expire", "held", "found", "exported", "corrected"
+    ]  # fmt: skip
     columns: list[Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]]
     rows: Annotated[int, Field(ge=0)]
     remaining: Annotated[int, Field(ge=0)] = 0
@@ -790,7 +795,7 @@ class Receipt(Closed):
     case: EventId
     epoch: Annotated[int, Field(ge=1)]
     holder: Holder
-    action: Literal["envelope", "erase", "hold", "release"]
+    action: Literal["envelope", "erase", "hold", "release", "discover", "export", "rectify"]
     treated: list[Treated] = Field(default=[])
     offsets: Offsets = Field(default={}, description="How far this holder had published when it was done.")
     map_version: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(

@@ -92,6 +92,7 @@ class ServiceSettings:
     drain_seconds: float = 25.0
     smtp_url: str | None = None
     mail_from: str | None = None
+    blobs: str | None = None
 
     @classmethod
     def from_env(cls, name: str, env: Mapping[str, str] = os.environ) -> ServiceSettings:
@@ -132,6 +133,7 @@ class ServiceSettings:
             drain_seconds=number("STEWARD_DRAIN_SECONDS", "25"),
             smtp_url=env.get("STEWARD_SMTP_URL"),
             mail_from=env.get("STEWARD_MAIL_FROM"),
+            blobs=env.get("STEWARD_BLOBS"),
         )
         if settings.drain_seconds <= 0:
             raise Misconfigured("STEWARD_DRAIN_SECONDS must be above 0: without a drain a batch is cut in its middle")

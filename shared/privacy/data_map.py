@@ -168,6 +168,10 @@ class Rows:
     rows instead, in words. `moves`: (from, to) counters: a row that is erased or expires moves between these classes of the
     conservation sum; `{column}` in a name stands for the row's value.
 
+    `sealed`: columns whose value is sealed -> where it was sealed for (`seal_value`; `{column}` stands for the row's
+    value), or "" for what a platform has sealed: so that a copy for its person can be opened. `corrects`: columns that a
+    correction may change.
+
     A map lists its `Rows` in the order in which an erasure treats them: what others are made from first, what leads to
     other rows (`through`) last.
     """
@@ -179,6 +183,8 @@ class Rows:
     expires: str | None = None
     moves: tuple[str, str] | None = None
     ends: str | None = None
+    sealed: Mapping[str, str] = field(default_factory=dict)
+    corrects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

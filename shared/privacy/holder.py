@@ -24,6 +24,7 @@ from shared.policy import policy
 from shared.privacy import store
 from shared.privacy.data_map import Column, Holding, Rows, longest
 from shared.privacy.erasure import Letters, Pass, Treatment, by_kind
+from shared.privacy.errands import ERRAND, Errands
 from shared.privacy.expiry import attach_expiry
 from shared.privacy.letters import LetterSafe
 from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP, MESH_ROWS
@@ -71,10 +72,12 @@ class Holder:
         self._service = service
         self._before, self._keeps, self._reports, self._last = before, keeps, reports, last
         self._tables = {rows.table: treatment_of(holding.columns, rows) for rows in holding.rows}
+        self.errands = Errands(service.name, holding, self.tombstones, self._publish)
 
     async def open(self, runtime: Any) -> None:
         """Opens the vault: hashes and the keys of cases and dead letters come from there."""
         runtime.plugged["safe"] = LetterSafe(await open_vault(runtime))
+        self.errands.open(runtime.settings.blobs)
         async with runtime.pool.acquire() as db, db.transaction():
             declared = (*self.holding.columns, *MESH_MAP, *HOLDER_MAP)
             await store.declare(db, [_declared(column) for column in declared], self.holding.version)
@@ -84,6 +87,7 @@ class Holder:
     async def obey(self, batch: Batch, tx: Transaction) -> None:
         """Takes orders: what is short is done at once, an erasure is noted and becomes a task."""
         orders: dict[tuple[str, int], Any] = {}
+        errands = []
         for received in batch.events:
             order = received.event.data
             if self._service.name not in order.holders:
@@ -94,6 +98,9 @@ class Holder:
                 await self._hold(order, tx)
             elif order.action == "release":
                 await self._release(order, tx)
+            elif order.action in ("discover", "export", "rectify"):
+                errands.append(order)
+        await self.errands.note(errands, tx)
         stones = await self._note(orders, tx) if orders else []
         if stones and self.tombstones.enabled:
             await store.add_tombstones(tx.db, stones)
@@ -137,7 +144,8 @@ class Holder:
             except Shredded:
                 log.warning("an order to hold without a key: the hold is over, and nothing is left to keep")
                 return
-            texts = await store.rows_as_json(tx.db, treatment.rows, by_kind(subjects), _HELD_ROWS)
+            whole = store.Slice(treatment.rows.table, 0, None)
+            texts = await store.rows_as_json(tx.db, treatment.rows, whole, by_kind(subjects), _HELD_ROWS)
             (digest,) = vault_of(tx).hasher.hashes(subjects[:1])
             sealed = await vault_of(tx).seal_held(hold, table, texts, tx.now)
             await store.hold(tx.db, hold, table, digest, sealed, tx.now)
@@ -159,11 +167,13 @@ class Holder:
         """Sees that an order which nobody works at is worked at: the handler's own request can meet a pass that ends."""
         if await store.any_waiting(tx.db):
             await tx.enqueue(ERASE, "pass", {})
+        await self.errands.look(tx)
 
     async def forget(self, now: datetime, tx: Transaction) -> None:
         """Ends tombstones, and what became of their orders, when no copy can bring the subjects back any more; the keys of
-        dead letters that are over."""
+        dead letters that are over; copies for people that nobody has fetched."""
         await tx.plugged["safe"].forget(now.date())
+        await self.errands.end(now, tx)
         over = now - policy().tombstone_life
         tx.count("tombstones", -await store.forget_tombstones(tx.db, over, _FORGOTTEN))
         await store.forget_orders(tx.db, over)
@@ -200,6 +210,8 @@ class Holder:
             {} if self._keeps is None else {case: await self._keeps(who, tx) for (case, _), (_, who) in orders.items()}
         )
         letters = await Letters.erase(tx, orders)
+        everybody = list({subject for _, subjects in orders.values() for subject in subjects})
+        await self.errands.forget(vault_of(tx).hasher.hashes(everybody), tx)
         extents = await store.extents(tx.db, [rows.table for rows in self.holding.rows])
         rest = [[e.table, e.relation, e.blocks] for e in extents]
         outbox = await mesh_store.last_outbox(tx.db) if self._reports is not None else 0
@@ -426,6 +438,7 @@ def attach(
     service.consumes(topics.TOMBSTONES, first=True, guarded=False)(holder.tombstones.learn)
     service.consumes(topics.PRIVACY_COMMANDS, guarded=False)(holder.obey)
     service.task(ERASE)(holder.erase)
+    service.task(ERRAND)(holder.errands.run)
     service.job(ERASE, every=timedelta(seconds=2))(holder.look)
     service.job("mesh-forget", every=timedelta(hours=1))(holder.forget)
     attach_expiry(service, (*MESH_ROWS, *holding.rows))

@@ -119,10 +119,29 @@ HOLDER_MAP: DataMap = (
         "map_version", category="system.operations",
     ),
     *plain("mesh_held_record", "id", "hold", "table_name", "placed_at", category="system.operations"),
+    *personal(
+        "mesh_errand", "sealed", "value",
+        category="user.unique_id", use="essential.legal_obligation", clock_start="arrival", period=timedelta(days=30),
+        on_erasure="shred", ground="legal_obligation",
+        note="whom a copy or a correction is about, and what is right, under the case's key; NULL once it is done",
+    ),
+    *plain(
+        "mesh_errand", "case_id", "epoch", "action", "arguments", "asked_at", "receipt", "done_at",
+        category="system.operations",
+    ),
+    *personal(
+        "mesh_export", "hash",
+        category="user.unique_id.pseudonymous", use="essential.legal_obligation", clock_start="arrival",
+        period=timedelta(days=7), on_erasure="delete_row", ground="legal_obligation",
+        note="of whom there is a copy to be fetched, as a keyed hash: an erasure takes it along",
+    ),
+    *plain("mesh_export", "case_id", "epoch", "made_at", category="system.operations"),
 )  # fmt: skip
 
 HOLDER_ROWS: tuple[Rows, ...] = (
     Rows("mesh_tombstone", ends="deleted by the job mesh-forget, by the policy's life of a tombstone"),
+    Rows("mesh_errand", ends="deleted by the job mesh-forget, thirty days after it was asked for"),
+    Rows("mesh_export", ends="deleted by the job mesh-forget, with the copy, after seven days"),
 )
 """How rows of what a holder keeps beside its own tables end, where no event ends them."""
 

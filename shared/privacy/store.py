@@ -351,21 +351,118 @@ async def delete_parked(db: Connection, ids: Collection[int]) -> list[Mapping[st
 # --- holds -------------------------------------------------------------------------------------------------------
 
 
-async def rows_as_json(db: Connection, rows: Rows, subjects: Mapping[str, Sequence[str]], limit: int) -> list[str]:
-    """The rows of these owners, each as JSON."""
+async def rows_as_json(
+    db: Connection, rows: Rows, piece: Slice, subjects: Mapping[str, Sequence[str]], limit: int | None = None
+) -> list[str]:
+    """The rows of these owners in a slice (all of them without a limit), each as JSON."""
     kinds, condition, arguments = _owners(rows, subjects)
     if not kinds:
         return []
-    source = rows.table if rows.through is None else f"{rows.table} t2"
-    if rows.through is not None:
-        column, other, key = rows.through
-        statement = (
-            f"SELECT to_jsonb(t2)::text FROM {source} JOIN {other} t ON t2.{column} = t.{key} "  # noqa: S608
-            f"WHERE {condition} LIMIT {limit:d}"
-        )
-    else:
-        statement = f"SELECT to_jsonb(t)::text FROM {source} t WHERE {condition} LIMIT {limit:d}"  # noqa: S608
+    statement = f"SELECT to_jsonb(t)::text FROM {piece.relation} t WHERE {_mine(rows, condition)} AND {piece.condition}"  # noqa: S608
+    if limit is not None:
+        statement += f" LIMIT {limit:d}"
     return [row[0] for row in await db.fetch(statement, *arguments)]
+
+
+async def sealed_cells(
+    db: Connection, rows: Rows, piece: Slice, subjects: Mapping[str, Sequence[str]], column: str
+) -> list[tuple[str, str, str]]:
+    """(place, value, the row as JSON) of what a sealed column says in the rows of these owners, locked."""
+    kinds, condition, arguments = _owners(rows, subjects)
+    if not kinds:
+        return []
+    found = await db.fetch(
+        f"SELECT t.ctid::text AS place, t.{column} AS value, to_jsonb(t)::text AS row FROM {piece.relation} t "  # noqa: S608
+        f"WHERE {_mine(rows, condition)} AND {piece.condition} AND t.{column} IS NOT NULL FOR UPDATE",
+        *arguments,
+    )
+    return [(row["place"], row["value"], row["row"]) for row in found]
+
+
+async def put_cells(db: Connection, piece: Slice, column: str, cells: Sequence[tuple[str, str]]) -> None:
+    """Puts (place, value) into a column; the rows were locked in this transaction."""
+    await db.executemany(f"UPDATE {piece.relation} SET {column} = $2 WHERE ctid = $1::text::tid", cells)  # noqa: S608
+
+
+def _mine(rows: Rows, condition: str) -> str:
+    """The condition that a row `t` has one of the owners that `condition` names, directly or through another table."""
+    if rows.through is None:
+        return f"({condition})"
+    column, other, key = rows.through
+    return f"t.{column} IN (SELECT o.{key} FROM {other} o WHERE {condition})"  # noqa: S608 -- names of the maps alone
+
+
+# --- errands -----------------------------------------------------------------------------------------------------
+
+
+Errand: TypeAlias = tuple[str, int, str, str, str | None, Any]
+"""(case, epoch, action, sealed subjects, sealed value, arguments)"""
+
+
+async def add_errands(db: Connection, errands: Sequence[Errand], now: datetime) -> set[tuple[str, int]]:
+    """Notes errands; returns (case, epoch) of those that were not known."""
+    columns = [list(column) for column in zip(*errands, strict=True)]
+    rows = await db.fetch(
+        """INSERT INTO mesh_errand (case_id, epoch, action, sealed, value, arguments, asked_at)
+           SELECT *, $7 FROM unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::jsonb[])
+           ON CONFLICT DO NOTHING RETURNING case_id::text AS case_id, epoch""",
+        *columns, now,
+    )  # fmt: skip
+    return {(row["case_id"], row["epoch"]) for row in rows}
+
+
+async def errand(db: Connection, case: str, epoch: int) -> Mapping[str, Any] | None:
+    """One errand."""
+    return await db.fetchrow(
+        """SELECT case_id::text AS case_id, epoch, action, sealed, value, arguments, receipt FROM mesh_errand
+           WHERE case_id = $1 AND epoch = $2""",
+        case, epoch,
+    )  # fmt: skip
+
+
+async def next_errand(db: Connection) -> tuple[str, int] | None:
+    """(case, epoch) of the oldest errand that waits."""
+    row = await db.fetchrow(
+        """SELECT case_id::text AS case_id, epoch FROM mesh_errand WHERE done_at IS NULL
+           ORDER BY asked_at, case_id, epoch LIMIT 1"""
+    )
+    return None if row is None else (row["case_id"], row["epoch"])
+
+
+async def finish_errand(db: Connection, case: str, epoch: int, receipt: Any, now: datetime) -> None:
+    """Keeps the receipt, and forgets whom it was about."""
+    await db.execute(
+        """UPDATE mesh_errand SET receipt = $3, done_at = $4, sealed = NULL, value = NULL
+           WHERE case_id = $1 AND epoch = $2""",
+        case, epoch, receipt, now,
+    )  # fmt: skip
+
+
+async def note_export(db: Connection, hashes: Collection[bytes], case: str, epoch: int, now: datetime) -> None:
+    """There is going to be a copy of what these subjects have here."""
+    await db.execute(
+        """INSERT INTO mesh_export (hash, case_id, epoch, made_at) SELECT h, $2, $3, $4 FROM unnest($1::bytea[]) AS h
+           ON CONFLICT DO NOTHING""",
+        list(hashes), case, epoch, now,
+    )  # fmt: skip
+
+
+async def forget_exports(
+    db: Connection, hashes: Collection[bytes], before: datetime | None = None
+) -> set[tuple[str, int]]:
+    """Forgets copies of these subjects, or those that were made before an instant; returns (case, epoch) of each."""
+    rows = await db.fetch(
+        """DELETE FROM mesh_export WHERE (case_id, epoch) IN (
+             SELECT case_id, epoch FROM mesh_export WHERE hash = ANY($1) OR made_at < $2)
+           RETURNING case_id::text AS case_id, epoch""",
+        list(hashes), before,
+    )  # fmt: skip
+    return {(row["case_id"], row["epoch"]) for row in rows}
+
+
+async def forget_errands(db: Connection, before: datetime) -> None:
+    """Ends what is known of errands that were asked for before `before` and are done."""
+    await db.execute("DELETE FROM mesh_errand WHERE asked_at < $1 AND done_at IS NOT NULL", before)
 
 
 async def hold(

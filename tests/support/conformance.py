@@ -7,6 +7,8 @@ erases some of them in every order in which orders, tombstones and events can co
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,7 +21,9 @@ from services.audit.app import make_service as make_audit
 from shared.contract import topics
 from shared.contract.sealing import seal
 from shared.contract.units import Subject
-from shared.privacy.vault import Vault
+from shared.privacy.blobs import open_blobs
+from shared.privacy.errands import WHERE
+from shared.privacy.vault import Vault, open_value
 from tests.support.coordinator import Coordinator, new_case, own_vault
 from tests.support.gateway import Gateway, Sent
 from tests.support.life import life, prices, subjects_of
@@ -85,6 +89,8 @@ class Kit:
     vault: Vault
     seal: Callable[[str], str]
     sent: dict[str, list[Sent]] = field(default_factory=dict)
+    # holder -> what its copy says of a person in the clear, although it stands sealed there
+    says: Mapping[str, str] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Everything. Raises AssertionError at the first check that does not hold."""
@@ -95,10 +101,13 @@ class Kit:
         await self.settled()
         await self.hold_something("gone", "away", "stays")
         bystander = await self.standing("stays")
+        taken = await self.tell_what_they_have("gone")
+        await self.tell_what_they_have("stays")
         await self.erase_whom_nobody_knows()
         await self.erase_before_the_tombstones()
         await self.answer_when_they_are_back()
         await self.let_nothing_back("gone", "unknown", "away")
+        await self.make_no_copy_of_the_erased(taken)
         now = await self.standing("stays")
         assert now == bystander, f"rows of a bystander were touched: {_difference(bystander, now)}"
         await self.are_clean("probe", "gone")
@@ -116,6 +125,45 @@ class Kit:
         for who in people:
             holding = {holder for holder, _ in await self.standing(who)}
             assert holding == self.names, f"{self.names - holding} hold nothing of {who}: they would prove nothing"
+
+    async def tell_what_they_have(self, who: str) -> str:
+        """discover, export: each row is found, and its copy lies in the blob store, sealed for the case and of nobody else.
+        Returns the case."""
+        case, subjects = new_case(), subjects_of(who)
+        for epoch, action in ((1, "discover"), (2, "export")):
+            order = await self.retention.order(case, subjects, sorted(self.names), epoch=epoch, action=action)
+            await self.say([order, order])
+        found: dict[tuple[str, int], dict[str, int]] = {}
+        for record in await self.receipts(case, {1, 2}):
+            data = record.event.data
+            found[data.holder, data.epoch] = {table.table: table.rows for table in data.treated}
+        others = {value for kind, value in subjects_of("gone" if who == "stays" else "stays") if kind != "identity"}
+        for name in self.names:
+            lines = [json.loads(line) for line in (await self.copy(case, name)).splitlines()]
+            counted = {table: n for table, n in found[name, 2].items() if n}
+            assert counted and Counter(line["table"] for line in lines) == counted, f"{name}: copy and receipt differ"
+            assert found[name, 1] == found[name, 2], f"{name}: what was found, and what was copied"
+            ids = {value for _, value in subjects}
+            assert ids & {v for line in lines for v in line.values() if isinstance(v, str)}, f"{name}: whose is it?"
+            assert self.says.get(name, "").format(who=who) in json.dumps(lines), f"{name}: what is sealed is not opened"
+            assert not [line for line in lines if others & set(map(str, line.values()))], f"{name}: somebody else's"
+        return case
+
+    async def copy(self, case: str, holder: str) -> str:
+        """A holder's part of a copy, opened with the case's key."""
+        key, blobs = await self.vault.case_key(case), open_blobs(self.mesh.env["STEWARD_BLOBS"])
+        parts = [await blobs.get(name) for name in await blobs.names(f"{case}/2/{holder}")]
+        return "\n".join(open_value(key, (part or b"").decode(), where=WHERE) for part in parts)
+
+    async def make_no_copy_of_the_erased(self, taken: str) -> None:
+        """export-outlives, erase-vs-export: a copy that was there went with the erasure, and none is made any more."""
+        assert await open_blobs(self.mesh.env["STEWARD_BLOBS"]).names(taken) == []
+        case = new_case()
+        order = await self.retention.order(case, subjects_of("gone"), sorted(self.names), epoch=2, action="export")
+        await self.say([order])
+        for record in await self.receipts(case, {2}):
+            assert not any(table.rows for table in record.event.data.treated)
+        assert await open_blobs(self.mesh.env["STEWARD_BLOBS"]).names(case) == []
 
     async def erase_whom_nobody_knows(self) -> None:
         """no-row-subject: a receipt of nothing, and a tombstone all the same (`let_nothing_back` shows it)."""
@@ -273,13 +321,15 @@ class Kit:
 
 
 @asynccontextmanager
-async def kit(mesh: Mesh, seed: int, *holders: Participant) -> AsyncIterator[Kit]:
+async def kit(
+    mesh: Mesh, seed: int, *holders: Participant, says: Mapping[str, str] | None = None
+) -> AsyncIterator[Kit]:
     """The kit for these holders, with a way of its own to the keys."""
     async with own_vault(mesh) as vault:
         now = datetime.now(UTC)
         await vault.make_ingress([now.date()], now)
         key = await vault.ingress(now.date())
-        yield Kit(mesh, holders, Gateway(seed), vault, lambda text: seal(text, *key))
+        yield Kit(mesh, holders, Gateway(seed), vault, lambda text: seal(text, *key), says=says or {})
 
 
 @asynccontextmanager

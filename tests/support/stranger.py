@@ -42,8 +42,8 @@ class Stranger:
             **os.environ, "PYTHONPATH": str(ROOT),
             "SUPPORTNOTES_DATABASE_URL": self._urls[f"STEWARD_{NAME.upper()}_OWNER_DATABASE_URL"],
         }  # fmt: skip
-        for name in ("STEWARD_KEYS_DATABASE_URL", "STEWARD_MASTER_KEY_FILE", "STEWARD_KAFKA_BOOTSTRAP_SERVERS"):
-            env[name] = self._mesh.env[name]
+        for name in ("KEYS_DATABASE_URL", "MASTER_KEY_FILE", "KAFKA_BOOTSTRAP_SERVERS", "BLOBS"):
+            env[f"STEWARD_{name}"] = self._mesh.env[f"STEWARD_{name}"]
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.support.third_party", env=env, cwd=ROOT
         )

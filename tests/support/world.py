@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from email.message import EmailMessage
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -69,6 +71,8 @@ class World:
         assert self.stack.mail is not None
         for mail in self.stack.mail.mails():
             mail.unlink()
+        for copy in Path(self.env["STEWARD_BLOBS"]).iterdir():
+            shutil.rmtree(copy)
         kafka = KafkaSettings.from_env(self.env)
         ends = await end_offsets(kafka, [topic.name for topic in TOPICS if not topic.compacted])
         client = AIOKafkaAdminClient(**kafka.client())

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,10 +38,12 @@ MAP_VERSION = hashlib.sha256(repr(MAP).encode()).hexdigest()[:16]
 class Notes:
     """The program: one loop that reads, changes its database, and answers."""
 
-    def __init__(self, db: Any, keys: Keys, kafka: str) -> None:
-        self._db, self._keys, self._kafka = db, keys, kafka
+    def __init__(self, db: Any, keys: Keys, kafka: str, blobs: Path) -> None:
+        self._db, self._keys, self._kafka, self._blobs = db, keys, kafka, blobs
         self._codecs = {topic.name: Codec(topic) for topic in READS}
         self._hash_key = b""
+        # (folder, of whom) of the copies that were made; a real holder would keep that beside its notes.
+        self._copies: list[tuple[Path, set[str]]] = []
 
     async def run(self) -> None:
         """Works until it is ended; may be ended at any point."""
@@ -104,6 +107,10 @@ class Notes:
             await self._suppress([data.hash])
         elif event.type == events.PrivacyOrdered.TYPE and NAME in data.holders and data.action == "erase":
             await self._erase(data)
+        elif (
+            event.type == events.PrivacyOrdered.TYPE and NAME in data.holders and data.action in ("discover", "export")
+        ):
+            await self._tell(data)
         elif event.type == events.NoteAdded.TYPE and not await self._suppressed(data):
             await self._db.execute(
                 "INSERT INTO support_note VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
@@ -119,6 +126,9 @@ class Notes:
             return
         # The command can overtake the topic of tombstones: whom it names is erased from here on.
         await self._suppress([subject_hash(self._hash_key, *subject) for subject in subjects])
+        for folder, of_whom in self._copies:
+            if not of_whom.isdisjoint(subject_hash(self._hash_key, *subject) for subject in subjects):
+                shutil.rmtree(folder, ignore_errors=True)
         ids = [value for kind, value in subjects if kind in ("workspace", "account")]
         gone = await self._db.fetch(
             "DELETE FROM support_note WHERE workspace = ANY($1) OR account = ANY($1) RETURNING note", ids
@@ -128,6 +138,34 @@ class Notes:
         body = {
             "case": order.case, "epoch": order.epoch, "holder": NAME, "action": "erase", "treated": treated,
             "map_version": MAP_VERSION, "code_version": "1",
+        }  # fmt: skip
+        await self._db.execute("INSERT INTO answer VALUES ($1, $2, $3)", order.case, order.epoch, json.dumps(body))
+
+    async def _tell(self, order: Any) -> None:
+        """What there is of somebody; for an export a copy, in the blob store."""
+        known = "UPDATE answer SET sent = false WHERE case_id = $1 AND epoch = $2 RETURNING true"
+        subjects = await self._keys.subjects(order.case, order.sealed)
+        if await self._db.fetchval(known, order.case, order.epoch) or subjects is None:
+            return
+        hashes = [subject_hash(self._hash_key, *subject) for subject in subjects]
+        gone = await self._db.fetchval("SELECT EXISTS (SELECT FROM suppressed WHERE hash = ANY($1))", hashes)
+        ids = [value for kind, value in subjects if kind in ("workspace", "account")]
+        found = await self._db.fetch(
+            "SELECT note, workspace, account, text FROM support_note WHERE workspace = ANY($1) OR account = ANY($1)",
+            ids,
+        )
+        if order.action == "export" and found and not gone:
+            text = "\n".join(json.dumps({"table": "support_note", **dict(row), "text": None}) for row in found)
+            part = self._blobs / order.case / str(order.epoch) / NAME / "000000"
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(await self._keys.sealed_copy(order.case, text))
+            self._copies += [(part.parent, set(hashes))]
+        did = {"discover": "found", "export": "exported"}[order.action]
+        columns = [column for table, column, *_ in MAP if table == "support_note"]
+        treated = [{"table": "support_note", "action": did, "columns": columns, "rows": len(found)}]
+        body = {
+            "case": order.case, "epoch": order.epoch, "holder": NAME, "action": order.action,
+            "treated": [] if gone else treated, "map_version": MAP_VERSION, "code_version": "1",
         }  # fmt: skip
         await self._db.execute("INSERT INTO answer VALUES ($1, $2, $3)", order.case, order.epoch, json.dumps(body))
 
@@ -175,7 +213,8 @@ async def main() -> None:
     keys = await asyncpg.connect(os.environ["STEWARD_KEYS_DATABASE_URL"])
     try:
         master = Path(os.environ["STEWARD_MASTER_KEY_FILE"]).read_text(encoding="ascii")
-        await Notes(db, Keys(keys, master), os.environ["STEWARD_KAFKA_BOOTSTRAP_SERVERS"]).run()
+        blobs = Path(os.environ["STEWARD_BLOBS"])
+        await Notes(db, Keys(keys, master), os.environ["STEWARD_KAFKA_BOOTSTRAP_SERVERS"], blobs).run()
     finally:
         await db.close()
         await keys.close()

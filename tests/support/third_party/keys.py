@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from shared.contract.sealing import decoded, unpadded
+from shared.contract.sealing import decoded, encoded, padded, unpadded
 
 
 class Keys:
@@ -38,6 +39,15 @@ class Keys:
         raw = decoded(sealed.rpartition(":")[2])
         where = f"case.subjects\0case:{case}\0{key_id}".encode()
         return [(kind, value) for kind, value in json.loads(unpadded(AESGCM(key).decrypt(raw[:12], raw[12:], where)))]
+
+    async def sealed_copy(self, case: str, text: str) -> bytes:
+        """A part of a copy, under the case's key."""
+        found = await self._key("case", case)
+        assert found is not None
+        key_id, key = found
+        nonce = os.urandom(12)
+        where = f"case.export\0case:{case}\0{key_id}".encode()
+        return f"v1:{key_id}:{encoded(nonce + AESGCM(key).encrypt(nonce, padded(text.encode()), where))}".encode()
 
     async def hash_key(self) -> bytes:
         """The key of all tombstones. Raises LookupError before the mesh has one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from shared.contract import events, topics
 from shared.contract.ids import derived_id
 from shared.mesh import Batch, Done, Service, Task, Transaction
 from shared.mesh.settings import KafkaSettings
+from shared.privacy.blobs import open_blobs
+from shared.privacy.errands import WHERE
 from shared.privacy.letters import LetterSafe
-from shared.privacy.vault import Vault, open_vault
+from shared.privacy.values import Shredded, Tampered, open_bytes
+from shared.privacy.vault import CASE, Vault, open_vault
 
 _UNREACHABLE = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, KafkaError)
 # Cases that one pass over the databases looks for together.
@@ -72,6 +75,7 @@ class Residue:
         found = await scan(
             {holder: source.snapshot for holder, source in self._sources.items()}, self._kafka, subjects, tx.now,
             LetterSafe(self._vault).unlock, deep=deep, unreachable=_UNREACHABLE, logs=self._logs if deep else None,
+            copies=self._copies if deep and self._env.get("STEWARD_BLOBS") else None,
         )  # fmt: skip
         for row in rows:
             if row["attempt"] not in subjects:
@@ -93,6 +97,21 @@ class Residue:
             )  # fmt: skip
         await store.finish_scans(tx.db, seen, tx.now)
         return None
+
+    async def _copies(self) -> AsyncIterator[bytes | None]:
+        """Copies for people, each opened with its case's key. One whose key is destroyed is nobody's any more."""
+        blobs = open_blobs(self._env.get("STEWARD_BLOBS"))
+        for name in await blobs.names():
+            case, value = name.partition("/")[0], await blobs.get(name)
+            key = (await self._vault.keys(CASE, [case])).get(case)
+            if value is None or key is None:
+                continue
+            try:
+                yield open_bytes(key, value.decode("ascii", "replace"), where=WHERE)
+            except Shredded:
+                continue
+            except Tampered:
+                yield None
 
     async def _logs(self) -> Iterable[tuple[str, bytes]]:
         """The log files, where this installation says that it keeps them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
@@ -145,9 +145,10 @@ async def scan(
     deep: bool,
     unreachable: tuple[type[BaseException], ...],
     logs: Callable[[], Awaitable[Iterable[tuple[str, bytes]]]] | None = None,
+    copies: Callable[[], AsyncIterator[bytes | None]] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """case -> the verdict on every store. `databases`: holder -> a snapshot of its database; what cannot be reached is
-    `not_scanned`."""
+    `not_scanned`. `copies`: those that people have asked for, opened; None for one that cannot be."""
     wanted, findings = Wanted.of(subjects), Findings(subjects)
     for holder, snapshot in databases.items():
         try:
@@ -162,6 +163,15 @@ async def scan(
         await scan_topics(kafka, wanted, findings)
     except unreachable:
         findings.not_scanned("kafka", "topics")
+    if copies is not None:
+        findings.looked_at("exports", "copies")
+        async for copy in copies():
+            if copy is None:
+                findings.not_scanned("exports", "copies")
+                continue
+            for value in words.found_in(wanted.cases.keys(), copy):
+                for case in wanted.cases[value]:
+                    findings.add(case, "exports", "copies", 1, {"verdict": "residue"})
     if logs is not None:
         for name, text in await logs():
             findings.looked_at("logs", name)

@@ -1,0 +1,203 @@
+"""What a holder is asked about somebody without erasing: found, copied, corrected; and an erasure comes before all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from shared.contract import events, topics
+from shared.contract.sealing import seal
+from shared.contract.units import Subject
+from shared.mesh.runtime import Runtime
+from shared.privacy import errands, store
+from shared.privacy.blobs import open_blobs
+from shared.privacy.errands import EXPORT_LIFE, VALUE, WHERE
+from shared.privacy.vault import open_value, seal_value
+from tests.support.coordinator import Coordinator, new_case
+from tests.support.gateway import Gateway
+from tests.support.world import Faults, Mesh
+
+WHO: list[Subject] = [("account", "acc-ws-0"), ("workspace", "ws-0"), ("key", "key-ws-0")]
+
+
+async def used(mesh: Mesh, gateway: Gateway, **options: Any) -> Coordinator:
+    """Metering, with some usage of several workspaces."""
+    metering = await mesh.start("metering", **options)
+    await gateway.send(
+        mesh.env, [gateway.price(), *gateway.some(300), gateway.generation("ws-0", model="nobody-knows")]
+    )
+    await mesh.owned()
+    await mesh.idle()
+    return Coordinator(mesh, gateway, metering)
+
+
+async def lines(retention: Coordinator, case: str, holder: str = "metering", epoch: int = 1) -> list[dict[str, Any]]:
+    """A holder's part of a copy."""
+    blobs, key = open_blobs(retention.mesh.env["STEWARD_BLOBS"]), await retention.vault.case_key(case)
+    found: list[dict[str, Any]] = []
+    for name in await blobs.names(f"{case}/{epoch}/{holder}"):
+        raw = await blobs.get(name)
+        found += map(json.loads, open_value(key, (raw or b"").decode(), where=WHERE).splitlines())
+    return found
+
+
+async def blob_names(mesh: Mesh, case: str) -> list[str]:
+    return await open_blobs(mesh.env["STEWARD_BLOBS"]).names(case)
+
+
+async def ordered(retention: Coordinator, case: str, action: str, holder: str = "metering", **more: Any) -> None:
+    order = await retention.order(case, WHO, [holder], action=action, **more)
+    await retention.gateway.send(retention.mesh.env, [order])
+
+
+async def test_a_copy_is_whole_whatever_dies_meanwhile(mesh: Mesh, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks, with a death in one of them: every row of the subject once, field by field, and one receipt."""
+    monkeypatch.setattr(store, "BLOCKS", 1)
+    gateway = Gateway(seed, workspaces=3)
+    faults = Faults("nowhere")
+    retention = await used(mesh, gateway, fault=faults)
+    rows = await mesh.fetch("metering", "SELECT * FROM request_log WHERE workspace = 'ws-0'")
+    case = new_case()
+    faults.point, faults.nth = "task_before_commit", 4
+    await ordered(retention, case, "export")
+    await asyncio.wait_for(faults.hit.wait(), 30)
+    assert retention.runtime is not None
+    await mesh.abandon(retention.runtime)
+    retention.runtime = await mesh.start("metering")
+    (receipt,) = await retention.receipts(case, 1)
+    await mesh.idle()
+    copied = [line for line in await lines(retention, case) if line["table"] == "request_log"]
+    assert len(copied) == len(rows) > 50
+    assert {table.table: table.rows for table in receipt.treated}["request_log"] == len(rows)
+    by_id = {line["generation_id"]: line for line in copied}
+    for row in rows:
+        line = by_id[str(row["generation_id"])]
+        assert (line["model"], line["input_tokens"], line["key_id"]) == (
+            row["model"],
+            row["input_tokens"],
+            row["key_id"],
+        )
+        assert int(line["amount_pico"]) == row["amount_pico"]
+        assert "expires_on" not in line and "price_version" not in line, "what is about nobody is left out"
+    assert len(await retention.receipts(case, 1)) == 1
+    # Nothing was changed by it, and it does not stay.
+    assert await mesh.fetch("metering", "SELECT * FROM request_log WHERE workspace = 'ws-0'") == rows
+    assert len(await blob_names(mesh, case)) > 1
+    assert await mesh.value("metering", "SELECT count(*) FROM mesh_errand WHERE sealed IS NOT NULL") == 0
+
+
+@pytest.mark.promise(44)
+async def test_erase_vs_export(mesh: Mesh, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tombstone comes between two chunks: the copy is not finished, and what there was of it is gone."""
+    monkeypatch.setattr(store, "BLOCKS", 1)
+    gateway = Gateway(seed, workspaces=3)
+    copy, case = new_case(), new_case()
+    halfway, on = asyncio.Event(), asyncio.Event()
+
+    async def stand(point: str) -> None:
+        """Stands still in the transaction that has made the first part."""
+        if point == "task_before_commit" and not on.is_set() and await blob_names(mesh, copy):
+            halfway.set()
+            await on.wait()
+
+    retention = await used(mesh, gateway, fault=stand)
+    await ordered(retention, copy, "export")
+    await asyncio.wait_for(halfway.wait(), 30)
+    await gateway.send(mesh.env, [await retention.order(case, WHO, ["metering"]), *retention.tombstones(case, WHO)])
+    on.set()
+    await retention.receipts(case, 1)
+    (receipt,) = await retention.receipts(copy, 1)
+    assert receipt.action == "export" and receipt.treated == [] and await blob_names(mesh, copy) == []
+    await mesh.idle()
+    assert await mesh.value("metering", "SELECT count(*) FROM mesh_export") == 0
+
+
+@pytest.mark.promise(44)
+@pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "unguarded"])
+async def test_export_outlives(mesh: Mesh, seed: int, guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy is older than the erasure: it goes with it. One that nobody fetches goes by itself."""
+    gateway = Gateway(seed, workspaces=3)
+    retention = await used(mesh, gateway)
+    copy, case = new_case(), new_case()
+    await ordered(retention, copy, "export")
+    await retention.receipts(copy, 1)
+    assert await lines(retention, copy)
+    if not guarded:
+        monkeypatch.setattr(errands.Errands, "forget", _nothing)
+    await gateway.send(mesh.env, [*retention.tombstones(case, WHO), await retention.order(case, WHO, ["metering"])])
+    await retention.receipts(case, 1)
+    assert (await blob_names(mesh, copy) == []) is guarded
+
+
+async def _nothing(self: errands.Errands, hashes: Any, tx: Any, *, before: Any = None) -> None:
+    """In place of a guard that is switched off."""
+
+
+async def test_a_copy_that_nobody_fetches_goes_by_itself(mesh: Mesh, seed: int) -> None:
+    retention = await used(mesh, Gateway(seed, workspaces=3))
+    runtime = retention.runtime
+    assert runtime is not None
+    copy = new_case()
+    await ordered(retention, copy, "export")
+    await retention.receipts(copy, 1)
+    sql = "UPDATE mesh_export SET made_at = made_at - $1::interval"
+    for age, there in ((EXPORT_LIFE - timedelta(minutes=5), True), (timedelta(minutes=6), False)):
+        await mesh.fetch("metering", sql, age)
+        await mesh.until(lambda: runtime.worker.run_job("mesh-forget", force=True), 20, "the job has run")
+        assert bool(await blob_names(mesh, copy)) is there
+
+
+async def test_rectify_stays_right_whatever_comes_again(mesh: Mesh, seed: int) -> None:
+    """A correction takes the place of what was there; the older event, read once more, does not undo it."""
+    gateway = Gateway(seed)
+    rooms: dict[str, Runtime] = {name: await mesh.start(name) for name in ("notifications", "retention")}
+    await mesh.owned()
+    retention = Coordinator(mesh, gateway, rooms["retention"])
+    now = rooms["retention"].clock.now()
+    await retention.vault.make_ingress([now.date()], now)
+    ingress = await retention.vault.ingress(now.date())
+    account = "acc-ws-0"
+    opened = {"account": account, "address": seal("old@example.org", *ingress), "jurisdiction": "US"}
+    created = {"account": account, "workspace": "ws-0", "key": "key-ws-0", "name": seal("old name", *ingress)}
+    said = [
+        gateway.event(topics.ACCOUNTS, events.AccountOpened, opened, key=account, subject=account),
+        gateway.event(topics.ACCOUNTS, events.KeyCreated, created, key=account, subject=account),
+    ]
+    await gateway.send(mesh.env, said)
+    await mesh.idle()
+    for holder, table, column, right in (
+        ("notifications", "address", "sealed", "new@example.org"),
+        ("retention", "api_key", "name", "new name"),
+    ):
+        case = new_case()
+        key = await retention.vault.case_key(case, at=now)
+        value, where = seal_value(key, right, where=VALUE), {"table": table, "column": column}
+        await ordered(retention, case, "rectify", holder, value=value, arguments=where)
+        (receipt,) = await retention.receipts(case, 1)
+        assert {t.table: (t.action, t.rows) for t in receipt.treated}[table] == ("corrected", 1)
+        assert sum(t.rows for t in receipt.treated) == 1, "and nothing else"
+    # Both events once more, and under new ids, as a sender repeats what it is not sure of.
+    again = [
+        gateway.event(topics.ACCOUNTS, events.AccountOpened, opened, key=account, subject=account),
+        gateway.event(topics.ACCOUNTS, events.KeyCreated, created, key=account, subject=account),
+    ]
+    await gateway.send(mesh.env, [*said, *again])
+    await mesh.idle()
+    for holder, column, right in (("notifications", "sealed", "new@example.org"), ("retention", "name", "new name")):
+        case = new_case()
+        await ordered(retention, case, "export", holder)
+        await retention.receipts(case, 1)
+        shown = [line[column] for line in await lines(retention, case, holder) if column in line]
+        assert shown == [right]
+    # What the map does not let anybody correct stays as it is.
+    case = new_case()
+    key = await retention.vault.case_key(case, at=now)
+    where = {"table": "api_key", "column": "account"}
+    await ordered(retention, case, "rectify", "retention", value=seal_value(key, "x", where=VALUE), arguments=where)
+    (receipt,) = await retention.receipts(case, 1)
+    assert not any(table.rows for table in receipt.treated)
+    assert await mesh.value("retention", "SELECT account FROM api_key") == account
