@@ -105,9 +105,20 @@ class Errands:
             await self._blobs.delete(f"{case}/{epoch}/{self._service}")
 
     async def end(self, now: datetime, tx: Transaction) -> None:
-        """Ends copies that nobody has fetched, and what is known of errands that are long done."""
+        """Ends copies that nobody has fetched, and what is known of errands that are long done.
+
+        A copy of which this database knows nothing goes as well: it was restored from before, and an erasure would not find
+        the copy.
+        """
         await self.forget([], tx, before=now - EXPORT_LIFE)
         await store.forget_errands(tx.db, now - _FORGOTTEN)
+        if self._where:
+            # In this order: what has a part was noted before.
+            there = {tuple(name.split("/")[:3]) for name in await self._blobs.names()}
+            known = {(case, str(epoch), self._service) for case, epoch in await store.exports(tx.db)}
+            for copy in sorted(there - known):
+                if copy[2:] == (self._service,):
+                    await self._blobs.delete("/".join(copy))
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

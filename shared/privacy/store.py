@@ -460,6 +460,11 @@ async def forget_exports(
     return {(row["case_id"], row["epoch"]) for row in rows}
 
 
+async def exports(db: Connection) -> set[tuple[str, int]]:
+    """(case, epoch) of every copy that is known."""
+    return {tuple(row) for row in await db.fetch("SELECT DISTINCT case_id::text, epoch FROM mesh_export")}
+
+
 async def forget_errands(db: Connection, before: datetime) -> None:
     """Ends what is known of errands that were asked for before `before` and are done."""
     await db.execute("DELETE FROM mesh_errand WHERE asked_at < $1 AND done_at IS NOT NULL", before)

@@ -3,8 +3,8 @@
 Elsewhere, under the same names: late-event, replay-from-zero, new-consumer and restore in test_erasure.py; no-row-subject,
 holder-down, holder-gone and own-record in test_retention_room.py; half-created in test_erasure_crashes.py; holder-skipped in
 test_residue.py; hold-mid-fan-out and hold-released in test_holds.py; sign-in in test_sessions.py; aggregate-state, and
-payments and disputes after an erasure, in test_billing_erasure.py; clock in test_deadlines.py. What concerns exports, and
-the mail provider's lists, comes with these.
+payments and disputes after an erasure, in test_billing_erasure.py; erase-vs-export and export-outlives in test_errands.py;
+clock in test_deadlines.py. The mail provider's lists come with the provider.
 """
 
 from __future__ import annotations

@@ -144,11 +144,16 @@ async def test_a_copy_that_nobody_fetches_goes_by_itself(mesh: Mesh, seed: int) 
     copy = new_case()
     await ordered(retention, copy, "export")
     await retention.receipts(copy, 1)
+    # Of one the database knows nothing: it is a copy from before. Another holder's is none of its business.
+    blobs, lost = open_blobs(mesh.env["STEWARD_BLOBS"]), new_case()
+    for holder in ("metering", "billing"):
+        await blobs.put(f"{lost}/1/{holder}/000000", b"v1:k:x")
     sql = "UPDATE mesh_export SET made_at = made_at - $1::interval"
     for age, there in ((EXPORT_LIFE - timedelta(minutes=5), True), (timedelta(minutes=6), False)):
         await mesh.fetch("metering", sql, age)
         await mesh.until(lambda: runtime.worker.run_job("mesh-forget", force=True), 20, "the job has run")
         assert bool(await blob_names(mesh, copy)) is there
+        assert await blob_names(mesh, lost) == [f"{lost}/1/billing/000000"]
 
 
 async def test_rectify_stays_right_whatever_comes_again(mesh: Mesh, seed: int) -> None:
