@@ -7,6 +7,7 @@ blob store in parts, each under the case's key, named `case/epoch/holder/part`: 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from shared.privacy.blobs import Blobs, open_blobs
 from shared.privacy.data_map import Holding, Rows
 from shared.privacy.erasure import by_kind
 from shared.privacy.tombstones import Tombstones
-from shared.privacy.vault import Shredded, Tampered, key_id_of, open_value, seal_value, vault_of
+from shared.privacy.vault import Key, Shredded, Tampered, key_id_of, open_value, seal_value, vault_of
 
 log = logging.getLogger("steward.privacy")
 
@@ -63,6 +64,8 @@ class Errands:
             return
         rows = [(o.case, o.epoch, o.action, o.sealed, o.value, dict(o.arguments)) for o in asked.values()]
         new = await store.add_errands(tx.db, rows, tx.now)
+        if not self._where and any(order.action == "export" for order in asked.values()):
+            log.error("a copy is asked for, and there is no place for it: set STEWARD_BLOBS; until then it waits")
         for case, epoch in asked.keys() - new:
             known = await store.errand(tx.db, case, epoch)
             if known is not None and known["receipt"] is not None:
@@ -72,7 +75,7 @@ class Errands:
 
     async def look(self, tx: Transaction) -> None:
         """Sees that an errand that nobody works at is worked at."""
-        if await store.next_errand(tx.db) is not None:
+        if await self._next(tx) is not None:
             await tx.enqueue(ERRAND, "pass", {})
 
     async def run(self, task: Task, tx: Transaction) -> Any:
@@ -123,7 +126,7 @@ class Errands:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     async def _begin(self, tx: Transaction) -> Any:
-        found = await store.next_errand(tx.db)
+        found = await self._next(tx)
         if found is None:
             return Done()
         case, epoch = found
@@ -137,6 +140,10 @@ class Errands:
         extents = await store.extents(tx.db, list(self._rows))
         rest = [[e.table, e.relation, e.blocks] for e in extents]
         return {"case": case, "epoch": epoch, "rest": rest, "block": 0, "counts": {}, "parts": 0}
+
+    async def _next(self, tx: Transaction) -> tuple[str, int] | None:
+        """The oldest errand that can be run: a copy without a place for it holds up nobody."""
+        return await store.next_errand(tx.db, copies=bool(self._where))
 
     async def _whom(self, order: Mapping[str, Any], tx: Transaction) -> list[Subject] | None:
         """Whom it is about; None when they are erased, or the case is over: nothing is made of them any more."""
@@ -197,7 +204,7 @@ class Errands:
         found = [json.loads(text, parse_float=Decimal) for text in texts]
         ours = {v for row in found for c, w in rows.sealed.items() if w and (v := row[c]) is not None}
         theirs = [row[c] for row in found for c, w in rows.sealed.items() if not w and row[c] is not None]
-        keys = await vault_of(tx).by_id({key_id_of(value) for value in ours}) if ours else {}
+        keys = await _keys(ours, tx)
         opens = await vault_of(tx).opener(theirs) if theirs else None
         lines = []
         for row in found:
@@ -208,7 +215,7 @@ class Errands:
                     try:
                         where = rows.sealed[column]
                         if where:
-                            key = keys.get(key_id_of(value))
+                            key = keys.get(value)
                             value = None if key is None else open_value(key, value, where=where.format(**row))
                         elif opens is not None:
                             value = opens(value)
@@ -231,16 +238,30 @@ class Errands:
         """Puts what is right in place of what was there, under the same key. Returns the places, as many as there are."""
         column = order["arguments"]["column"]
         key = await vault_of(tx).case_key(order["case_id"])
-        text = open_value(key, order["value"] or "", where=VALUE)
+        try:
+            text = open_value(key, order["value"] or "", where=VALUE)
+        except (Shredded, Tampered):
+            log.warning("what is right cannot be read: nothing is corrected")
+            return []
         cells = await store.sealed_cells(tx.db, rows, piece, subjects, column)
-        keys = await vault_of(tx).by_id({key_id_of(value) for _, value, _ in cells})
+        keys = await _keys([value for _, value, _ in cells], tx)
         right = [
-            (place, seal_value(keys[key_id_of(value)], text, where=rows.sealed[column].format(**json.loads(row))))
+            (place, seal_value(keys[value], text, where=rows.sealed[column].format(**json.loads(row))))
             for place, value, row in cells
-            if key_id_of(value) in keys
+            if value in keys
         ]
         await store.put_cells(tx.db, piece, column, right)
         return [place for place, _ in right]
+
+
+async def _keys(values: Iterable[str], tx: Transaction) -> dict[str, Key]:
+    """The keys of sealed values, by value; without those that are destroyed, or that no value names."""
+    ids = {}
+    for value in values:
+        with contextlib.suppress(Tampered):
+            ids[value] = key_id_of(value)
+    found = await vault_of(tx).by_id(ids.values()) if ids else {}
+    return {value: found[id] for value, id in ids.items() if id in found}
 
 
 _MANY = 2**31

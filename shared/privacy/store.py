@@ -420,11 +420,12 @@ async def errand(db: Connection, case: str, epoch: int) -> Mapping[str, Any] | N
     )  # fmt: skip
 
 
-async def next_errand(db: Connection) -> tuple[str, int] | None:
-    """(case, epoch) of the oldest errand that waits."""
+async def next_errand(db: Connection, *, copies: bool) -> tuple[str, int] | None:
+    """(case, epoch) of the oldest errand that waits, with or without `copies`."""
     row = await db.fetchrow(
-        """SELECT case_id::text AS case_id, epoch FROM mesh_errand WHERE done_at IS NULL
-           ORDER BY asked_at, case_id, epoch LIMIT 1"""
+        """SELECT case_id::text AS case_id, epoch FROM mesh_errand WHERE done_at IS NULL AND ($1 OR action <> 'export')
+           ORDER BY asked_at, case_id, epoch LIMIT 1""",
+        copies,
     )
     return None if row is None else (row["case_id"], row["epoch"])
 

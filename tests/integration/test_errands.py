@@ -198,7 +198,12 @@ async def test_rectify_stays_right_whatever_comes_again(mesh: Mesh, seed: int) -
         await retention.receipts(case, 1)
         shown = [line[column] for line in await lines(retention, case, holder) if column in line]
         assert shown == [right]
-    # What the map does not let anybody correct stays as it is.
+    # What nobody can read corrects nothing, and what the map does not let anybody correct stays as it is.
+    case = new_case()
+    where = {"table": "api_key", "column": "name"}
+    await ordered(retention, case, "rectify", "retention", value="v1:nobody:AAAA", arguments=where)
+    (receipt,) = await retention.receipts(case, 1)
+    assert not any(table.rows for table in receipt.treated)
     case = new_case()
     key = await retention.vault.case_key(case, at=now)
     where = {"table": "api_key", "column": "account"}
@@ -206,3 +211,18 @@ async def test_rectify_stays_right_whatever_comes_again(mesh: Mesh, seed: int) -
     (receipt,) = await retention.receipts(case, 1)
     assert not any(table.rows for table in receipt.treated)
     assert await mesh.value("retention", "SELECT account FROM api_key") == account
+
+
+async def test_a_copy_without_a_place_waits_and_holds_up_nobody(mesh: Mesh, seed: int) -> None:
+    retention = await used(mesh, Gateway(seed, workspaces=3), settings={"blobs": None})
+    copy, case = new_case(), new_case()
+    await ordered(retention, copy, "export")
+    await ordered(retention, case, "discover")
+    (receipt,) = await retention.receipts(case, 1)
+    assert any(table.rows for table in receipt.treated)
+    assert await mesh.value("metering", "SELECT count(*) FROM mesh_errand WHERE done_at IS NULL") == 1
+    assert retention.runtime is not None
+    await mesh.stop(retention.runtime)
+    retention.runtime = await mesh.start("metering")
+    await retention.receipts(copy, 1)
+    assert await lines(retention, copy)
