@@ -192,7 +192,8 @@ async def sweep(
                 try:
                     await end_piece(db, table.table, piece, end, now, reached)
                     gone.append(piece.name)
-                except (asyncpg.LockNotAvailableError, asyncpg.ObjectInUseError):
+                except asyncpg.ObjectNotInPrerequisiteStateError:
+                    # A lock was not to be had, or another partition of the table waits for its own detaching.
                     busy.append(piece.name)
     finally:
         await db.execute("SELECT pg_advisory_unlock(1867, -4)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from shared.contract.units import Subject
 from shared.mesh import Done, Task, Transaction
 from shared.privacy import store
-from shared.privacy.blobs import Blobs, open_blobs
+from shared.privacy.blobs import Blobs, BlobsAway, open_blobs
 from shared.privacy.data_map import Holding, Rows
 from shared.privacy.erasure import by_kind
 from shared.privacy.tombstones import Tombstones
@@ -47,15 +47,12 @@ class Errands:
         self._personal = {
             table: {c.column for c in holding.columns if c.table == table and c.personal} for table in self._rows
         }
-        self._where: str | None = None
+        self._blobs: Blobs | None = None
 
     def open(self, where: str | None) -> None:
-        """Where copies go. An installation without a blob store makes none: that is said when one is asked for."""
-        self._where = where
-
-    @property
-    def _blobs(self) -> Blobs:
-        return open_blobs(self._where)
+        """Where copies go. An installation without a blob store makes none: that is said when one is asked for. Raises
+        `Misconfigured`."""
+        self._blobs = open_blobs(where) if where else None
 
     async def note(self, orders: Sequence[Any], tx: Transaction) -> None:
         """Takes errands; one that is done is answered again."""
@@ -64,7 +61,7 @@ class Errands:
             return
         rows = [(o.case, o.epoch, o.action, o.sealed, o.value, dict(o.arguments)) for o in asked.values()]
         new = await store.add_errands(tx.db, rows, tx.now)
-        if not self._where and any(order.action == "export" for order in asked.values()):
+        if self._blobs is None and any(order.action == "export" for order in asked.values()):
             log.error("a copy is asked for, and there is no place for it: set STEWARD_BLOBS; until then it waits")
         for case, epoch in asked.keys() - new:
             known = await store.errand(tx.db, case, epoch)
@@ -85,7 +82,8 @@ class Errands:
         position = dict(task.position)
         case, epoch = position["case"], position["epoch"]
         order = await store.errand(tx.db, case, epoch)
-        assert order is not None
+        if order is None:
+            return None  # its time was over meanwhile
         who = await self._whom(order, tx)
         if who is None:
             return await self._over(order, tx)
@@ -103,25 +101,33 @@ class Errands:
         return None
 
     async def forget(self, hashes: Iterable[bytes], tx: Transaction, *, before: datetime | None = None) -> None:
-        """Copies of what these subjects have here go, with an erasure or (`before`) with their time."""
-        for case, epoch in await store.forget_exports(tx.db, list(hashes), before):
-            await self._blobs.delete(f"{case}/{epoch}/{self._service}")
+        """Copies of what these subjects have here go, with an erasure or (`before`) with their time.
+
+        A store that is away stops no erasure: the copy is tried again by the hour, and until it is gone the sweep finds it.
+        """
+        for case, epoch in await store.exports(tx.db, list(hashes), before):
+            await self._drop(case, epoch, tx)
 
     async def end(self, now: datetime, tx: Transaction) -> None:
         """Ends copies that nobody has fetched, and what is known of errands that are long done.
 
         A copy of which this database knows nothing goes as well: it was restored from before, and an erasure would not find
-        the copy.
+        the copy. So do, with an empty receipt, wishes for copies that wait for a place while their subjects are erased.
         """
         await self.forget([], tx, before=now - EXPORT_LIFE)
         await store.forget_errands(tx.db, now - _FORGOTTEN)
-        if self._where:
-            # In this order: what has a part was noted before.
-            there = {tuple(name.split("/")[:3]) for name in await self._blobs.names()}
-            known = {(case, str(epoch), self._service) for case, epoch in await store.exports(tx.db)}
-            for copy in sorted(there - known):
-                if copy[2:] == (self._service,):
-                    await self._blobs.delete("/".join(copy))
+        for case, epoch in await store.waiting_copies(tx.db) if self._blobs is None else ():
+            order = await store.errand(tx.db, case, epoch)
+            if order is not None and await self._whom(order, tx) is None:
+                await self._over(order, tx)
+        if self._blobs is not None:
+            with contextlib.suppress(BlobsAway):
+                # In this order: what has a part was noted before.
+                there = {tuple(name.split("/")[:3]) for name in await self._blobs.names()}
+                known = {(case, str(epoch), self._service) for case, epoch in await store.all_exports(tx.db)}
+                for copy in sorted(there - known):
+                    if copy[2:] == (self._service,):
+                        await self._delete(*copy[:2])
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -143,17 +149,36 @@ class Errands:
 
     async def _next(self, tx: Transaction) -> tuple[str, int] | None:
         """The oldest errand that can be run: a copy without a place for it holds up nobody."""
-        return await store.next_errand(tx.db, copies=bool(self._where))
+        return await store.next_errand(tx.db, copies=self._blobs is not None)
 
     async def _whom(self, order: Mapping[str, Any], tx: Transaction) -> list[Subject] | None:
         """Whom it is about; None when they are erased, or the case is over: nothing is made of them any more."""
-        found = (await vault_of(tx).open_cases([(order["case_id"], order["sealed"])])).get(order["case_id"])
+        try:
+            found = (await vault_of(tx).open_cases([(order["case_id"], order["sealed"])])).get(order["case_id"])
+        except (Tampered, ValueError):
+            log.warning("an errand names nobody: there is nothing to do")
+            return None
         return None if found is None or await self._tombstones.erased(found, tx) else found
 
     async def _over(self, order: Mapping[str, Any], tx: Transaction) -> None:
         if order["action"] == "export":
-            await self._blobs.delete(f"{order['case_id']}/{order['epoch']}/{self._service}")
+            copy = (order["case_id"], order["epoch"])
+            if copy in await store.all_exports(tx.db):
+                await self._drop(*copy, tx)
         await self._finish(order, {"treated": []}, tx)
+
+    async def _drop(self, case: str, epoch: int, tx: Transaction) -> None:
+        try:
+            await self._delete(case, epoch)
+        except BlobsAway as error:
+            log.error("a copy of somebody who is to be forgotten stays for now: %s", error)
+        else:
+            await store.forget_export(tx.db, case, epoch)
+
+    async def _delete(self, case: str, epoch: int | str) -> None:
+        if self._blobs is None:
+            raise BlobsAway("STEWARD_BLOBS is not set")
+        await self._blobs.delete(f"{case}/{epoch}/{self._service}")
 
     async def _finish(self, order: Mapping[str, Any], receipt: Mapping[str, Any], tx: Transaction) -> None:
         await store.finish_errand(tx.db, order["case_id"], order["epoch"], receipt, tx.now)
@@ -179,6 +204,8 @@ class Errands:
                 position["rest"].pop(0)
             position["block"] = 0 if last else after
         if lines and order["action"] == "export":
+            if self._blobs is None:
+                raise BlobsAway("STEWARD_BLOBS is not set")
             key = await vault_of(tx).case_key(order["case_id"])
             name = f"{order['case_id']}/{order['epoch']}/{self._service}/{position['parts']:06d}"
             await self._blobs.put(name, seal_value(key, "\n".join(lines), where=WHERE).encode())
@@ -197,10 +224,14 @@ class Errands:
             mine = arguments.get("table") == rows.table and arguments.get("column") in rows.corrects
             return await self._correct(order, rows, piece, subjects, tx) if mine else []
         texts = await store.rows_as_json(tx.db, rows, piece, subjects)
-        return texts if order["action"] == "discover" else await self._readable(rows, texts, tx)
+        if order["action"] == "discover":
+            return texts
+        return await self._readable(rows, texts, {value for values in subjects.values() for value in values}, tx)
 
-    async def _readable(self, rows: Rows, texts: Sequence[str], tx: Transaction) -> list[str]:
-        """Rows as their person may read them: personal columns alone, opened."""
+    async def _readable(self, rows: Rows, texts: Sequence[str], who: Collection[str], tx: Transaction) -> list[str]:
+        """Rows as their person may read them: personal columns alone, opened. Ids of others are left out, or a copy would
+        outlive *their* erasure."""
+        ids = {column for column in (*rows.owners.values(), *rows.traces.values()) if column.isidentifier()}
         found = [json.loads(text, parse_float=Decimal) for text in texts]
         ours = {v for row in found for c, w in rows.sealed.items() if w and (v := row[c]) is not None}
         theirs = [row[c] for row in found for c, w in rows.sealed.items() if not w and row[c] is not None]
@@ -211,6 +242,8 @@ class Errands:
             shown: dict[str, Any] = {"table": rows.table}
             for column in sorted(self._personal[rows.table]):
                 value = row[column]
+                if column in ids and value not in who:
+                    value = None
                 if column in rows.sealed and value is not None:
                     try:
                         where = rows.sealed[column]

@@ -354,6 +354,7 @@ class Holder:
                     await current.advance(tx, self._tables, orders)
                 tx.count("reapplied", sum(n for t in current.counts.get("", {}).values() for n in t.values()))
                 log.warning("%d erased subjects were found in this database and are erased again", len(found))
+            await self.errands.forget(over, tx)
             await store.set_applied(db, over)
             await tx.flush()
 

@@ -448,27 +448,36 @@ async def note_export(db: Connection, hashes: Collection[bytes], case: str, epoc
     )  # fmt: skip
 
 
-async def forget_exports(
-    db: Connection, hashes: Collection[bytes], before: datetime | None = None
-) -> set[tuple[str, int]]:
-    """Forgets copies of these subjects, or those that were made before an instant; returns (case, epoch) of each."""
+async def exports(db: Connection, hashes: Collection[bytes], before: datetime | None = None) -> set[tuple[str, int]]:
+    """(case, epoch) of the copies of these subjects; and with `before` of those that were made before it, or are of anybody
+    who is erased."""
     rows = await db.fetch(
-        """DELETE FROM mesh_export WHERE (case_id, epoch) IN (
-             SELECT case_id, epoch FROM mesh_export WHERE hash = ANY($1) OR made_at < $2)
-           RETURNING case_id::text AS case_id, epoch""",
+        """SELECT DISTINCT case_id::text AS case_id, epoch FROM mesh_export
+           WHERE hash = ANY($1) OR made_at < $2 OR ($2 IS NOT NULL AND hash IN (SELECT hash FROM mesh_tombstone))""",
         list(hashes), before,
     )  # fmt: skip
     return {(row["case_id"], row["epoch"]) for row in rows}
 
 
-async def exports(db: Connection) -> set[tuple[str, int]]:
+async def forget_export(db: Connection, case: str, epoch: int) -> None:
+    """A copy is gone."""
+    await db.execute("DELETE FROM mesh_export WHERE case_id = $1 AND epoch = $2", case, epoch)
+
+
+async def all_exports(db: Connection) -> set[tuple[str, int]]:
     """(case, epoch) of every copy that is known."""
     return {tuple(row) for row in await db.fetch("SELECT DISTINCT case_id::text, epoch FROM mesh_export")}
 
 
+async def waiting_copies(db: Connection) -> set[tuple[str, int]]:
+    """(case, epoch) of the copies that are asked for and not made."""
+    rows = await db.fetch("SELECT case_id::text, epoch FROM mesh_errand WHERE done_at IS NULL AND action = 'export'")
+    return {tuple(row) for row in rows}
+
+
 async def forget_errands(db: Connection, before: datetime) -> None:
-    """Ends what is known of errands that were asked for before `before` and are done."""
-    await db.execute("DELETE FROM mesh_errand WHERE asked_at < $1 AND done_at IS NOT NULL", before)
+    """Ends what is known of errands that were asked for before `before`, done or not."""
+    await db.execute("DELETE FROM mesh_errand WHERE asked_at < $1", before)
 
 
 async def hold(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.audit.app import make_service as make_audit
 from shared.contract import events, topics
 from shared.contract.sealing import seal
 from shared.contract.units import Subject
@@ -137,6 +139,20 @@ async def _nothing(self: errands.Errands, hashes: Any, tx: Any, *, before: Any =
     """In place of a guard that is switched off."""
 
 
+async def test_a_copy_goes_where_an_older_database_is_put_back(mesh: Mesh, seed: int) -> None:
+    """The holder was away when its person was erased, and the order can be read no more: the tombstone is enough."""
+    gateway = Gateway(seed, workspaces=3)
+    retention = await used(mesh, gateway)
+    copy, case = new_case(), new_case()
+    await ordered(retention, copy, "export")
+    await retention.receipts(copy, 1)
+    assert retention.runtime is not None
+    await mesh.stop(retention.runtime)
+    await gateway.send(mesh.env, retention.tombstones(case, WHO))
+    await mesh.start("metering")
+    assert await blob_names(mesh, copy) == []
+
+
 async def test_a_copy_that_nobody_fetches_goes_by_itself(mesh: Mesh, seed: int) -> None:
     retention = await used(mesh, Gateway(seed, workspaces=3))
     runtime = retention.runtime
@@ -213,6 +229,65 @@ async def test_rectify_stays_right_whatever_comes_again(mesh: Mesh, seed: int) -
     assert await mesh.value("retention", "SELECT account FROM api_key") == account
 
 
+async def test_a_store_that_is_away_stops_no_erasure(mesh: Mesh, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy goes when the store is back; until then the auditor says that it could not look."""
+    retention = await used(mesh, Gateway(seed, workspaces=3))
+    runtime = retention.runtime
+    assert runtime is not None
+    await mesh.start("audit", service=make_audit(mesh.env))
+    copy, case, last = new_case(), new_case(), new_case()
+    await ordered(retention, copy, "export")
+    await retention.receipts(copy, 1)
+    store_of_all, elsewhere = Path(mesh.env["STEWARD_BLOBS"]), Path(mesh.env["STEWARD_BLOBS"]).with_name("away")
+    store_of_all.rename(elsewhere)
+    store_of_all.write_bytes(b"")
+    try:
+        order = await retention.order(case, WHO, ["metering"])
+        await retention.gateway.send(mesh.env, [*retention.tombstones(case, WHO), order])
+        await retention.receipts(case, 1)
+        await ordered(retention, last, "sweep", "audit")
+        (scanned,) = await retention.receipts(last, 1)
+        assert [s.verdict for s in scanned.stores if s.holder == "exports"] == ["not_scanned"]
+        assert await mesh.value("metering", "SELECT count(*) FROM mesh_export") > 0
+    finally:
+        store_of_all.unlink()
+        elsewhere.rename(store_of_all)
+    await mesh.until(lambda: runtime.worker.run_job("mesh-forget", force=True), 20, "the job has run")
+    assert await blob_names(mesh, copy) == []
+    assert await mesh.value("metering", "SELECT count(*) FROM mesh_export") == 0
+
+
+async def test_a_copy_names_nobody_else(mesh: Mesh, seed: int) -> None:
+    """What is a workspace's names its members; in a copy for the account they would outlive their own erasure."""
+    gateway = Gateway(seed)
+    retention = Coordinator(mesh, gateway, await mesh.start("insights"))
+    await mesh.owned()
+    said = {
+        "account": "acc-ws-0", "workspace": "ws-0", "member": "mem-other", "surface": "playground", "action": "chat.sent",
+        "model": "m",
+    }  # fmt: skip
+    await gateway.send(
+        mesh.env, [gateway.event(topics.ACTIVITY, events.ActivityRecorded, said, key="ws-0", subject="ws-0")]
+    )
+    await mesh.idle()
+    case = new_case()
+    await ordered(retention, case, "export", "insights")
+    await retention.receipts(case, 1)
+    (line,) = await lines(retention, case, "insights")
+    assert (line["workspace"], line["member"], line["model"]) == ("ws-0", None, "m")
+
+
+async def test_an_order_that_names_nobody_holds_up_nobody(mesh: Mesh, seed: int) -> None:
+    retention = await used(mesh, Gateway(seed, workspaces=3))
+    bad, case = new_case(), new_case()
+    await ordered(retention, bad, "discover", sealed="xx")
+    await ordered(retention, case, "discover")
+    (receipt,) = await retention.receipts(case, 1)
+    assert any(table.rows for table in receipt.treated)
+    (nothing,) = await retention.receipts(bad, 1)
+    assert nothing.treated == []
+
+
 async def test_a_copy_without_a_place_waits_and_holds_up_nobody(mesh: Mesh, seed: int) -> None:
     retention = await used(mesh, Gateway(seed, workspaces=3), settings={"blobs": None})
     copy, case = new_case(), new_case()
@@ -221,8 +296,18 @@ async def test_a_copy_without_a_place_waits_and_holds_up_nobody(mesh: Mesh, seed
     (receipt,) = await retention.receipts(case, 1)
     assert any(table.rows for table in receipt.treated)
     assert await mesh.value("metering", "SELECT count(*) FROM mesh_errand WHERE done_at IS NULL") == 1
-    assert retention.runtime is not None
-    await mesh.stop(retention.runtime)
+    runtime = retention.runtime
+    assert runtime is not None
+    # Of somebody who is erased meanwhile it is over, place or not.
+    gone = new_case()
+    who: list[Subject] = [("workspace", "ws-1")]
+    orders = [await retention.order(gone, who, ["metering"], action="export"), *retention.tombstones(new_case(), who)]
+    await retention.gateway.send(mesh.env, orders)
+    await mesh.idle()
+    await mesh.until(lambda: runtime.worker.run_job("mesh-forget", force=True), 20, "the job has run")
+    (nothing,) = await retention.receipts(gone, 1)
+    assert nothing.treated == []
+    await mesh.stop(runtime)
     retention.runtime = await mesh.start("metering")
     await retention.receipts(copy, 1)
     assert await lines(retention, copy)

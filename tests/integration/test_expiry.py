@@ -154,6 +154,24 @@ async def test_a_reader_is_not_blocked_and_blocks_nobody(mesh: Mesh, clock: Time
     assert over not in await names(mesh, "request_log")
 
 
+async def test_two_days_that_somebody_reads_wait_and_hold_up_no_other_table(mesh: Mesh, clock: Time) -> None:
+    """PostgreSQL detaches one partition of a table at a time: the other is busy as well, and the sweep goes on."""
+    runtime = await started(mesh, clock)
+    url, later = mesh.env["STEWARD_METERING_OWNER_DATABASE_URL"], clock.at + 2 * DAY
+    over = [name_of("request_log", clock.today + n * DAY) for n in range(2)]
+    (seen,) = [table for table in runtime.partitioned if table.table == "seen"]
+    async with session(mesh) as reader:
+        await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        await reader.fetch("SELECT count(*) FROM request_log")
+        tables = [*(table for table in runtime.partitioned if table is not seen), seen]
+        busy = await partitions.drop_over(url, "test", tables, later)
+        assert set(over) <= set(busy)
+        assert name_of("seen", clock.today - 10 * DAY) not in await names(mesh, "seen"), "the last table was swept"
+        await reader.execute("COMMIT")
+    assert await partitions.drop_over(url, "test", tables, later) == []
+    assert not set(over) & set(await names(mesh, "request_log"))
+
+
 async def test_what_a_crash_left_in_the_middle_is_finished(mesh: Mesh, clock: Time) -> None:
     fault = Faults("partition_detached")
     runtime = await started(mesh, clock)

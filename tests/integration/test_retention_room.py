@@ -168,10 +168,11 @@ async def test_a_deletion_goes_round(stage: Stage) -> None:
     assert await mesh.fetch("retention", "SELECT * FROM workspace") == []
     # Nor do wishes of theirs that a restored database reads as if for the first time: no case, and no letter that names them.
     asked = stage.request()
-    await stage.send(asked, stage.asked(events.PrivacyConfirmed, case=body(asked)["id"], code="ABCD2345"))
+    of_another = stage.request("member", "mem-of-another")
+    await stage.send(asked, of_another, stage.asked(events.PrivacyConfirmed, case=body(asked)["id"], code="ABCD2345"))
     assert await mesh.value("retention", "SELECT count(*) FROM privacy_case") == 1 and await refusals(mesh) == []
     counted = "SELECT sum(value) FROM mesh_counter WHERE name = 'requests_of_erased'"
-    assert await mesh.value("retention", counted) == 2
+    assert await mesh.value("retention", counted) == 3
     assert [line for line in (await everything(mesh)).splitlines() if stage.tag in line] == []
 
 
@@ -481,6 +482,7 @@ async def test_a_hold_is_placed_before_its_holder_erases_and_ends_by_itself(stag
     (held,) = (await stage.certificate(case))["held"]
     assert (held["holder"], held["table"], held["rows"], held["ground"]) == ("security", "finding", 3, "court_order")
     # Another certificate: the log only grew.
+    stage.account = "acc-another"
     other = await stage.confirmed("member", "mem-nobody")
     await stage.to_completed(other)
     await stage.until_ordered(other, "sweep", 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.mesh.settings import Misconfigured
-from shared.privacy.blobs import DirectoryBlobs, open_blobs
+from shared.privacy.blobs import BlobsAway, DirectoryBlobs, open_blobs
 
 
 async def test_what_is_put_is_there_until_it_is_deleted(tmp_path: Path) -> None:
@@ -34,6 +34,18 @@ async def test_a_name_leads_nowhere_else(tmp_path: Path, name: str) -> None:
     for asked in (DirectoryBlobs(tmp_path).get(name), DirectoryBlobs(tmp_path).put(name, b"")):
         with pytest.raises(ValueError, match="no name of a blob"):
             await asked
+
+
+async def test_a_store_that_is_away_is_not_empty_and_says_so(tmp_path: Path) -> None:
+    away = DirectoryBlobs(tmp_path / "not-mounted")
+    for asked_of in (away.names(), away.delete("a")):
+        with pytest.raises(BlobsAway):
+            await asked_of
+    (tmp_path / "full").write_bytes(b"")  # nothing can be made below a file
+    for asked in (DirectoryBlobs(tmp_path / "full").put("a/x", b""), DirectoryBlobs(tmp_path / "full").get("a/x")):
+        with pytest.raises(BlobsAway):
+            await asked
+    assert not issubclass(BlobsAway, OSError), "or whoever waits for a database would wait for it, too"
 
 
 def test_without_a_place_there_is_no_store() -> None:

@@ -52,6 +52,13 @@ async def data_map(db: Connection) -> dict[tuple[str, str], Mapped]:
     return {(r["table_name"], r["column_name"]): Mapped(r["on_erasure"], r["ground"], r["period_days"]) for r in rows}
 
 
+async def has_copies(db: Connection) -> bool:
+    """Whether a holder knows of copies that it has made for people."""
+    if await db.fetchval("SELECT to_regclass('mesh_export') IS NULL"):
+        return False
+    return bool(await db.fetchval("SELECT EXISTS (SELECT FROM mesh_export)"))
+
+
 async def hits(db: Connection, table: Table, ids: Sequence[str]) -> dict[str, dict[str, int]]:
     """column -> id -> rows, of the columns whose whole value is one of the ids."""
     found: dict[str, dict[str, int]] = {}

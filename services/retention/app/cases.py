@@ -59,18 +59,18 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
     data = event.data
     if await store.case_of_request(tx.db, event.id) is not None:
         return
+    pseudonym = room.pseudonym(data.scope, data.target)
+    gone = await room.tombstones.erased({(data.scope, data.target), ("account", data.account)}, tx)
+    of_the_erased = data.scope != "account" and ("account", data.account) in gone
+    if gone and (of_the_erased or await store.open_case_of(tx.db, pseudonym) is None):
+        # Asked before, and done: this is an old copy, read again after a restore. No row names them once more.
+        tx.count("requests_of_erased")
+        return
     known = await store.known_around(tx.db, data.scope, data.target)
     if subjects.stranger(data.scope, data.account, data.target, known):
         tx.refuse(received.record, "not_theirs", "the directory knows another owner of what is to be erased")
         return
     at = min(event.time, tx.now)
-    pseudonym = room.pseudonym(data.scope, data.target)
-    if await store.open_case_of(tx.db, pseudonym) is None and await room.tombstones.erased(
-        [(data.scope, data.target)], tx
-    ):
-        # Asked before, and done: this is an old copy, read again after a restore. No row names them once more.
-        tx.count("requests_of_erased")
-        return
     wanted = Case(event.id, data.scope, at, channel=data.channel)
     if await store.add_case(tx.db, wanted, pseudonym, data.account, data.target):
         row = (await store.lock_cases(tx.db, [event.id]))[event.id]

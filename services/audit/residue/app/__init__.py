@@ -14,12 +14,12 @@ from aiokafka.errors import KafkaError
 
 from services.audit.residue import store
 from services.audit.residue.app.scan import scan
-from services.audit.store import Source
+from services.audit.store import Source, take_time
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
 from shared.mesh import Batch, Done, Service, Task, Transaction
 from shared.mesh.settings import KafkaSettings
-from shared.privacy.blobs import open_blobs
+from shared.privacy.blobs import BlobsAway, open_blobs
 from shared.privacy.errands import WHERE
 from shared.privacy.letters import LetterSafe
 from shared.privacy.values import Shredded, Tampered, open_bytes
@@ -63,6 +63,7 @@ class Residue:
 
     async def run(self, task: Task, tx: Transaction) -> Any:
         """Scans for all cases that wait, of one kind."""
+        await take_time(tx.db)
         rows = await store.waiting_scans(tx.db, _TOGETHER)
         if not rows:
             return Done()
@@ -100,18 +101,21 @@ class Residue:
 
     async def _copies(self) -> AsyncIterator[bytes | None]:
         """Copies for people, each opened with its case's key. One whose key is destroyed is nobody's any more."""
-        blobs = open_blobs(self._env.get("STEWARD_BLOBS"))
-        for name in await blobs.names():
-            case, value = name.partition("/")[0], await blobs.get(name)
-            key = (await self._vault.keys(CASE, [case])).get(case)
-            if value is None or key is None:
-                continue
-            try:
-                yield open_bytes(key, value.decode("ascii", "replace"), where=WHERE)
-            except Shredded:
-                continue
-            except Tampered:
-                yield None
+        try:
+            blobs = open_blobs(self._env.get("STEWARD_BLOBS"))
+            for name in await blobs.names():
+                case, value = name.partition("/")[0], await blobs.get(name)
+                key = (await self._vault.keys(CASE, [case])).get(case)
+                if value is None or key is None:
+                    continue
+                try:
+                    yield open_bytes(key, value.decode("ascii", "replace"), where=WHERE)
+                except Shredded:
+                    continue
+                except Tampered:
+                    yield None
+        except BlobsAway:
+            yield None
 
     async def _logs(self) -> Iterable[tuple[str, bytes]]:
         """The log files, where this installation says that it keeps them."""

@@ -154,6 +154,9 @@ async def scan(
         try:
             async with snapshot() as db:
                 await scan_database(db, holder, wanted, findings, now, unlock, deep=deep)
+                if deep and copies is None and await store.has_copies(db):
+                    # There are some, and nobody has said where.
+                    findings.not_scanned("exports", "copies")
         except unreachable:
             findings.not_scanned(holder, "database")
     if not deep:
