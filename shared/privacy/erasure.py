@@ -85,26 +85,10 @@ class Pass:
             if row["scope"] == "member"
             for subject in subjects
         }
-        budget = store.BLOCKS
-        while self.rest and budget > 0:
-            table, relation, blocks = self.rest[0]
-            if not await store.still_there(tx.db, relation):
-                # Its time was over, and it was dropped with all that was in it.
-                self.rest.pop(0)
-                self.block = 0
-                continue
-            after = self.block + budget
-            last = after >= blocks
-            # The last piece has no end: pages that were added meanwhile are gone over, too.
-            whole = self.block == 0 and last
-            piece = store.Slice(relation, self.block, None if whole else (_MANY if last else after))
+        position: dict[str, Any] = {"rest": self.rest, "block": self.block}
+        async for table, piece in store.slices(tx.db, position):
             await self._treat(tx, tables[table], piece, owners, members)
-            budget -= max(1, min(blocks - self.block, budget))
-            if last:
-                self.rest.pop(0)
-                self.block = 0
-            else:
-                self.block = after
+        self.block = position["block"]
 
     async def _treat(
         self,
@@ -134,9 +118,6 @@ class Pass:
             names = {value: f"erased-{secrets.token_hex(6)}" for value in traced}
             for value, n in (await store.blank_traces(tx.db, column, piece, names)).items():
                 _add(self.counts, traced[value], rows.table, "traces", n)
-
-
-_MANY = 2**31
 
 
 class Letters:

@@ -189,20 +189,11 @@ class Errands:
         self, position: dict[str, Any], order: Mapping[str, Any], who: Sequence[Subject], tx: Transaction
     ) -> None:
         """The next pages, as many as one transaction should."""
-        subjects, budget, lines = by_kind(who), store.BLOCKS, []
-        while position["rest"] and budget > 0:
-            table, relation, blocks = position["rest"][0]
-            after = position["block"] + budget
-            last = after >= blocks
-            if await store.still_there(tx.db, relation):
-                piece = store.Slice(relation, position["block"], after if not last else _MANY)
-                told = await self._treat(order, self._rows[table], piece, subjects, tx)
-                position["counts"][table] = position["counts"].get(table, 0) + len(told)
-                lines += told
-            budget -= max(1, min(blocks - position["block"], budget))
-            if last:
-                position["rest"].pop(0)
-            position["block"] = 0 if last else after
+        subjects, lines = by_kind(who), []
+        async for table, piece in store.slices(tx.db, position):
+            told = await self._treat(order, self._rows[table], piece, subjects, tx)
+            position["counts"][table] = position["counts"].get(table, 0) + len(told)
+            lines += told
         if lines and order["action"] == "export":
             if self._blobs is None:
                 raise BlobsAway("STEWARD_BLOBS is not set")
@@ -295,6 +286,3 @@ async def _keys(values: Iterable[str], tx: Transaction) -> dict[str, Key]:
             ids[value] = key_id_of(value)
     found = await vault_of(tx).by_id(ids.values()) if ids else {}
     return {value: found[id] for value, id in ids.items() if id in found}
-
-
-_MANY = 2**31

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, MutableMapping, Sequence
 from datetime import datetime
 from string import Formatter
 from typing import Any, NamedTuple, TypeAlias
@@ -196,6 +196,32 @@ class Slice(NamedTuple):
         if self.after is None:
             return "true"
         return f"t.ctid >= '({self.first},0)'::tid AND t.ctid < '({self.after},0)'::tid"
+
+
+_MANY = 2**31
+"""More pages than a table has: a last slice has no end, so that pages that were added meanwhile are in it."""
+
+
+async def slices(db: Connection, position: MutableMapping[str, Any]) -> AsyncIterator[tuple[str, Slice]]:
+    """(table, slice) of the next pages, as many as one transaction should go over.
+
+    `position`: `rest`, [table, physical table, its pages] still to be gone over, and `block`, where in the first of them;
+    both are moved on behind each slice. A partition that was dropped meanwhile, with all that was in it, is passed.
+    """
+    rest, budget = position["rest"], BLOCKS
+    while rest and budget > 0:
+        table, relation, blocks = rest[0]
+        first, after = position["block"], position["block"] + budget
+        last = after >= blocks
+        if await still_there(db, relation):
+            whole = first == 0 and last
+            yield table, Slice(relation, first, None if whole else (_MANY if last else after))
+            budget -= max(1, min(blocks - first, budget))
+        else:
+            last = True
+        if last:
+            rest.pop(0)
+        position["block"] = 0 if last else after
 
 
 def _owners(rows: Rows, subjects: Mapping[str, Sequence[str]]) -> tuple[list[str], str, list[list[str]]]:
