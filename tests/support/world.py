@@ -269,9 +269,13 @@ async def _kill(runtime: Runtime) -> None:
         if client is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(client.stop(), 5)
-    for task in runtime._tasks:
-        task.cancel()
-    await asyncio.gather(*runtime._tasks, return_exceptions=True)
+    left = set(runtime._tasks)
+    while left:
+        # More than once: leaving a transaction whose connection is gone raises that, in place of the cancellation, and a
+        # worker that is not told to stop takes it for one more failure.
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=1)
 
 
 async def _none(*troubles: Sequence[str]) -> bool:
