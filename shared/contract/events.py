@@ -555,16 +555,59 @@ class ActivityRecorded(Event):
     data: Activity
 
 
+RequestKind = Literal[
+    "erasure", "access", "portability", "access:categories", "rectification", "sale:opt-out", "child_report", "inquiry"
+]
+"""What people ask for: the words of OpenDSR and of the Data Rights Protocol where they have one."""
+Channel = Literal["settings", "api", "support"]
+Regime = Literal["ccpa", "gdpr", "voluntary"]
+Recipient = Annotated[
+    str,
+    Field(pattern=r"^age1[02-9ac-hj-np-z]{58}$", description="A public key of the age format, to open a package with."),
+]
+
+
 class PrivacyRequest(Closed):
     """What somebody asks for. The event's id becomes the case's."""
 
-    kind: Literal["erasure"] = "erasure"
+    kind: RequestKind = "erasure"
     scope: Scope
     account: Id = Field(description="The account; for a member: the account that owns the workspace.")
-    target: Id = Field(description="What is to be erased: the account, a workspace, a member.")
-    channel: Literal["settings", "support"] = Field(
-        default="settings", description="Signed in, or by mail: then the account's address must prove itself first."
+    target: Id = Field(description="Whom or what it is about: the account, a workspace, a member.")
+    channel: Channel = Field(
+        default="settings",
+        description="Signed in, or by the account's own key, or by mail: then the account's address must prove itself first.",
     )
+    regime: Regime = Field(
+        default="voluntary", description="The law that is invoked; the clocks are the same for everybody."
+    )
+    since: Instant | None = Field(default=None, description="A copy of what happened from this instant on ...")
+    until: Instant | None = Field(default=None, description="... to this one, excluded.")
+    passphrase: Sealed | None = Field(default=None, description="Opens the package: 12 characters or more.")
+    recipient: Recipient | None = None
+    field: Literal["address", "name", "key_name"] | None = Field(
+        default=None, description="What a correction is about."
+    )
+    key: Id | None = Field(default=None, description="The API key whose name is wrong.")
+    value: Sealed | None = Field(default=None, description="What is right.")
+    representative: Id | None = Field(default=None, description="The authorised agent who asks for somebody else.")
+    authorisation: Id | None = Field(
+        default=None, description="The agent's written authorisation, in your own records."
+    )
+    reply_to: Sealed | None = Field(default=None, description="The agent's address, or that of who reports a child.")
+
+    @staticmethod
+    def check(data: Any) -> None:
+        if data.scope == "account" and data.target != data.account:
+            raise ValueError("target: an account asks for itself")
+        if data.kind == "rectification" and (data.field is None or data.value is None):
+            raise ValueError("a correction says which field, and what is right")
+        if (data.field == "key_name") != (data.key is not None):
+            raise ValueError("key: for the name of a key, and for nothing else")
+        if data.kind == "inquiry":
+            raise ValueError("an inquiry comes as a mail to support")
+        if data.since is not None and data.until is not None and data.since >= data.until:
+            raise ValueError("since is not before until")
 
 
 class PrivacyRequested(Event):
@@ -576,7 +619,7 @@ class PrivacyRequested(Event):
 
 
 class Confirmation(Closed):
-    """The last word before an erasure that nobody can undo."""
+    """A code from a mail, given back: for an erasure the last word, which nobody can undo; else the proof of who asks."""
 
     case: EventId
     account: Id
@@ -584,6 +627,8 @@ class Confirmation(Closed):
     successors: dict[Id, Id] = Field(
         default={}, description="Workspace -> member who takes it over; what nobody takes over is erased, too."
     )
+    passphrase: Sealed | None = Field(default=None, description="Opens the package, if the request did not say it.")
+    recipient: Recipient | None = None
 
 
 class PrivacyConfirmed(Event):
@@ -592,6 +637,26 @@ class PrivacyConfirmed(Event):
     TYPE: ClassVar[str] = "privacy.confirmed.v1"
     type: Literal["privacy.confirmed.v1"]
     data: Confirmation
+
+
+class SupportMail(Closed):
+    """A mail to support that has to do with privacy. Its text stays with support."""
+
+    mail: Id = Field(description="The mail, in your own records.")
+    account: Id | None = Field(default=None, description="Whose address it came from, if it is anybody's.")
+    subject_line: Sealed
+    sender: Sealed = Field(
+        description="The address it came from: receipt and answer go there when no account is known."
+    )
+
+
+class SupportMailReceived(Event):
+    """A mail to support about privacy. With the subject line that the policy names it opens a case; any other is looked at
+    by a person. Keyed by mail."""
+
+    TYPE: ClassVar[str] = "support.mail_received.v1"
+    type: Literal["support.mail_received.v1"]
+    data: SupportMail
 
 
 class Withdrawal(Closed):
@@ -680,6 +745,9 @@ class Command(Closed):
     action: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")]
     target: Id = Field(description="What it is about: an id, a topic.")
     actor: Id = Field(description="Who asks.")
+    role: Literal["support", "privacy", "legal", "operations"] = Field(
+        default="operations", description="As what: the policy says which role may do what."
+    )
     ticket: Id = Field(description="Why: a reference into the operator's own records.")
     arguments: dict[
         Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")],
@@ -748,7 +816,7 @@ class Order(Closed):
 
     case: EventId
     epoch: Annotated[int, Field(ge=1)] = Field(description="Rises when the set of holders or subjects changes.")
-    action: Literal["envelope", "erase", "probe", "sweep", "hold", "release", "discover", "export", "rectify"]
+    action: Literal["envelope", "bar", "erase", "probe", "sweep", "hold", "release", "discover", "export", "rectify"]
     holders: list[Holder]
     scope: Scope | None = None
     sealed: Annotated[str, Field(max_length=400_000, pattern=r"^[A-Za-z0-9_:.=-]+$")] | None = None
@@ -795,7 +863,7 @@ class Receipt(Closed):
     case: EventId
     epoch: Annotated[int, Field(ge=1)]
     holder: Holder
-    action: Literal["envelope", "erase", "hold", "release", "discover", "export", "rectify"]
+    action: Literal["envelope", "bar", "erase", "hold", "release", "discover", "export", "rectify"]
     treated: list[Treated] = Field(default=[])
     offsets: Offsets = Field(default={}, description="How far this holder had published when it was done.")
     map_version: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
@@ -880,15 +948,33 @@ class KeyRefused(Event):
     data: Refusal
 
 
+class Proof(Closed):
+    """A code that notifications make for a mail, and that has to come back: with it who reads the mail is known."""
+
+    request: EventId = Field(description="The request that the code is good for, beside its case.")
+    until: Instant
+
+
 class Message(Closed):
     """A mail that somebody is owed. `cause` makes it unique: one mail per cause, however often it is asked for."""
 
     cause: Id
     kind: Literal["privacy", "account"] = "privacy"
-    template: Literal["verify", "erasure_requested", "erasure_completed"]
-    account: Id | None = Field(default=None, description="Whose address; null: the case's sealed envelope.")
+    template: Literal[
+        "verify", "erasure_requested", "erasure_completed", "acknowledgement", "verify_identity", "copy_ready",
+        "categories_ready", "corrected", "address_old", "address_new", "address_changed", "opted_out", "answered", "denied",
+        "extended", "status", "disclosure",
+    ]  # fmt: skip
+    account: Id | None = Field(
+        default=None, description="Whose address; null: `address`, or the case's sealed envelope."
+    )
     case: EventId | None = None
-    code: Sealed | None = Field(default=None, description="The code that the mail carries.")
+    address: Sealed | None = Field(
+        default=None,
+        description="Another address: an agent's, a new one that has to prove itself, that of a mail to support.",
+    )
+    proof: Proof | None = None
+    link: Sealed | None = Field(default=None, description="What the mail leads to; whoever has it may fetch it.")
     facts: dict[
         Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")],
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 .,:_+/-]{0,256}$")],
@@ -918,3 +1004,68 @@ class MessageSettled(Event):
     TYPE: ClassVar[str] = "message.settled.v1"
     type: Literal["message.settled.v1"]
     data: Outcome
+
+
+class Judged(Closed):
+    """What a code is worth that came back. `of`: whether the account's address has proved itself, or the other one of the
+    mail; null for a code that is wrong."""
+
+    case: EventId
+    account: Id
+    right: bool
+    of: Literal["account", "other"] | None = None
+    successors: dict[Id, Id] = Field(default={}, description="As the confirmation says it.")
+    passphrase: Sealed | None = None
+    recipient: Recipient | None = None
+
+
+class ProofJudged(Event):
+    """A code came back, and notifications say what it is worth. Keyed by case."""
+
+    TYPE: ClassVar[str] = "proof.judged.v1"
+    type: Literal["proof.judged.v1"]
+    data: Judged
+
+
+class Barred(Closed):
+    """An account whose address may not have one."""
+
+    account: Id
+
+
+class AccountBarred(Event):
+    """An account was opened with the address of a child: it is ended again. Keyed by account."""
+
+    TYPE: ClassVar[str] = "account.barred.v1"
+    type: Literal["account.barred.v1"]
+    data: Barred
+
+
+CaseState = Literal["open", "in_progress", "fulfilled", "revoked", "denied", "expired"]
+DenialReason = Literal[
+    "need_user_verification", "suspected_fraud", "insuf_verification", "no_match", "claim_not_covered",
+    "outside_jurisdiction", "too_many_requests", "other",
+]  # fmt: skip
+"""States and reasons of the Data Rights Protocol 1.0."""
+
+
+class CaseStatus(Closed):
+    """How a request stands, in the words of the Data Rights Protocol (status, reason) and of OpenDSR (the rest)."""
+
+    subject_request_id: EventId = Field(description="The case.")
+    version: Annotated[int, Field(ge=1)]
+    subject_request_type: RequestKind
+    regulation: Regime
+    account: Id | None = Field(default=None, description="Whose request; null when that is forgotten.")
+    status: CaseState
+    reason: DenialReason | None = None
+    received_time: Instant
+    expected_completion_time: Instant | None = Field(default=None, description="The earliest open deadline.")
+
+
+class CaseChanged(Event):
+    """How a privacy request stands now. Keyed by case."""
+
+    TYPE: ClassVar[str] = "privacy.case_changed.v1"
+    type: Literal["privacy.case_changed.v1"]
+    data: CaseStatus

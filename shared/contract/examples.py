@@ -167,6 +167,12 @@ _DATA: Mapping[type[Event], dict[str, Any]] = {
         "successors": {"ws-204": "mem-6"},
     },
     e.PrivacyWithdrawn: {"case": _CASE, "account": "acc-71"},
+    e.SupportMailReceived: {
+        "mail": "mail-2026-1183",
+        "account": "acc-71",
+        "subject_line": _SEALED,
+        "sender": _SEALED,
+    },
     e.SubjectErased: {"hash": _HASH, "kind": "workspace", "case": _CASE, "at": _TIME},
     e.PrivacyOrdered: {
         "case": _CASE,
@@ -224,10 +230,28 @@ _DATA: Mapping[type[Event], dict[str, Any]] = {
         "template": "erasure_requested",
         "account": "acc-71",
         "case": _CASE,
-        "code": _SEALED,
-        "facts": {"due": "2026-12-24"},
+        "proof": {"request": _CASE, "until": "2026-12-01T21:00:00.250Z"},
+        "facts": {"scope": "account"},
     },
     e.MessageSettled: {"cause": "requested-019ab7d4", "case": _CASE, "outcome": "accepted", "at": _TIME},
+    e.ProofJudged: {
+        "case": _CASE,
+        "account": "acc-71",
+        "right": True,
+        "of": "account",
+        "successors": {"ws-204": "mem-6"},
+    },
+    e.AccountBarred: {"account": "acc-71"},
+    e.CaseChanged: {
+        "subject_request_id": _CASE,
+        "version": 2,
+        "subject_request_type": "access",
+        "regulation": "ccpa",
+        "account": "acc-71",
+        "status": "in_progress",
+        "received_time": _TIME,
+        "expected_completion_time": "2026-11-27T08:00:00Z",
+    },
 }
 
 # What the gateway emits names the emitting instance and counts; the mesh's own events have a cause instead.
@@ -243,6 +267,9 @@ _SOURCES: Mapping[type[Event], str] = {
     e.KeyRefused: "retention",
     e.MessageRequested: "retention",
     e.MessageSettled: "notifications",
+    e.ProofJudged: "notifications",
+    e.AccountBarred: "notifications",
+    e.CaseChanged: "retention",
 }
 _SUBJECTS: Mapping[type[Event], str] = {
     e.AccountOpened: "acc-71",
@@ -255,6 +282,10 @@ _SUBJECTS: Mapping[type[Event], str] = {
     e.PrivacyScanned: _CASE,
     e.MessageRequested: _CASE,
     e.MessageSettled: _CASE,
+    e.ProofJudged: _CASE,
+    e.AccountBarred: "acc-71",
+    e.CaseChanged: _CASE,
+    e.SupportMailReceived: "mail-2026-1183",
     e.PricePublished: "prices",
     e.PricesImported: "prices",
     e.UsageRated: "metering",

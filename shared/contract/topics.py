@@ -237,16 +237,16 @@ ACTIVITY = Topic(
 PRIVACY_REQUESTS = Topic(
     name="gateway.privacy-requests",
     title="What people ask for under the privacy policy, and confirm.",
-    events=(e.PrivacyRequested, e.PrivacyConfirmed, e.PrivacyWithdrawn),
-    key="account",
+    events=(e.PrivacyRequested, e.PrivacyConfirmed, e.PrivacyWithdrawn, e.SupportMailReceived),
+    key="account; a mail to support: the mail",
     partitions=3,
     writers=("gateway", "operator"),
-    readers=("retention",),
+    readers=("retention", "notifications"),
     retention=_TRANSIT,
     ordered=True,
     fixed_partitions=True,
-    after_erasure={"retention": "control"},
-    key_of=lambda event: event.data.account,
+    after_erasure={"retention": "control", "notifications": "control"},
+    key_of=lambda event: event.data.mail if event.type == e.SupportMailReceived.TYPE else event.data.account,
 )
 TOMBSTONES = Topic(
     name="mesh.tombstones",
@@ -332,16 +332,31 @@ MESSAGES = Topic(
 )
 MESSAGE_OUTCOMES = Topic(
     name="mesh.message-outcomes",
-    title="What became of each mail.",
-    events=(e.MessageSettled,),
-    key="case, or cause",
+    title="What became of each mail, and of the codes that came back.",
+    events=(e.MessageSettled, e.ProofJudged, e.AccountBarred),
+    key="case, or cause, or account",
     partitions=1,
     writers=("notifications",),
     readers=("retention",),
     retention=_TRANSIT,
     fixed_partitions=True,
     after_erasure={"retention": "control"},
-    key_of=lambda event: event.data.case or event.data.cause,
+    key_of=lambda event: (
+        event.data.account if event.type == e.AccountBarred.TYPE else event.data.case or event.data.cause
+    ),
+)
+PRIVACY_CASES = Topic(
+    name="mesh.privacy-cases",
+    title="How each privacy request stands.",
+    events=(e.CaseChanged,),
+    key="case",
+    partitions=1,
+    writers=("retention",),
+    readers=("gateway",),
+    retention=_TRANSIT,
+    ordered=True,
+    fixed_partitions=True,
+    key_of=lambda event: event.data.subject_request_id,
 )
 
 TOPICS: tuple[Topic, ...] = (
@@ -362,5 +377,6 @@ TOPICS: tuple[Topic, ...] = (
     KEY_REFUSALS,
     MESSAGES,
     MESSAGE_OUTCOMES,
+    PRIVACY_CASES,
 )
 BY_NAME: Mapping[str, Topic] = {topic.name: topic for topic in TOPICS}
