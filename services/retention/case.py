@@ -1,4 +1,6 @@
-"""The life of a deletion case, pure: a case, what happened, and when, give the next case and what is to be done.
+"""Cases, and the life of a deletion, pure: a case, what happened, and when, give the next case and what is to be done.
+
+All that people ask for is a `Case`; what is no deletion goes its way in `right.py`.
 
 Duplicates and reordering change nothing: a receipt counts for the epoch that is open, a scan for the one that was asked
 for last. Nothing here forgets an expected holder; only its receipt, or a named person's waiver, settles it.
@@ -12,13 +14,19 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 State = Literal[
-    "requested", "wave_1", "wave_2", "probing", "completed", "sweeping", "certified", "withdrawn", "lapsed"
+    "requested", "wave_1", "wave_2", "probing", "completed", "sweeping", "certified", "withdrawn", "lapsed",
+    "triage", "working", "packing", "answering", "fulfilled", "denied",
 ]  # fmt: skip
-Kind = Literal["erasure", "closure"]
+Kind = Literal[
+    "erasure", "closure", "child_report", "access", "portability", "access:categories", "rectification", "sale:opt-out",
+    "inquiry",
+]  # fmt: skip
 Verdict = Literal["clean", "shredded", "retained", "held", "expiring", "residue", "not_scanned"]
 Offsets: TypeAlias = Mapping[str, Mapping[str, int]]
 
-ENDED: frozenset[str] = frozenset(("certified", "withdrawn", "lapsed"))
+DELETIONS: frozenset[str] = frozenset(("erasure", "closure", "child_report"))
+"""What ends in a deletion; a report about a child does when a person says so."""
+ENDED: frozenset[str] = frozenset(("certified", "withdrawn", "lapsed", "fulfilled", "denied"))
 ERASING: frozenset[str] = frozenset(("wave_1", "wave_2", "probing", "completed", "sweeping"))
 LAST_WAVE: frozenset[str] = frozenset(("billing",))
 """Holders that are told when all others are done, and how far they must have read: they still book what is on its way."""
@@ -100,15 +108,39 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """One time that somebody asked for it. `acknowledged_at`: the mail that says that we know was accepted."""
+
+    id: str
+    received_at: datetime
+    acknowledged_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
-    """One case. `id` is that of the event that asked for it."""
+    """One case. `id` is that of the event that asked for it.
+
+    `needed`, `proofs`: which addresses have to prove themselves (`account`, and `other` for a new one), and which have.
+    `outcome`: what the answer says, once it is clear; `reason` why it is denied, in the words of the Data Rights Protocol.
+    """
 
     id: str
     scope: Literal["account", "workspace", "member"]
     requested_at: datetime
     kind: Kind = "erasure"
-    channel: Literal["settings", "support"] = "settings"
+    channel: Literal["settings", "api", "support"] = "settings"
     state: State = "requested"
+    state_at: datetime | None = None  # since when; None: since it was asked for
+    requests: tuple[Asked, ...] = ()
+    needed: frozenset[str] = frozenset()
+    proofs: frozenset[str] = frozenset()
+    verified_at: datetime | None = None
+    lapses_at: datetime | None = None  # a right: when its codes are over
+    outcome: Literal["fulfilled", "denied"] | None = None
+    reason: str | None = None
+    extended: bool = False
+    escalated_to: str | None = None
+    unanswerable: bool = False  # the mail with the answer was refused
     attempts: int = 0
     confirmed_at: datetime | None = None
     completed_at: datetime | None = None
@@ -135,6 +167,10 @@ class Case:
             return ()
         everybody = (*self.holders.values(), self.auditor)
         return (
+            *(["triage"] if self.state == "triage" else []),
+            *(["decide"] if self.kind == "child_report" and self.state == "requested" else []),
+            *(["mail"] if self.unanswerable else []),
+            *([f"escalated:{self.escalated_to}"] if self.escalated_to is not None else []),
             *(f"silent:{one.holder}" for one in everybody if one.silent(now, timing)),
             *(f"residue:{one.holder}" for one in everybody if one.exhausted),
         )
@@ -157,12 +193,14 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A holder erased; `remaining` rows lead to a subject still, and then it has not."""
+    """A holder did what it was told. `remaining` rows lead to an erased subject still, and then it has not; `rows` were
+    corrected."""
 
     holder: str
     epoch: int
     offsets: Offsets = field(default_factory=dict)
     remaining: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +228,25 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Denied:
+    """A person says no; `reason` in the words of the Data Rights Protocol."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Escalated:
+    """A person hands it to somebody of another role."""
+
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """A person takes the longer time that the law grants for an answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -213,7 +270,9 @@ class SweepNow:
     """A person does not want to wait for the sweep's hour."""
 
 
-Happening: TypeAlias = Confirmed | Withdrawn | Receipt | Scan | Answered | Tick | Waive | Retry | SweepNow
+Happening: TypeAlias = (
+    Confirmed | Withdrawn | Receipt | Scan | Answered | Denied | Escalated | Extended | Tick | Waive | Retry | SweepNow
+)
 
 # --- what is to be done -------------------------------------------------------------------------------------------
 
@@ -260,7 +319,14 @@ class Forget:
     """No plain id stays with the case."""
 
 
-Deed: TypeAlias = Entomb | OrderErasure | OrderScan | Tell | Certify | DestroyKey | Forget
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The mail that says what came of it."""
+
+    template: str
+
+
+Deed: TypeAlias = Entomb | OrderErasure | OrderScan | Tell | Certify | DestroyKey | Forget | Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +379,14 @@ def step(case: Case, what: Happening, world: World) -> tuple[Case, list[Deed]]:
             case = _judge(case, what, world, deeds)
         case Answered(accepted) if accepted and case.completed_at is not None and case.answered_at is None:
             case = replace(case, answered_at=now)
-        case Tick() if case.state == "requested" and now >= case.requested_at + world.timing.lapse:
+        case Denied(reason) if case.state == "requested":
+            deeds.append(Answer("denied"))
+            case = replace(case, state="answering", outcome="denied", reason=reason, moved_at=now)
+        case Escalated(role) if case.open:
+            case = replace(case, escalated_to=role)
+        case Extended() if case.open and case.answered_at is None:
+            case = replace(case, extended=True)
+        case Tick() if _lapses(case) and now >= case.requested_at + world.timing.lapse:
             case = _end(case, "lapsed", now, deeds)
         case Tick() if case.state == "certified" and not case.key_destroyed:
             deeds.append(DestroyKey())
@@ -333,10 +406,15 @@ def step(case: Case, what: Happening, world: World) -> tuple[Case, list[Deed]]:
     return case, deeds
 
 
+def _lapses(case: Case) -> bool:
+    """A wish that nobody confirms ends; a report about a child waits for a person, however long that takes."""
+    return case.state == "requested" and case.kind != "child_report"
+
+
 def next_at(case: Case, timing: Timing) -> datetime | None:
     """When time alone changes something; None = never."""
     if case.state == "requested":
-        return case.requested_at + timing.lapse
+        return case.requested_at + timing.lapse if _lapses(case) else None
     if case.state == "certified":
         return None if case.key_destroyed else case.ended_at
     if case.state not in ERASING:
@@ -482,7 +560,7 @@ def _send(case: Case, world: World, deeds: list[Deed]) -> Case:
             case = _put(case, replace(one, due_at=now + world.timing.hold_first))
             continue
         groups.setdefault((one.epoch, name in LAST_WAVE), []).append(name)
-        case = _put(case, _sent(one, world))
+        case = _put(case, sent(one, world))
     source = case.holders.get(SOURCE_OF_OFFSETS)
     for (epoch, last), names in sorted(groups.items()):
         deeds.append(OrderErasure(tuple(names), epoch, source.offsets if last and source is not None else {}))
@@ -492,11 +570,12 @@ def _send(case: Case, world: World, deeds: list[Deed]) -> Case:
         action: Literal["probe", "sweep"] = "probe" if case.completed_at is None else "sweep"
         deeds.append(OrderScan(action, auditor.epoch))
         state: State = "probing" if action == "probe" else "sweeping"
-        case = replace(case, auditor=_sent(auditor, world), state=state)
+        case = replace(case, auditor=sent(auditor, world), state=state)
     return case
 
 
-def _sent(one: Progress, world: World) -> Progress:
+def sent(one: Progress, world: World) -> Progress:
+    """The progress of a holder that is told (again)."""
     sends = one.sends + 1
     return replace(
         one, sends=sends, first_sent_at=one.first_sent_at or world.now, due_at=world.now + world.timing.backoff(sends)

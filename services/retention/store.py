@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from services.retention.case import AUDITOR, Case, Progress
+from services.retention.case import AUDITOR, Asked, Case, Progress
 from services.retention.hold import Hold
 from services.retention.subjects import Circle, Known
 from shared.mesh.store import Connection
@@ -21,15 +21,24 @@ from shared.mesh.store import Connection
 
 
 async def open_account(
-    db: Connection, account: str, identity: str | None, jurisdiction: str, opened_at: datetime
+    db: Connection, account: str, identity: str | None, jurisdiction: str, opened_at: datetime, name: str | None
 ) -> None:
-    """Enters an account; what was known of it stays."""
+    """Enters an account; what was known of it stays, so that an older word does not undo a correction."""
     await db.execute(
-        """INSERT INTO account AS a (account, identity, jurisdiction, opened_at) VALUES ($1, $2, $3, $4)
+        """INSERT INTO account AS a (account, identity, jurisdiction, opened_at, name) VALUES ($1, $2, $3, $4, $5)
            ON CONFLICT (account) DO UPDATE
              SET identity = COALESCE(a.identity, excluded.identity), jurisdiction = excluded.jurisdiction,
-                 opened_at = COALESCE(a.opened_at, excluded.opened_at)""",
-        account, identity, jurisdiction, opened_at,
+                 opened_at = COALESCE(a.opened_at, excluded.opened_at), name = COALESCE(a.name, excluded.name)""",
+        account, identity, jurisdiction, opened_at, name,
+    )  # fmt: skip
+
+
+async def opt_out_of_sale(db: Connection, account: str, at: datetime) -> None:
+    """Nothing of this account is ever to be sold; the first time counts."""
+    await db.execute(
+        """INSERT INTO account AS a (account, sale_opt_out_at) VALUES ($1, $2)
+           ON CONFLICT (account) DO UPDATE SET sale_opt_out_at = LEAST(a.sale_opt_out_at, excluded.sale_opt_out_at)""",
+        account, at,
     )  # fmt: skip
 
 
@@ -231,47 +240,59 @@ async def case_of_request(db: Connection, request: str) -> str | None:
     return found
 
 
-async def open_case_of(db: Connection, pseudonym: bytes) -> str | None:
-    """The open case of a subject."""
-    found: str | None = await db.fetchval(
-        "SELECT id FROM privacy_case WHERE subject_pseudonym = $1 AND ended_at IS NULL", pseudonym
-    )
+async def open_case_of(db: Connection, wish: bytes) -> str | None:
+    """The open case of a wish."""
+    found: str | None = await db.fetchval("SELECT id FROM privacy_case WHERE wish = $1 AND ended_at IS NULL", wish)
     return found
 
 
-async def add_case(db: Connection, case: Case, pseudonym: bytes, account: str | None, target: str | None) -> bool:
-    """A new case; `account` and `target` only while it waits for its confirmation. False if another transaction was
-    quicker to open one for the same subject."""
+class Marks(NamedTuple):
+    """Keyed hashes by which a case is found: of whom it is about, of the account, and of the wish."""
+
+    subject: bytes
+    owner: bytes
+    wish: bytes
+
+
+async def add_case(
+    db: Connection, case: Case, marks: Marks, account: str | None, target: str | None, *, regime: str = "voluntary",
+    details: str | None = None,
+) -> bool:  # fmt: skip
+    """A new case; `account` and `target` are plain for as long as somebody has to be found. False if another transaction
+    was quicker to open one for the same wish."""
     added = await db.fetchval(
-        """INSERT INTO privacy_case (id, kind, scope, channel, state, account, target, subject_pseudonym, attempts,
-                                     requested_at)
-           VALUES ($1, $2, $3, $4, 'requested', $5, $6, $7, 0, $8)
-           ON CONFLICT (subject_pseudonym) WHERE ended_at IS NULL DO NOTHING RETURNING id""",
-        case.id, case.kind, case.scope, case.channel, account, target, pseudonym, case.requested_at,
+        """INSERT INTO privacy_case (id, kind, scope, channel, state, account, target, subject_pseudonym, owner, wish, attempts,
+                                     requested_at, regime, details, needed)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, $11, $12, $13, $14)
+           ON CONFLICT (wish) WHERE ended_at IS NULL DO NOTHING RETURNING id""",
+        case.id, case.kind, case.scope, case.channel, case.state, account, target, marks.subject, marks.owner, marks.wish,
+        case.requested_at, regime, details, sorted(case.needed),
     )  # fmt: skip
     return added is not None
 
 
 async def add_request(
-    db: Connection, request: str, case_id: str, channel: str, received_at: datetime, code_hash: bytes | None
+    db: Connection, request: str, case_id: str, channel: str, received_at: datetime, *, coded: bool = False
 ) -> None:
-    """Somebody asked."""
+    """Somebody asked; `coded`: a mail with a code goes out for it."""
     await db.execute(
-        """INSERT INTO case_request (id, case_id, channel, received_at, code_hash) VALUES ($1, $2, $3, $4, $5)
+        """INSERT INTO case_request (id, case_id, channel, received_at, coded) VALUES ($1, $2, $3, $4, $5)
            ON CONFLICT (id) DO NOTHING""",
-        request, case_id, channel, received_at, code_hash,
+        request, case_id, channel, received_at, coded,
     )  # fmt: skip
 
 
-async def codes(db: Connection, case_id: str) -> list[bytes]:
-    """The keyed hashes of the codes that went out for a case."""
-    rows = await db.fetch("SELECT code_hash FROM case_request WHERE case_id = $1 AND code_hash IS NOT NULL", case_id)
-    return [row["code_hash"] for row in rows]
+async def coded(db: Connection, case_id: str) -> int:
+    """How many of a case's requests had a mail with a code."""
+    found: int = await db.fetchval("SELECT count(*) FROM case_request WHERE case_id = $1 AND coded", case_id)
+    return found
 
 
-async def forget_codes(db: Connection, case_id: str) -> None:
-    """No code is good any more."""
-    await db.execute("UPDATE case_request SET code_hash = NULL WHERE case_id = $1", case_id)
+async def acknowledge(db: Connection, request: str, at: datetime) -> None:
+    """The mail that says that we know of a request was accepted; the first one counts."""
+    await db.execute(
+        "UPDATE case_request SET acknowledged_at = $2 WHERE id = $1 AND acknowledged_at IS NULL", request, at
+    )
 
 
 class Row:
@@ -279,19 +300,28 @@ class Row:
 
     __slots__ = (
         "account",
+        "before",
         "case",
         "circle",
+        "details",
+        "entries",
         "known",
-        "listed",
+        "marks",
         "needs_person",
+        "news",
         "pseudonym",
+        "regime",
         "sealed",
         "sealed_account",
         "subjects",
         "target",
+        "told",
+        "version",
     )
 
-    def __init__(self, row: asyncpg.Record, holders: Iterable[asyncpg.Record]) -> None:
+    def __init__(
+        self, row: asyncpg.Record, holders: Iterable[asyncpg.Record], requests: Iterable[asyncpg.Record]
+    ) -> None:
         self.account: str | None = row["account"]
         self.target: str | None = row["target"]
         self.pseudonym: bytes = row["subject_pseudonym"]
@@ -299,7 +329,17 @@ class Row:
         self.sealed_account: str | None = row["sealed_account"]
         self.needs_person: tuple[str, ...] = tuple(row["needs_person"])
         self.subjects: int = row["subjects"]
-        self.case = _case(row, holders)
+        self.marks = Marks(row["subject_pseudonym"], row["owner"], row["wish"])
+        self.regime: str = row["regime"]
+        self.details: str | None = row["details"]
+        self.version: int = row["version"]
+        self.told: str = row["told"]
+        self.entries: int = row["entries"]
+        self.case = _case(row, holders, requests)
+        # As the database has it: what took it from there to where it is now has taken so long.
+        self.before = self.case
+        # What happened to it in this transaction: (what, actor, role, reason).
+        self.news: list[tuple[str, str, str, str]] = []
         # Everybody's progress as the database has it.
         self.known: dict[str, Progress] = {one.holder: one for one in _everybody(self.case)}
         # Whom a confirmation concerns, for the transaction that takes it.
@@ -310,7 +350,7 @@ def _everybody(case: Case) -> list[Progress]:
     return [*case.holders.values(), *([case.auditor] if case.auditor.epoch else [])]
 
 
-def _case(row: asyncpg.Record, holders: Iterable[asyncpg.Record]) -> Case:
+def _case(row: asyncpg.Record, holders: Iterable[asyncpg.Record], requests: Iterable[asyncpg.Record]) -> Case:
     found = {
         one["holder"]: Progress(
             one["holder"], one["epoch"], one["done"], one["sends"], one["first_sent_at"], one["due_at"], one["faults"],
@@ -324,6 +364,10 @@ def _case(row: asyncpg.Record, holders: Iterable[asyncpg.Record]) -> Case:
         state=row["state"], attempts=row["attempts"], confirmed_at=row["confirmed_at"],
         completed_at=row["completed_at"], answered_at=row["answered_at"], ended_at=row["ended_at"],
         moved_at=row["moved_at"], key_destroyed=row["key_destroyed"], holders=found, auditor=auditor,
+        state_at=row["state_at"], needed=frozenset(row["needed"]), proofs=frozenset(row["proofs"]),
+        verified_at=row["verified_at"], lapses_at=row["lapses_at"], outcome=row["outcome"], reason=row["reason"],
+        extended=row["extended"], escalated_to=row["escalated_to"], unanswerable=row["unanswerable"],
+        requests=tuple(Asked(one["id"], one["received_at"], one["acknowledged_at"]) for one in requests),
     )  # fmt: skip
 
 
@@ -361,10 +405,18 @@ async def case(db: Connection, case_id: str) -> Row | None:
 async def _with_holders(db: Connection, rows: Sequence[asyncpg.Record]) -> dict[str, Row]:
     if not rows:
         return {}
+    ids = [row["id"] for row in rows]
     holders: dict[str, list[asyncpg.Record]] = {}
-    for one in await db.fetch("SELECT * FROM case_holder WHERE case_id = ANY($1)", [row["id"] for row in rows]):
+    requests: dict[str, list[asyncpg.Record]] = {}
+    for one in await db.fetch("SELECT * FROM case_holder WHERE case_id = ANY($1)", ids):
         holders.setdefault(one["case_id"], []).append(one)
-    return {row["id"]: Row(row, holders.get(row["id"], ())) for row in rows}
+    for one in await db.fetch(
+        """SELECT id, case_id, received_at, acknowledged_at FROM case_request WHERE case_id = ANY($1)
+           ORDER BY received_at, id""",
+        ids,
+    ):
+        requests.setdefault(one["case_id"], []).append(one)
+    return {row["id"]: Row(row, holders.get(row["id"], ()), requests.get(row["id"], ())) for row in rows}
 
 
 class Put(NamedTuple):
@@ -376,18 +428,24 @@ class Put(NamedTuple):
     expires_at: datetime | None
 
 
-async def put_cases(db: Connection, puts: Sequence[Put]) -> None:
-    """Writes cases back, and what has changed of their holders."""
+async def put_cases(db: Connection, puts: Sequence[Put], now: datetime) -> None:
+    """Writes cases back, what has changed of their holders, and what is new in their history."""
     await db.executemany(
         """UPDATE privacy_case
            SET state = $2, account = $3, target = $4, sealed = $5, subjects = $6, attempts = $7, confirmed_at = $8,
                completed_at = $9, answered_at = $10, ended_at = $11, moved_at = $12, key_destroyed = $13, due_at = $14,
-               next_at = $15, expires_at = $16, needs_person = $17, requested_at = $18, sealed_account = $19, kind = $20
+               next_at = $15, expires_at = $16, needs_person = $17, requested_at = $18, sealed_account = $19, kind = $20,
+               state_at = $21, needed = $22, proofs = $23, verified_at = $24, lapses_at = $25, outcome = $26, reason = $27,
+               extended = $28, escalated_to = $29, unanswerable = $30, version = $31, told = $32, entries = $33, details = $34,
+               scope = $35, subject_pseudonym = $36, owner = $37, wish = $38
            WHERE id = $1""",
         [
             (case.id, case.state, row.account, row.target, row.sealed, row.subjects, case.attempts, case.confirmed_at,
              case.completed_at, case.answered_at, case.ended_at, case.moved_at, case.key_destroyed, due_at, next_at,
-             expires_at, list(row.needs_person), case.requested_at, row.sealed_account, case.kind)
+             expires_at, list(row.needs_person), case.requested_at, row.sealed_account, case.kind, case.state_at,
+             sorted(case.needed), sorted(case.proofs), case.verified_at, case.lapses_at, case.outcome, case.reason,
+             case.extended, case.escalated_to, case.unanswerable, row.version, row.told, row.entries + len(row.news),
+             row.details, case.scope, *row.marks)
             for row, due_at, next_at, expires_at in puts
             for case in (row.case,)
         ],
@@ -413,6 +471,21 @@ async def put_cases(db: Connection, puts: Sequence[Put]) -> None:
         )  # fmt: skip
     for row, one in changed:
         row.known[one.holder] = one
+    entries = [
+        (put.row.case.id, put.row.entries + n, now, what, put.row.case.state, actor, role, reason)
+        for put in puts
+        for n, (what, actor, role, reason) in enumerate(put.row.news, 1)
+    ]
+    if entries:
+        await db.executemany(
+            """INSERT INTO case_entry (case_id, number, at, what, state, actor, role, reason)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8)""",
+            entries,
+        )
+    for put in puts:
+        put.row.entries += len(put.row.news)
+        put.row.news.clear()
+        put.row.before = put.row.case
 
 
 async def add_receipt(
@@ -456,11 +529,14 @@ async def scans(db: Connection, case_id: str) -> list[asyncpg.Record]:
     )
 
 
-async def ask_mail(db: Connection, cause: str, case_id: str, template: str, now: datetime) -> None:
-    """A mail is owed."""
+async def ask_mail(
+    db: Connection, cause: str, case_id: str, template: str, now: datetime, request: str | None
+) -> None:
+    """A mail is owed; with it `request`, if there is one, is acknowledged."""
     await db.execute(
-        """INSERT INTO case_mail (cause, case_id, template, asked_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING""",
-        cause, case_id, template, now,
+        """INSERT INTO case_mail (cause, case_id, template, asked_at, request) VALUES ($1, $2, $3, $4, $5)
+           ON CONFLICT DO NOTHING""",
+        cause, case_id, template, now, request,
     )  # fmt: skip
 
 
@@ -473,10 +549,10 @@ async def mails(db: Connection, case_id: str) -> list[asyncpg.Record]:
 
 
 async def settle_mail(db: Connection, cause: str, outcome: str, at: datetime) -> asyncpg.Record | None:
-    """What became of a mail: its case and template. An accepted one stays accepted."""
+    """What became of a mail: its case, template, and the request it acknowledges. An accepted one stays accepted."""
     return await db.fetchrow(
         """UPDATE case_mail SET outcome = $2, at = $3 WHERE cause = $1 AND outcome IS DISTINCT FROM 'accepted'
-           RETURNING case_id, template""",
+           RETURNING case_id, template, request""",
         cause, outcome, at,
     )  # fmt: skip
 
@@ -496,6 +572,91 @@ async def add_tombstones(
 async def tombstones(db: Connection, case_id: str) -> list[asyncpg.Record]:
     """The tombstones of a case."""
     return await db.fetch("SELECT hash, kind, at FROM tombstone WHERE case_id = $1 ORDER BY hash", case_id)
+
+
+async def history(db: Connection, case_id: str) -> list[asyncpg.Record]:
+    """All that happened to a case, in order."""
+    return await db.fetch(
+        "SELECT number, at, what, state, actor, role, reason FROM case_entry WHERE case_id = $1 ORDER BY number", case_id
+    )
+
+
+async def rights_of(db: Connection, subjects: Sequence[bytes], owners: Sequence[bytes]) -> list[str]:
+    """Cases that are no deletions and are open, or have a package that can be fetched: those about these subjects, and all of
+    these accounts."""
+    rows = await db.fetch(
+        """SELECT c.id FROM privacy_case c LEFT JOIN package p ON p.case_id = c.id
+           WHERE (c.subject_pseudonym = ANY($1) OR c.owner = ANY($2)) AND c.kind NOT IN ('erasure', 'closure', 'child_report')
+             AND (c.ended_at IS NULL OR (p.case_id IS NOT NULL AND p.dropped_at IS NULL))
+           ORDER BY c.id""",
+        subjects, owners,
+    )  # fmt: skip
+    return [row["id"] for row in rows]
+
+
+# --- packages -----------------------------------------------------------------------------------------------------
+
+
+async def add_package(
+    db: Connection, case_id: str, token_hash: bytes, size: int, sha256: str, now: datetime, not_after: datetime
+) -> None:
+    """A package lies there until `not_after`."""
+    await db.execute(
+        """INSERT INTO package (case_id, token_hash, size, sha256, made_at, not_after) VALUES ($1, $2, $3, $4, $5, $6)
+           ON CONFLICT (case_id) DO NOTHING""",
+        case_id, token_hash, size, sha256, now, not_after,
+    )  # fmt: skip
+
+
+async def package(db: Connection, case_id: str) -> asyncpg.Record | None:
+    """The package of a case."""
+    return await db.fetchrow("SELECT * FROM package WHERE case_id = $1", case_id)
+
+
+async def package_of(db: Connection, token_hash: bytes) -> asyncpg.Record | None:
+    """The package that a link leads to."""
+    return await db.fetchrow("SELECT * FROM package WHERE token_hash = $1", token_hash)
+
+
+async def note_fetch(db: Connection, case_id: str) -> None:
+    """Somebody fetched a package."""
+    await db.execute("UPDATE package SET fetched = fetched + 1 WHERE case_id = $1", case_id)
+
+
+async def close_packages(db: Connection, case_ids: Iterable[str], now: datetime) -> None:
+    """Nobody gets these packages any more."""
+    await db.execute(
+        "UPDATE package SET gone_at = $2 WHERE case_id = ANY($1) AND gone_at IS NULL", sorted(case_ids), now
+    )
+
+
+async def over_packages(db: Connection, now: datetime) -> list[str]:
+    """Closes packages whose time is over; returns the cases of all whose files are still there."""
+    await db.execute("UPDATE package SET gone_at = $1 WHERE gone_at IS NULL AND not_after <= $1", now)
+    rows = await db.fetch("SELECT case_id FROM package WHERE gone_at IS NOT NULL AND dropped_at IS NULL ORDER BY case_id")
+    return [row["case_id"] for row in rows]
+
+
+async def dropped_package(db: Connection, case_id: str, now: datetime) -> None:
+    """The store has a package no more."""
+    await db.execute("UPDATE package SET dropped_at = $2 WHERE case_id = $1", case_id, now)
+
+
+# --- speed --------------------------------------------------------------------------------------------------------
+
+
+async def speeds(db: Connection) -> list[asyncpg.Record]:
+    """How long the steps of cases took lately: (kind, step, seconds)."""
+    return await db.fetch("SELECT kind, step, seconds FROM step_speed")
+
+
+async def put_speeds(db: Connection, rows: Sequence[tuple[str, str, Sequence[float]]]) -> None:
+    """Writes down how long steps took."""
+    await db.executemany(
+        """INSERT INTO step_speed (kind, step, seconds) VALUES ($1, $2, $3)
+           ON CONFLICT (kind, step) DO UPDATE SET seconds = excluded.seconds""",
+        [(kind, step, list(seconds)) for kind, step, seconds in rows],
+    )
 
 
 async def to_sweep(db: Connection) -> list[str]:

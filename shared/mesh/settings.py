@@ -93,6 +93,7 @@ class ServiceSettings:
     smtp_url: str | None = None
     mail_from: str | None = None
     blobs: str | None = None
+    public_url: str | None = None
 
     @classmethod
     def from_env(cls, name: str, env: Mapping[str, str] = os.environ) -> ServiceSettings:
@@ -134,6 +135,7 @@ class ServiceSettings:
             smtp_url=env.get("STEWARD_SMTP_URL"),
             mail_from=env.get("STEWARD_MAIL_FROM"),
             blobs=env.get("STEWARD_BLOBS"),
+            public_url=(env.get("STEWARD_PUBLIC_URL") or "").rstrip("/") or None,
         )
         if settings.drain_seconds <= 0:
             raise Misconfigured("STEWARD_DRAIN_SECONDS must be above 0: without a drain a batch is cut in its middle")

@@ -1,193 +1,46 @@
-"""Cases: what people ask for, what holders and the auditor answer, and what time brings."""
+"""Cases go on: by what holders and the auditor answer, what becomes of mails, and what time brings."""
 
 from __future__ import annotations
 
-import hmac
-import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from services.retention import case as machine
-from services.retention import clocks, codes, store, subjects
-from services.retention.app import holds
-from services.retention.app.certify import Untrue, certify
-from services.retention.app.directory import publish_null, publish_settings
+from services.retention import clocks, right, steps, store, wish
+from services.retention.app import deletions, holds, packages, rights
+from services.retention.app.certify import Untrue
+from services.retention.app.mails import ms
 from services.retention.app.receipts import kept, plain
 from services.retention.app.room import Room
-from services.retention.case import Case, Deed, Happening, World
+from services.retention.case import Case, World
 from services.retention.data_map import RECORDS
+from services.retention.right import Happening
+from services.retention.speed import Speeds
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
-from shared.mesh import Batch, Received, Transaction
+from shared.mesh import Batch, Transaction
 from shared.mesh.transaction import rfc3339
 from shared.policy import policy
 
 log = logging.getLogger("steward.retention")
 
-_MAILS = 3
-"""Mails with a code for one case; whoever asks more often joins it without another one."""
-_SEALED_MAX = 380_000
 _CHUNK = 200
-_PICO_CENT = 10**10
+_ANSWERS = frozenset(rights.ANSWERS)
 
 
-def _ms(instant: datetime) -> int:
-    return int(instant.timestamp() * 1000)
+class By(NamedTuple):
+    """Who makes a case go on, as what, and why."""
+
+    actor: str
+    role: str = ""
+    reason: str = ""
 
 
-# --- what people ask for ------------------------------------------------------------------------------------------
-
-
-async def requested(room: Room, batch: Batch, tx: Transaction) -> None:
-    """Takes requests, confirmations and withdrawals."""
-    for received in batch.events:
-        match received.event.type:
-            case events.PrivacyRequested.TYPE:
-                await _request(room, received, tx)
-            case events.PrivacyConfirmed.TYPE:
-                await _confirm(room, received, tx)
-            case events.PrivacyWithdrawn.TYPE:
-                row = await _theirs(room, received, tx)
-                if row is not None:
-                    await happen(room, tx, row, machine.Withdrawn())
-
-
-async def _request(room: Room, received: Received, tx: Transaction) -> None:
-    event = received.event
-    data = event.data
-    if await store.case_of_request(tx.db, event.id) is not None:
-        return
-    pseudonym = room.pseudonym(data.scope, data.target)
-    gone = await room.tombstones.erased({(data.scope, data.target), ("account", data.account)}, tx)
-    of_the_erased = data.scope != "account" and ("account", data.account) in gone
-    if gone and (of_the_erased or await store.open_case_of(tx.db, pseudonym) is None):
-        # Asked before, and done: this is an old copy, read again after a restore. No row names them once more.
-        tx.count("requests_of_erased")
-        return
-    known = await store.known_around(tx.db, data.scope, data.target)
-    if subjects.stranger(data.scope, data.account, data.target, known):
-        tx.refuse(received.record, "not_theirs", "the directory knows another owner of what is to be erased")
-        return
-    at = min(event.time, tx.now)
-    wanted = Case(event.id, data.scope, at, channel=data.channel)
-    if await store.add_case(tx.db, wanted, pseudonym, data.account, data.target):
-        row = (await store.lock_cases(tx.db, [event.id]))[event.id]
-        tx.count("cases_opened")
-    else:
-        (row,) = (await store.lock_cases(tx.db, [await _open_case(tx, pseudonym)])).values()
-        tx.count("cases_joined")
-        if at < row.case.requested_at:
-            # The earliest wish's clocks are the case's.
-            row.case = machine.asked_earlier(row.case, at)
-    code_hash = None
-    sent = await store.codes(tx.db, row.case.id)
-    if row.case.state == "requested" and len(sent) < _MAILS:
-        code = codes.draw(room.random_bits)
-        code_hash = room.code_hash(row.case.id, code)
-        await store.add_request(tx.db, event.id, row.case.id, data.channel, at, code_hash)
-        await _ask(room, tx, row, event.id, data, code, known)
-    else:
-        await store.add_request(tx.db, event.id, row.case.id, data.channel, at, None)
-    await _keep(room, tx, [row])
-
-
-async def _open_case(tx: Transaction, pseudonym: bytes) -> str:
-    found = await store.open_case_of(tx.db, pseudonym)
-    assert found is not None, "an open case that refuses a second one is there"
-    return found
-
-
-async def _ask(
-    room: Room, tx: Transaction, row: store.Row, request: str, data: Any, code: str, known: subjects.Known
-) -> None:
-    """The mail that asks for the last word, and says what would be lost."""
-    everybody = subjects.circle(data.scope, data.target, known, {})
-    facts = {
-        "scope": data.scope,
-        "until": rfc3339(row.case.requested_at + room.timing.lapse),
-        "unused_credit": dollars(subjects.lost_pico(everybody, known)),
-        "workspaces": _listed(everybody.of("workspace")),
-        "without_administrator": _listed(subjects.left_alone(data.scope, data.target, known)),
-    }
-    await _mail(
-        tx, row, f"requested-{request}", "verify" if data.channel == "support" else "erasure_requested",
-        account=data.account, facts=facts, code=await room.seal_out(code, tx.now),
-    )  # fmt: skip
-
-
-def dollars(pico: int) -> str:
-    """An amount for a mail, to the cent, rounded down: US dollars."""
-    cents = pico // _PICO_CENT
-    return f"{cents // 100}.{cents % 100:02d} USD"
-
-
-def _listed(names: Collection[str]) -> str:
-    """Names for a mail; many are counted."""
-    shown = ", ".join(sorted(names))
-    return shown if len(shown) <= 200 else f"{len(names)} workspaces"
-
-
-async def _mail(
-    tx: Transaction, row: store.Row, cause: str, template: str, *, account: str | None, facts: Mapping[str, str],
-    code: str | None = None,
-) -> None:  # fmt: skip
-    case = row.case
-    await store.ask_mail(tx.db, cause, case.id, template, tx.now)
-    tx.publish(
-        topics.MESSAGES, events.MessageRequested,
-        id=derived_id(_ms(case.requested_at), "message", cause), subject=case.id, key=case.id,
-        data={
-            "cause": cause, "kind": "privacy", "template": template, "account": account, "case": case.id, "code": code,
-            "facts": {name: value for name, value in facts.items() if value},
-        },
-    )  # fmt: skip
-
-
-async def _theirs(room: Room, received: Received, tx: Transaction) -> store.Row | None:
-    """The locked case that an event of its account is about; refused if there is none that waits for this account."""
-    data = received.event.data
-    case_id = await store.case_of_request(tx.db, data.case)
-    row = None if case_id is None else (await store.lock_cases(tx.db, [case_id])).get(case_id)
-    if row is None or (row.case.state == "requested" and row.account != data.account):
-        if await room.tombstones.erased([("account", data.account)], tx):
-            tx.count("requests_of_erased")
-            return None
-        # Nobody learns whether a case of somebody else's is there, and no attempt of theirs counts against it.
-        tx.refuse(received.record, "unknown_case", "no case of this account waits under that id")
-        return None
-    return row if row.case.state == "requested" else None
-
-
-async def _confirm(room: Room, received: Received, tx: Transaction) -> None:
-    row = await _theirs(room, received, tx)
-    if row is None:
-        return
-    data = received.event.data
-    said = room.code_hash(row.case.id, data.code)
-    right = any(hmac.compare_digest(said, one) for one in await store.codes(tx.db, row.case.id))
-    if not right:
-        tx.count("codes_wrong")
-        await happen(room, tx, row, machine.Confirmed(False))
-        return
-    await confirm(room, tx, row, data.successors, received.record)
-
-
-async def confirm(
-    room: Room, tx: Transaction, row: store.Row, successors: Mapping[str, str], record: Any = None
-) -> None:
-    """The last word was said: from here on there is no way back."""
-    assert row.target is not None, "a case that waits knows for whom"
-    known = await store.known_around(tx.db, row.case.scope, row.target)
-    circle = subjects.circle(row.case.scope, row.target, known, successors)
-    if len(json.dumps(circle.subjects)) * 4 // 3 > _SEALED_MAX and record is not None:
-        tx.refuse(record, "too_many_subjects", "an order cannot carry so many; erase workspaces one by one first")
-        return
-    row.circle = circle
-    hashes = [room.pseudonym(kind, name) for kind, name in circle.subjects]
-    deferred = await store.being_placed(tx.db, hashes)
-    await happen(room, tx, row, machine.Confirmed(True), deferred=deferred)
+PERSON = By("person", "person")
+CLOSING = By("retention", "service", "account_closed")
+CLOCK = By("retention", "service", "time")
 
 
 # --- what the mesh answers ----------------------------------------------------------------------------------------
@@ -224,15 +77,16 @@ async def answered(room: Room, batch: Batch, tx: Transaction) -> None:
             steps.append((row, machine.Scan(data.action, data.epoch, findings)))
         else:
             receipts.append((data.case, data.holder, data.action, data.epoch, "", kept(data)))
-            if data.action == "erase":
+            if data.action == right.ACTIONS.get(row.case.kind, "erase"):
                 left = sum(one.remaining for one in data.treated)
-                steps.append((row, machine.Receipt(data.holder, data.epoch, plain(data.offsets), left)))
+                rows_done = sum(one.rows for one in data.treated)
+                steps.append((row, machine.Receipt(data.holder, data.epoch, plain(data.offsets), left, rows_done)))
     if receipts:
         await store.add_receipts(tx.db, receipts, tx.now)
     if scans:
         await store.add_scans(tx.db, scans, tx.now)
         await room.expect([case for case, _, _, _ in scans])
-    await _happen_each(room, tx, steps)
+    await happen_each(room, tx, steps)
 
 
 def _stores(data: Any) -> list[dict[str, Any]]:
@@ -251,16 +105,25 @@ def _trusted(one: Any) -> Any:
     return "not_scanned" if lacks else one.verdict
 
 
-async def mailed(room: Room, batch: Batch, tx: Transaction) -> None:
-    """Notes what became of mails; the accepted answer stops its clock."""
-    told: list[tuple[str, bool]] = []
-    for received in batch.events:
-        data = received.event.data
+async def mailed(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
+    """Notes what became of mails; what is accepted stops its clock."""
+    told: list[tuple[str, str, Any]] = []
+    for data in batch:
         mail = await store.settle_mail(tx.db, data.cause, data.outcome, data.at)
-        if mail is not None and mail["template"] == "erasure_completed":
-            told.append((mail["case_id"], data.outcome == "accepted"))
-    rows = await store.lock_cases(tx.db, [case for case, _ in told]) if told else {}
-    await _happen_each(room, tx, [(rows[case], machine.Answered(ok)) for case, ok in told if case in rows])
+        if mail is None:
+            continue
+        accepted = data.outcome == "accepted"
+        if accepted and mail["request"] is not None:
+            await store.acknowledge(tx.db, mail["request"], data.at)
+        if mail["template"] in _ANSWERS:
+            told.append((mail["case_id"], mail["template"], machine.Answered(accepted)))
+        elif mail["request"] is not None:
+            told.append((mail["case_id"], mail["template"], None))
+    rows = await store.lock_cases(tx.db, [case for case, _, _ in told]) if told else {}
+    for case, template, what in told:
+        if case in rows:
+            rows[case].news.append((f"mail:{template}", "notifications", "service", "" if what is None or what.accepted else "refused"))
+    await happen_each(room, tx, [(rows[case], what) for case, _, what in told if case in rows])
 
 
 # --- what time brings ---------------------------------------------------------------------------------------------
@@ -269,10 +132,11 @@ async def mailed(room: Room, batch: Batch, tx: Transaction) -> None:
 async def tick(room: Room, now: datetime, tx: Transaction) -> None:
     """Orders that are due again, lapsed requests, keys that are over, accounts whose time after closing is over."""
     due = await store.lock_due(tx.db, now, _CHUNK)
-    await _happen_each(room, tx, [(row, machine.Tick()) for row in due.values()])
+    await happen_each(room, tx, [(row, machine.Tick()) for row in due.values()])
     closed = await store.closed_accounts(tx.db, now - (clocks.closes_at(now, policy()) - now), _CHUNK)
     if closed:
         await _close(room, [(one["account"], one["closed_at"]) for one in closed], tx)
+    await packages.tidy(room, now, tx)
 
 
 async def _close(room: Room, closed: Sequence[tuple[str, datetime]], tx: Transaction) -> None:
@@ -288,18 +152,20 @@ async def _close(room: Room, closed: Sequence[tuple[str, datetime]], tx: Transac
             await happen(room, tx, row, machine.Withdrawn())  # who asked was erased meanwhile, and so is this account
         else:
             row.case = machine.closing(row.case, closed_at)
-            await confirm(room, tx, row, {})
+            await confirm(room, tx, row, {}, by=CLOSING)
     await store.note_closures(tx.db, of_account)
 
 
 async def _closure(room: Room, account: str, closed_at: datetime, tx: Transaction) -> str:
     """The case that closes an account: a new one, or the one that is open."""
-    pseudonym = room.pseudonym("account", account)
-    case_id = derived_id(_ms(closed_at), "closure", pseudonym)
+    marks = room.marks("account", account, account)
+    case_id = derived_id(ms(closed_at), "closure", marks.subject)
     case = Case(case_id, "account", closed_at, kind="closure")
-    if not await store.add_case(tx.db, case, pseudonym, account, account):
-        return await _open_case(tx, pseudonym)
-    await store.add_request(tx.db, case_id, case_id, "settings", closed_at, None)
+    if not await store.add_case(tx.db, case, marks, account, account):
+        found = await store.open_case_of(tx.db, marks.wish)
+        assert found is not None, "an open case that refuses a second one is there"
+        return found
+    await store.add_request(tx.db, case_id, case_id, "settings", closed_at)
     tx.count("cases_opened")
     return case_id
 
@@ -307,41 +173,100 @@ async def _closure(room: Room, account: str, closed_at: datetime, tx: Transactio
 # --- what is done about it ----------------------------------------------------------------------------------------
 
 
-async def happen(
-    room: Room, tx: Transaction, row: store.Row, what: Happening, *, deferred: Iterable[str] | None = None
+async def confirm(
+    room: Room, tx: Transaction, row: store.Row, successors: Mapping[str, str], record: Any = None, *, by: By = PERSON
 ) -> None:
+    """The last word was said: from here on there is no way back."""
+    deferred = await deletions.concerns(room, tx, row, successors)
+    if deferred is None:
+        if record is not None:
+            tx.refuse(record, "too_many_subjects", "an order cannot carry so many; erase workspaces one by one first")
+        return
+    account = row.account
+    await happen(room, tx, row, machine.Confirmed(True), deferred=deferred, by=by)
+    if row.circle is not None and row.case.confirmed_at is not None:
+        await _end_rights(room, tx, row.circle.subjects, account if row.case.scope == "workspace" else None)
+
+
+async def _end_rights(room: Room, tx: Transaction, gone: Iterable[tuple[str, str]], owner: str | None) -> None:
+    """What somebody still wanted to have, or could still fetch, ends with them; so does what an account has of a workspace of
+    its own that goes."""
+    hashes = [room.pseudonym(kind, name) for kind, name in gone]
+    owners = [] if owner is None else [room.pseudonym("account", owner)]
+    ids = await store.rights_of(tx.db, hashes, [*hashes, *owners])
+    if not ids:
+        return
+    await store.close_packages(tx.db, ids, tx.now)
+    rows = await store.lock_cases(tx.db, ids)
+    for row in rows.values():
+        row.news.append(("erased", "retention", "service", ""))
+    await happen_each(room, tx, [(row, right.Gone()) for row in rows.values()])
+
+
+async def happen(
+    room: Room, tx: Transaction, row: store.Row, what: Happening | None, *, deferred: Iterable[str] | None = None,
+    by: By = PERSON,
+) -> None:  # fmt: skip
     """One step of a case, with all that follows from it, in this transaction."""
     if deferred is None:
         deferred = (await store.deferring(tx.db, [row.case.id])).get(row.case.id, ())
-    await _step(room, tx, row, what, deferred)
+    if what is not None:
+        row.news.append((_named(what), by.actor, by.role, by.reason))
+        await _step(room, tx, row, what, deferred)
     await _keep(room, tx, [row])
 
 
-async def _happen_each(room: Room, tx: Transaction, steps: Sequence[tuple[store.Row, Happening]]) -> None:
+def _named(what: Happening) -> str:
+    """A happening in the history of its case."""
+    return type(what).__name__.lower()
+
+
+async def happen_each(room: Room, tx: Transaction, steps_: Sequence[tuple[store.Row, Happening | None]]) -> None:
     """Steps of many cases, one after the other; each case is written once, at the end."""
-    if not steps:
+    if not steps_:
         return
-    rows = {row.case.id: row for row, _ in steps}
+    rows = {row.case.id: row for row, _ in steps_}
     deferred = await store.deferring(tx.db, rows)
-    for row, what in steps:
-        await _step(room, tx, row, what, deferred.get(row.case.id, ()))
+    for row, what in steps_:
+        if what is not None:
+            await _step(room, tx, row, what, deferred.get(row.case.id, ()))
     await _keep(room, tx, list(rows.values()))
 
 
 async def _step(room: Room, tx: Transaction, row: store.Row, what: Happening, deferred: Iterable[str]) -> None:
     world = World(tx.now, room.holders, room.timing, frozenset(deferred))
     before = row.case
-    row.case, deeds = machine.step(before, what, world)
+    row.case, deeds = steps.step(before, what, world)
     for deed in deeds:
         try:
             await _do(room, tx, row, deed)
         except Untrue as error:
             log.error("case %s cannot be certified: %s", before.id, error)
             row.case = machine.unproved(before, tx.now)
+    if row.unheard:
+        # Nobody is there to be written to: what is clear is all there is.
+        row.unheard = False
+        await _step(room, tx, row, right.Settled(), deferred)
+
+
+async def _do(room: Room, tx: Transaction, row: store.Row, deed: right.RightDeed) -> None:
+    match deed:
+        case machine.Forget():
+            row.account = row.target = None
+            tx.count(f"cases_{row.case.state}")
+        case machine.DestroyKey():
+            await room.destroy_case_key(row.case.id)
+            row.sealed = row.sealed_account = row.details = None
+        case machine.Entomb() | machine.OrderErasure() | machine.OrderScan() | machine.Tell() | machine.Certify():
+            await deletions.do(room, tx, row, deed)
+        case _:
+            await rights.do(room, tx, row, deed)
 
 
 async def _keep(room: Room, tx: Transaction, rows: Sequence[store.Row]) -> None:
+    """Writes cases back: with their history, their clocks, how long their steps took, and what the platform is told."""
     puts = []
+    took: list[tuple[str, str, float]] = []
     for row in rows:
         case = row.case
         reasons = case.needs_person(tx.now, room.timing)
@@ -349,100 +274,39 @@ async def _keep(room: Room, tx: Transaction, rows: Sequence[store.Row]) -> None:
             log.error("case %s needs a person: %s", case.id, reason)
             tx.count("cases_escalated")
         row.needs_person = reasons
+        if case.state != row.before.state:
+            row.news.append((f"state:{case.state}", "retention", "service", case.reason or ""))
+            since = row.before.state_at or row.before.requested_at
+            took.append((case.kind, row.before.state, max(0.0, (tx.now - since).total_seconds())))
+        await _say(room, tx, row)
         expires_at = None if case.ended_at is None else case.ended_at + RECORDS
-        puts.append(store.Put(row, clocks.due_at(case, policy()), machine.next_at(case, room.timing), expires_at))
-    await store.put_cases(tx.db, puts)
+        puts.append(store.Put(row, clocks.due_at(case, policy()), steps.next_at(case, room.timing), expires_at))
+    await store.put_cases(tx.db, puts, tx.now)
+    if took:
+        await _learn(tx, took)
 
 
-async def _do(room: Room, tx: Transaction, row: store.Row, deed: Deed) -> None:
-    match deed:
-        case machine.Entomb():
-            await _entomb(room, tx, row)
-        case machine.Forget():
-            row.account = row.target = None
-            await store.forget_codes(tx.db, row.case.id)
-            tx.count(f"cases_{row.case.state}")
-        case machine.OrderErasure(holders, epoch, after):
-            _order(tx, row, "erase", epoch, holders, after)
-        case machine.OrderScan(action, epoch):
-            _order(tx, row, action, epoch, (machine.AUDITOR,))
-        case machine.Tell():
-            await _tell(room, tx, row)
-        case machine.Certify():
-            await certify(room, tx, row)
-            tx.count("cases_certified")
-        case machine.DestroyKey():
-            await room.destroy_case_key(row.case.id)
-            row.sealed = row.sealed_account = None
+async def _learn(tx: Transaction, took: Sequence[tuple[str, str, float]]) -> None:
+    """How long steps take, for the forecast."""
+    raise NotImplementedError
 
 
-def _order(
-    tx: Transaction, row: store.Row, action: str, epoch: int, holders: tuple[str, ...], after: Any = None
-) -> None:
-    """An order; sent again, it is the same event."""
+async def _say(room: Room, tx: Transaction, row: store.Row) -> None:
+    """Tells the platform, and a representative, how a case stands, when that has changed."""
     case = row.case
-    assert case.confirmed_at is not None
+    status, reason = wish.status(case)
+    said = f"{status}:{reason or ''}:{case.kind}"
+    if said == row.told or case.kind == "closure":
+        return
+    row.told, row.version = said, row.version + 1
+    due = clocks.due_at(case, policy())
     tx.publish(
-        topics.PRIVACY_COMMANDS, events.PrivacyOrdered,
-        id=derived_id(_ms(case.confirmed_at), action, case.id, str(epoch), *holders), subject=case.id, key=case.id,
+        topics.PRIVACY_CASES, events.CaseChanged,
+        id=derived_id(ms(case.requested_at), "status", case.id, str(row.version)), subject=case.id, key=case.id,
         data={
-            "case": case.id, "epoch": epoch, "action": action, "holders": list(holders), "scope": case.scope,
-            "sealed": row.sealed, "confirmed_at": rfc3339(case.confirmed_at), "after": plain(after or {}),
+            "subject_request_id": case.id, "version": row.version, "subject_request_type": case.kind,
+            "regulation": row.regime, "account": row.account, "status": status, "reason": reason,
+            "received_time": rfc3339(case.requested_at), "expected_completion_time": None if due is None else rfc3339(due),
         },
     )  # fmt: skip
-    tx.count(f"orders_{action}")
-
-
-async def _entomb(room: Room, tx: Transaction, row: store.Row) -> None:
-    """Written before anything is destroyed: who is erased, as keyed hashes; who it was, under the case's own key."""
-    case, circle = row.case, row.circle
-    assert circle is not None and row.account is not None
-    assert case.confirmed_at is not None
-    at = case.confirmed_at
-    row.sealed = await room.seal_subjects(case.id, circle.subjects, tx.now)
-    row.sealed_account = await room.seal_account(case.id, row.account)
-    row.subjects = len(circle.subjects)
-    graves = [(room.pseudonym(kind, name), kind) for kind, name in circle.subjects]
-    await store.add_tombstones(tx.db, case.id, graves, at, at + policy().tombstone_life)
-    await store.link_holds(tx.db, case.id)
-    for grave, kind in graves:
-        tx.publish(
-            topics.TOMBSTONES, events.SubjectErased,
-            id=derived_id(_ms(at), "tombstone", case.id, grave), subject=grave.hex(), key=grave.hex(), time=at,
-            data={"hash": grave.hex(), "kind": kind, "case": case.id, "at": rfc3339(at)},
-        )  # fmt: skip
-    for key in circle.of("key"):
-        tx.publish(
-            topics.KEY_REFUSALS, events.KeyRefused,
-            id=derived_id(_ms(at), "refused", case.id, key), subject=key, key=key, time=at,
-            data={"key": key, "refused": True, "since": rfc3339(at)},
-        )  # fmt: skip
-    for settings in await store.settings_of(tx.db, circle.of("workspace")):
-        publish_settings(tx, settings, erased=True)
-    for workspace, successor in circle.handed_over.items():
-        await store.promote(tx.db, workspace, successor)
-    tx.count("subjects_erased", len(graves))
-
-
-async def _tell(room: Room, tx: Transaction, row: store.Row) -> None:
-    """The mail that says that it is done, and the end of what compacted topics still say."""
-    case = row.case
-    assert row.sealed is not None and row.sealed_account is not None and case.confirmed_at is not None
-    gone = await room.open_subjects(case.id, row.sealed)
-    await room.destroy_subject_keys(gone)
-    for kind, name in gone:
-        if kind == "workspace":
-            publish_null(tx, topics.SETTINGS, name)
-        elif kind == "key":
-            publish_null(tx, topics.KEY_REFUSALS, name)
-    account = await room.open_account(case.id, row.sealed_account)
-    facts = {
-        "scope": case.scope,
-        "requested": rfc3339(case.requested_at),
-        "confirmed": rfc3339(case.confirmed_at),
-        "certified_by": rfc3339(case.confirmed_at + timedelta(days=policy().erasure_cap_days)),
-    }
-    # Whoever is erased has no address any more: notifications kept it in the case's envelope.
-    whose = None if ("account", account) in gone else account
-    await _mail(tx, row, f"completed-{case.id}", "erasure_completed", account=whose, facts=facts)
-    tx.count("cases_completed")
+    await rights.tell_representative(room, tx, row, status, reason)

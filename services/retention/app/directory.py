@@ -22,7 +22,8 @@ async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
         data, at = event.data, event.time
         match event.type:
             case events.AccountOpened.TYPE:
-                await store.open_account(db, data.account, data.identity, data.jurisdiction, at)
+                name = await room.reseal_name(data.account, data.name, tx, where="account.name")
+                await store.open_account(db, data.account, data.identity, data.jurisdiction, at, name)
             case events.AccountClosed.TYPE:
                 await store.close_account(db, data.account, at)
             case events.WorkspaceCreated.TYPE:
@@ -34,7 +35,7 @@ async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
             case events.MemberRemoved.TYPE:
                 await store.remove_member(db, data.workspace, data.member)
             case events.KeyCreated.TYPE:
-                name = await room.reseal_name(data.account, data.name, tx)
+                name = await room.reseal_name(data.account, data.name, tx, where="api_key.name")
                 await store.put_key(db, data.account, data.workspace, data.key, data.member, name, at)
             case events.KeyRevoked.TYPE:
                 await store.revoke_key(db, data.account, data.workspace, data.key, data.member, at)

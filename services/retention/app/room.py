@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -12,18 +13,20 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.retention.case import QUICK, Timing
+from services.retention.store import Marks
 from services.retention.subjects import Subject
+from services.retention.wish import Details
 from shared.contract.sealing import seal
 from shared.mesh import Transaction
 from shared.mesh.settings import Misconfigured
 from shared.policy import policy
+from shared.privacy.blobs import Blobs, open_blobs
 from shared.privacy.certificate import signing_key
+from shared.privacy.errands import VALUE
 from shared.privacy.tombstones import Tombstones
-from shared.privacy.vault import CASE, Shredded, Tampered, Vault, open_value, open_vault, seal_value
+from shared.privacy.vault import CASE, Key, Shredded, Tampered, Vault, open_value, open_vault, seal_value
 
 log = logging.getLogger("steward.retention")
-
-_NAME = "api_key.name"
 
 
 class Room:
@@ -36,6 +39,9 @@ class Room:
         self._timing_given = timing is not None
         self.signing_key: Ed25519PrivateKey
         self.tombstones: Tombstones
+        # Where copies and packages lie; None on an installation that has no place for them.
+        self.blobs: Blobs | None = None
+        self.public_url = ""
         self._vault: Vault
 
     async def open(self, runtime: Any) -> None:
@@ -45,6 +51,9 @@ class Room:
             self.timing = replace(patience, lapse=timedelta(days=policy().confirmation_days))
         self.signing_key = _signing_key(runtime.settings.signing_key_file)
         self._vault = await open_vault(runtime)
+        self.blobs = open_blobs(runtime.settings.blobs) if runtime.settings.blobs else None
+        settings = runtime.settings
+        self.public_url = settings.public_url or f"http://{settings.host}:{settings.port}"
         await self.make_ingress_keys(runtime.clock.now())
 
     async def make_ingress_keys(self, now: datetime) -> None:
@@ -56,28 +65,68 @@ class Room:
         """The keyed hash of a subject, 16 bytes."""
         return self._vault.hasher.hashes([(kind, name)])[0]
 
-    def code_hash(self, case_id: str, code: str) -> bytes:
-        """The keyed hash of a code, good for its case alone."""
-        return self._vault.hasher.hashes([("code", f"{case_id}:{code}")])[0]
+    def marks(self, scope: str, target: str, account: str, wish: str | None = None) -> Marks:
+        """By what a case is found. A deletion is one wish for its subject, however it came about."""
+        subject = self.pseudonym(scope, target)
+        return Marks(
+            subject, self.pseudonym("account", account), subject if wish is None else self.pseudonym("wish", wish)
+        )
+
+    def token(self) -> tuple[str, bytes]:
+        """A new link's token (160 bits), and the keyed hash by which it is known here."""
+        token = f"{self.random_bits(160):040x}"
+        return token, self.token_hash(token)
+
+    def token_hash(self, token: str) -> bytes:
+        """The keyed hash of a token."""
+        return self.pseudonym("package", token)
+
+    async def arrived(self, values: Mapping[str, str | None]) -> dict[str, str]:
+        """What a platform has sealed to the mesh, by name; absent values are left out. Raises `Tampered` or `Shredded`."""
+        said = {name: value for name, value in values.items() if value is not None}
+        opened = await self._vault.unseal(list(said.values()))
+        return {name: text or "" for name, text in zip(said, opened, strict=True)}
+
+    async def seal_details(self, case_id: str, details: Details, now: datetime) -> str | None:
+        """What a request says, under the case's own key, which is made now if it must; None if it says nothing."""
+        if not (known := details.known()):
+            return None
+        key = await self._vault.key(CASE, case_id, at=now)
+        return seal_value(key, json.dumps(known), where=f"case:{case_id}:details")
+
+    async def open_details(self, case_id: str, sealed: str | None) -> Details:
+        """What a request says."""
+        if sealed is None:
+            return Details()
+        text = open_value(await self._vault.key(CASE, case_id), sealed, where=f"case:{case_id}:details")
+        return Details.of(json.loads(text))
+
+    async def seal_right(self, case_id: str, value: str, now: datetime) -> str:
+        """What is right, for a correction's order."""
+        return seal_value(await self._vault.key(CASE, case_id, at=now), value, where=VALUE)
+
+    async def case_key(self, case_id: str) -> Key:
+        """A case's own key. Raises `Shredded`."""
+        return await self._vault.key(CASE, case_id)
 
     async def seal_out(self, text: str, now: datetime) -> str:
         """A text that only the mesh can read, as the contract's `Sealed`."""
         key_id, public = await self._vault.ingress(_day(now))
         return seal(text, key_id, public)
 
-    async def reseal_name(self, account: str, sealed: str | None, tx: Transaction) -> str | None:
-        """A key's name under its account's key. One that cannot be opened any more is left out, and counted."""
+    async def reseal_name(self, account: str, sealed: str | None, tx: Transaction, *, where: str) -> str | None:
+        """A name under its account's key. One that cannot be opened any more is left out, and counted."""
         if sealed is None:
             return None
         try:
             (text,) = await self._vault.unseal([sealed])
         except (Shredded, Tampered) as error:
-            log.info("the name of an API key cannot be opened: %s", type(error).__name__)
+            log.info("a name cannot be opened: %s", type(error).__name__)
             tx.count("names_unreadable")
             return None
         owner = ("account", account)
         key = (await self._vault.subject_keys([owner], at=tx.now))[owner]
-        return seal_value(key, text or "", where=_NAME)
+        return seal_value(key, text or "", where=where)
 
     async def seal_subjects(self, case_id: str, subjects: tuple[Subject, ...], now: datetime) -> str:
         """Whom a case (or a hold) is about, under its own key, which is made now."""

@@ -1,0 +1,307 @@
+"""What people ask for: requests of every kind and channel, mails to support, codes that came back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from services.retention import case as machine
+from services.retention import intake, right, store, subjects, wish
+from services.retention.app import cases, deletions, rights
+from services.retention.app.cases import By
+from services.retention.app.room import Room
+from services.retention.case import DELETIONS, Asked, Case
+from services.retention.wish import PASSPHRASE_LEAST, Details
+from shared.contract import events
+from shared.mesh import Batch, Received, Transaction
+from shared.mesh.transaction import rfc3339
+from shared.privacy.vault import Shredded, Tampered
+
+log = logging.getLogger("steward.retention")
+
+
+class Invalid(Exception):
+    """A request that cannot be carried out; its text is for whoever sent it."""
+
+
+async def requested(room: Room, batch: Batch, tx: Transaction) -> None:
+    """Takes requests, mails to support and withdrawals. Codes that come back are notifications' to judge."""
+    for received in batch.events:
+        try:
+            match received.event.type:
+                case events.PrivacyRequested.TYPE:
+                    await _request(room, received, tx)
+                case events.SupportMailReceived.TYPE:
+                    await _mail(room, received, tx)
+                case events.PrivacyWithdrawn.TYPE:
+                    row = await _theirs(room, received, tx)
+                    if row is not None:
+                        await cases.happen(room, tx, row, machine.Withdrawn())
+        except Invalid as error:
+            tx.refuse(received.record, "invalid", str(error))
+
+
+async def judged(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
+    """Codes that came back, as notifications judge them."""
+    for event in batch:
+        data = event.data
+        row = (await store.lock_cases(tx.db, [data.case])).get(data.case)
+        if row is None or row.account != data.account:
+            tx.count("proofs_of_nobody")
+            continue
+        if not data.right:
+            tx.count("codes_wrong")
+        if row.case.kind in DELETIONS:
+            if row.case.state != "requested" or row.case.kind != "erasure":
+                continue
+            if data.right:
+                await cases.confirm(room, tx, row, data.successors)
+            else:
+                await cases.happen(room, tx, row, machine.Confirmed(False))
+            continue
+        details = await room.open_details(row.case.id, row.details) if row.case.open else Details()
+        if data.right and wish.waits_for_opener(row.case.kind, details):
+            try:
+                given = await _opened(room, {"passphrase": data.passphrase})
+            except Invalid:
+                given = {}
+            details = replace(details, passphrase=given.get("passphrase"), recipient=data.recipient)
+            row.details = await room.seal_details(row.case.id, details, tx.now)
+            if not details.opener:
+                # The code stays good: the same person comes again, and says what opens the package.
+                await cases.happen(room, tx, row, None)
+                tx.count("proofs_without_opener")
+                continue
+        begin = rights.begin(row.case.kind, details)
+        await cases.happen(room, tx, row, right.Proved(data.of if data.right else None, begin.ready, begin.corrector))
+
+
+async def barred(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
+    """Accounts that were opened with a barred address end again, unasked."""
+    for event in batch:
+        account = event.data.account
+        marks = room.marks("account", account, account)
+        case = Case(event.id, "account", min(event.time, tx.now), kind="closure")
+        if await store.add_case(tx.db, case, marks, account, account):
+            await store.add_request(tx.db, event.id, event.id, "settings", case.requested_at)
+            tx.count("cases_opened")
+        case_id = await store.open_case_of(tx.db, marks.wish)
+        row = None if case_id is None else (await store.lock_cases(tx.db, [case_id])).get(case_id)
+        if row is not None and row.case.state == "requested" and row.target is not None:
+            row.case = machine.closing(row.case, case.requested_at)
+            await cases.confirm(room, tx, row, {}, by=By("retention", "service", "barred_address"))
+
+
+# --- a request ----------------------------------------------------------------------------------------------------
+
+
+async def _request(room: Room, received: Received, tx: Transaction) -> None:
+    event = received.event
+    data = event.data
+    if await store.case_of_request(tx.db, event.id) is not None:
+        return
+    details = await _details(room, data)
+    deletion = data.kind == "erasure"
+    marks = room.marks(
+        data.scope, data.target, data.account,
+        None if deletion else wish.wish(data.kind, data.scope, data.target, details),
+    )  # fmt: skip
+    if await _of_the_erased(room, tx, data, marks):
+        # Asked before, and done: this is an old copy, read again after a restore. No row names them once more.
+        tx.count("requests_of_erased")
+        return
+    known = await store.known_around(tx.db, data.scope, data.target)
+    foreign_key = details.key is not None and details.key not in known.keys
+    if foreign_key or subjects.stranger(data.scope, data.account, data.target, known):
+        tx.refuse(received.record, "not_theirs", "the directory knows another owner of what this is about")
+        return
+    at = min(event.time, tx.now)
+    needed = frozenset[str]() if data.kind in DELETIONS else wish.needed(data.kind, data.channel, details)
+    case = Case(event.id, data.scope, at, kind=data.kind, channel=data.channel, needed=needed)
+    row, new = await _open(room, tx, case, marks, data.account, data.target, data.regime, details)
+    row.request = event.id
+    row.news.append(("received" if new else "joined", "person", data.channel, details.authorisation or ""))
+    if data.kind == "child_report":
+        await rights.acknowledge(room, tx, row, event.id)
+        await cases.happen(room, tx, row, None)
+    elif details.representative is not None and details.authorisation is None:
+        await rights.acknowledge(room, tx, row, event.id)
+        await cases.happen(room, tx, row, machine.Denied("insuf_verification"))
+    elif deletion:
+        await _ask_last_word(room, tx, row, event.id, data.channel)
+        await cases.happen(room, tx, row, None)
+    else:
+        await _begin(room, tx, row, details, new)
+
+
+async def _ask_last_word(room: Room, tx: Transaction, row: store.Row, request: str, channel: str) -> None:
+    if row.case.state == "requested" and await store.coded(tx.db, row.case.id) < rights.MAILS:
+        await store.note_coded(tx.db, request)
+        await deletions.ask_last_word(room, tx, row, request, channel)
+    else:
+        await rights.acknowledge(room, tx, row, request)
+
+
+async def _begin(room: Room, tx: Transaction, row: store.Row, details: Details, new: bool) -> None:
+    """Sets a right's case going. Who asks again, while it waits, may say what was missing, and gets another code."""
+    assert row.request is not None
+    if not new and row.case.state == "requested" and details.opener:
+        before = await room.open_details(row.case.id, row.details)
+        row.details = await room.seal_details(
+            row.case.id, replace(before, passphrase=details.passphrase, recipient=details.recipient), tx.now
+        )
+    begun = new or row.case.state == "requested"
+    asks = begun and (row.case.needed - row.case.proofs or wish.waits_for_opener(row.case.kind, details))
+    if not asks:
+        await rights.acknowledge(room, tx, row, row.request)
+    await cases.happen(room, tx, row, rights.begin(row.case.kind, details) if begun else None)
+
+
+async def _open(
+    room: Room, tx: Transaction, case: Case, marks: store.Marks, account: str | None, target: str | None, regime: str,
+    details: Details,
+) -> tuple[store.Row, bool]:  # fmt: skip
+    """The locked case of a request: a new one, or the open one of the same wish."""
+    sealed = await room.seal_details(case.id, details, tx.now)
+    new = await store.add_case(tx.db, case, marks, account, target, regime=regime, details=sealed)
+    case_id = case.id if new else await store.open_case_of(tx.db, marks.wish)
+    assert case_id is not None, "an open case that refuses a second one is there"
+    await store.add_request(tx.db, case.id, case_id, case.channel, case.requested_at)
+    row = (await store.lock_cases(tx.db, [case_id]))[case_id]
+    tx.count("cases_opened" if new else "cases_joined")
+    if not new:
+        # The earliest wish's clocks are the case's, and each wish has its own.
+        row.case = machine.asked_earlier(row.case, case.requested_at)
+        if sealed is not None and case.id != case_id:
+            await room.destroy_case_key(case.id)
+    return row, new
+
+
+async def _details(room: Room, data: Any) -> Details:
+    opened = await _opened(
+        room, {"passphrase": data.passphrase, "value": data.value, "reply_to": data.reply_to}
+    )  # fmt: skip
+    return Details(
+        since=None if data.since is None else rfc3339(data.since),
+        until=None if data.until is None else rfc3339(data.until),
+        recipient=data.recipient, field=data.field, key=data.key, representative=data.representative,
+        authorisation=data.authorisation, **opened,
+    )  # fmt: skip
+
+
+async def _opened(room: Room, values: dict[str, str | None]) -> dict[str, str]:
+    """What came sealed, by name. Raises `Invalid`."""
+    try:
+        opened = await room.arrived(values)
+    except (Tampered, Shredded):
+        raise Invalid("a sealed value cannot be opened") from None
+    if len(opened.get("passphrase", "x" * PASSPHRASE_LEAST)) < PASSPHRASE_LEAST:
+        raise Invalid(f"the passphrase has fewer than {PASSPHRASE_LEAST} characters")
+    return opened
+
+
+async def _of_the_erased(room: Room, tx: Transaction, data: Any, marks: store.Marks) -> bool:
+    """Whether whom it is about is erased, and no case of that wish is open: who asks once more while it goes round joins it."""
+    gone = await room.tombstones.erased({(data.scope, data.target), ("account", data.account)}, tx)
+    if not gone and not await store.entombed(tx.db, [marks.subject, marks.owner]):
+        return False
+    of_the_erased = data.scope != "account" and ("account", data.account) in gone
+    return of_the_erased or await store.open_case_of(tx.db, marks.wish) is None
+
+
+async def _theirs(room: Room, received: Received, tx: Transaction) -> store.Row | None:
+    """The locked open case that an event of its account is about; refused if there is none of this account."""
+    data = received.event.data
+    case_id = await store.case_of_request(tx.db, data.case)
+    row = None if case_id is None else (await store.lock_cases(tx.db, [case_id])).get(case_id)
+    if row is None or (row.account is not None and row.account != data.account):
+        if await room.tombstones.erased([("account", data.account)], tx):
+            tx.count("requests_of_erased")
+            return None
+        # Nobody learns whether a case of somebody else's is there.
+        tx.refuse(received.record, "unknown_case", "no case of this account waits under that id")
+        return None
+    return row if row.account is not None else None
+
+
+# --- mails to support ---------------------------------------------------------------------------------------------
+
+
+async def _mail(room: Room, received: Received, tx: Transaction) -> None:
+    """A mail to support: with the policy's subject line who wrote it is asked for a proof at once; what it is that they want
+    a person says, in any case. Nothing vanishes."""
+    event = received.event
+    data = event.data
+    if await store.case_of_request(tx.db, event.id) is not None:
+        return
+    opened = await _opened(room, {"subject_line": data.subject_line, "sender": data.sender})
+    if data.account is not None and await room.tombstones.erased([("account", data.account)], tx):
+        data_account = None  # who is erased may still write to us, as anybody may
+    else:
+        data_account = data.account
+    queue = intake.classify(opened["subject_line"])
+    regime = "ccpa" if queue == "ccpa" else "voluntary"
+    account = data_account or f"mail-{event.id}"
+    details = Details(reply_to=opened["sender"])
+    needed = frozenset({"account"}) if queue == "ccpa" and data_account is not None else frozenset[str]()
+    case = Case(event.id, "account", min(event.time, tx.now), kind="inquiry", channel="support", state="triage", needed=needed)
+    marks = room.marks("account", account, account, f"inquiry|{event.id}")
+    row, _ = await _open(room, tx, case, marks, data_account, data_account, regime, details)
+    row.request = event.id
+    row.news.append(("received", "person", "support", queue))
+    tx.count(f"mails_to_support_{queue}")
+    if needed:
+        row.case = replace(row.case, lapses_at=tx.now + room.timing.lapse)
+        await rights.ask(room, tx, row, ("account",))
+    else:
+        await rights.acknowledge(room, tx, row, event.id)
+    await cases.happen(room, tx, row, None)
+
+
+async def triage(
+    room: Room, tx: Transaction, row: store.Row, kind: str, account: str | None, scope: str, target: str | None, by: By
+) -> str | None:
+    """A person says what a mail is about, and whose it is. Returns why that cannot be, or None."""
+    account = account or row.account
+    if account is None:
+        return "whose is it? the mail came from an address that is nobody's: name the account, or deny it (no_match)"
+    target = target or account
+    known = await store.known_around(tx.db, scope, target)
+    if subjects.stranger(scope, account, target, known) or (scope == "account" and target != account):
+        return "the directory knows another owner of what this is about"
+    details = await room.open_details(row.case.id, row.details)
+    wanted = None if kind in DELETIONS else wish.wish(kind, scope, target, details)
+    marks = room.marks(scope, target, account, wanted)
+    if await room.tombstones.erased({(scope, target), ("account", account)}, tx):
+        return "whom this is about is erased"
+    if (other := await store.open_case_of(tx.db, marks.wish)) is not None and other != row.case.id:
+        return f"the same wish is under way: deny this one as too_many_requests, the case is {other}"
+    # A proof counts for the account that it came from.
+    same = account == row.account
+    needed = frozenset[str]() if kind in DELETIONS else wish.needed(kind, "support", details)
+    row.case = replace(
+        row.case, kind=kind, scope=scope, state="requested", state_at=tx.now, needed=needed,
+        proofs=row.case.proofs if same else frozenset(), attempts=0 if kind in DELETIONS else row.case.attempts,
+    )  # type: ignore[arg-type]  # fmt: skip
+    row.account, row.target, row.marks = account, target, marks
+    row.request = row.case.id
+    row.news.append((f"triage:{kind}", by.actor, by.role, by.reason))
+    if kind == "erasure":
+        await _ask_last_word(room, tx, row, row.case.id, "support")
+        await cases.happen(room, tx, row, None)
+    elif kind == "child_report":
+        await cases.happen(room, tx, row, None)
+    else:
+        await cases.happen(room, tx, row, rights.begin(kind, details), by=by)
+    return None
+
+
+def received_at(case: Case, request: str) -> datetime:
+    """When a request of a case was received."""
+    return next((one.received_at for one in case.requests if one.id == request), case.requested_at)
+
+
+__all__ = ["Asked", "barred", "judged", "requested", "triage"]
