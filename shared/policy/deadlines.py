@@ -22,7 +22,8 @@ class Deadline:
     """A period of the policy. `unit`: days of 24 hours, or business days of the calendar.
 
     `minimum`: what starts the clock has to be at least so long ago (a policy change), instead of at most. Its clock says
-    from when something may happen; it is no clock of a case, and neither due nor forecast.
+    from when something may happen; it is no clock of a case, and neither due nor forecast. `extension`: by how much the
+    law lets it grow once, in the same unit; 0: not at all.
     """
 
     name: str
@@ -33,12 +34,31 @@ class Deadline:
     promise: int
     warn: timedelta = timedelta(0)
     minimum: bool = False
+    extension: int = 0
 
-    def end(self, start: datetime, calendar: BusinessCalendar) -> datetime:
-        """The instant (UTC, outside) at which it ends. Raises ValueError when `start` has no zone."""
+    def end(self, start: datetime, calendar: BusinessCalendar, extended_at: datetime | None = None) -> datetime:
+        """The instant (UTC, outside) at which it ends. Raises ValueError when an instant has no zone.
+
+        `extended_at`: when the person was told that it takes longer. What is not allowed (see `no_extension`) moves
+        nothing: an end that has passed is not undone, and a policy without the extension takes it back.
+        """
+        if extended_at is None or self.no_extension(start, extended_at, calendar) is not None:
+            return self._after(start, self.length, calendar)
+        return self._after(start, self.length + self.extension, calendar)
+
+    def no_extension(self, start: datetime, told_at: datetime, calendar: BusinessCalendar) -> str | None:
+        """Why a person who is told at `told_at` cannot be kept waiting longer, a sentence; None when they can."""
+        if not self.extension:
+            return f"deadlines.{self.name} has no extension: the policy switched it off, or no law knows one"
+        end = self._after(start, self.length, calendar)
+        if aware(told_at) >= end:
+            return f"deadlines.{self.name} ended at {end.isoformat()}: whoever is told of an extension is told before"
+        return None
+
+    def _after(self, start: datetime, length: int, calendar: BusinessCalendar) -> datetime:
         if self.unit == "business_days":
-            return calendar.after(start, self.length)
-        return aware(start).astimezone(UTC) + timedelta(days=self.length)
+            return calendar.after(start, length)
+        return aware(start).astimezone(UTC) + timedelta(days=length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +82,14 @@ class Clock:
         return (aware(now) if self.met_at is None else self.met_at) >= self.ends_at
 
 
-def clock(deadline: Deadline, start: datetime, calendar: BusinessCalendar) -> Clock:
-    """The clock of `deadline` that starts at `start`. Raises ValueError when `start` has no zone."""
-    return Clock(deadline.name, start, deadline.end(start, calendar), deadline.promise)
+def clock(
+    deadline: Deadline, start: datetime, calendar: BusinessCalendar, extended_at: datetime | None = None
+) -> Clock:
+    """The clock of `deadline` that starts at `start`; `extended_at`: see `Deadline.end`.
+
+    Raises ValueError when an instant has no zone.
+    """
+    return Clock(deadline.name, start, deadline.end(start, calendar, extended_at), deadline.promise)
 
 
 def due(clocks: Iterable[Clock]) -> Clock | None:

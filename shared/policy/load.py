@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from .calendar import BusinessCalendar
 from .deadlines import Deadline
+from .roles import ROLES, Roles
 from .rules import DEADLINES, LEGAL_CLASSES, STORES, Policy, PolicyError, Promised, Recipient, Uses
 
 _T = TypeVar("_T")
@@ -88,6 +89,9 @@ def _numbers(top: _Table) -> dict[str, Any]:
         "erasure_cap_days": top.only("erasure", "cap_days"),
         "confirmation_days": requests.number("confirmation_days"),
         "request_records_months": requests.number("records_months"),
+        "code_attempts": requests.number("code_attempts"),
+        "address_settle_days": requests.number("address_settle_days"),
+        "package_days": requests.number("package_days"),
         "dead_letter_days": top.only("dead_letters", "days"),
         "topic_max": timedelta(days=topics.number("max_days")),
         "trim_hold": timedelta(hours=topics.number("trim_hold_hours")),
@@ -100,6 +104,7 @@ def _numbers(top: _Table) -> dict[str, Any]:
         "billing_years": _by_name(_inner(top.table("billing"), "years"), LEGAL_CLASSES, _Table.number),
         "uses": Uses(uses.texts("allowed"), uses.texts("forbidden"), _open(top.table("readers"), _Table.texts)),
         "recipients": _open(top.table("recipients"), _recipient),
+        "roles": Roles(_by_name(top.table("roles"), ROLES, _Table.texts)),
     }
     for table in (log, window, topics, requests, uses):
         table.done()
@@ -188,6 +193,7 @@ def _deadline(parent: _Table, name: str) -> Deadline:
         promise=table.number("promise"),
         warn=timedelta(hours=table.number("warn_hours", least=0)),
         minimum=_flag(table, "minimum") if "minimum" in table.names else False,
+        extension=table.number("extension", least=0) if "extension" in table.names else 0,
     )
     table.done()
     return found

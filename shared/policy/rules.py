@@ -11,11 +11,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from .calendar import BusinessCalendar
 from .deadlines import STARTS, Clock, Deadline
 from .deadlines import clock as start_clock
+from .roles import Roles
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 STORES = ("kafka", "postgres", "keys", "exports")
 DEADLINES = ("acknowledgement", "answer", "copy", "ccpa", "erasure", "child_erasure", "policy_change")
 LEGAL_CLASSES = ("US", "EU", "OTHER")
+# The deadlines that a law lets grow, and by how much at most: 45 days once (CCPA, section 1798.130(a)(2)(A)).
+EXTENSIONS = {"ccpa": 45}
 
 
 _SAID = "that the policy promises (promise"
@@ -106,6 +109,9 @@ class Policy:
     erasure_cap_days: int
     confirmation_days: int
     request_records_months: int
+    code_attempts: int
+    address_settle_days: int
+    package_days: int
     dead_letter_days: int
     topic_max: timedelta
     trim_hold: timedelta
@@ -118,6 +124,7 @@ class Policy:
     billing_years: Mapping[str, int]
     uses: Uses
     recipients: Mapping[str, Recipient]
+    roles: Roles
 
     def __post_init__(self) -> None:
         found = tuple(contradictions(self))
@@ -134,9 +141,20 @@ class Policy:
         """
         return timedelta(days=self.backup_days) + self.topic_max + timedelta(days=self.tombstone_margin_days)
 
-    def clock(self, name: str, start: datetime) -> Clock:
-        """The clock of the deadline `name` that starts at `start`. Raises KeyError for a name that is not in `DEADLINES`."""
-        return start_clock(self.deadlines[name], start, self.calendar)
+    def clock(self, name: str, start: datetime, extended_at: datetime | None = None) -> Clock:
+        """The clock of the deadline `name` that starts at `start`. Raises KeyError for a name that is not in `DEADLINES`.
+
+        `extended_at`: when the person was told of the law's extension, if it was taken; see `Deadline.end`.
+        """
+        return start_clock(self.deadlines[name], start, self.calendar, extended_at)
+
+    def no_extension(self, name: str, start: datetime, told_at: datetime) -> str | None:
+        """Why the deadline `name` that started at `start` cannot be extended at `told_at`; None when it can."""
+        return self.deadlines[name].no_extension(start, told_at, self.calendar)
+
+    def may(self, role: str, action: str) -> str | None:
+        """Why the role `role` of staff may not do `action` on a case, a sentence; None when it may."""
+        return self.roles.refusal(role, action)
 
     def books_end(self, legal_class: str, booking_year: int) -> date:
         """The day (UTC) on which a closed booking year is dropped. Raises KeyError for a class that is not listed."""
@@ -150,6 +168,8 @@ def contradictions(policy: Policy) -> Iterator[str]:
     yield from _deadlines(policy)
     yield from _places(policy)
     yield from _uses(policy)
+    yield from _requests(policy)
+    yield from policy.roles.troubles()
 
 
 def _version(policy: Policy) -> Iterator[str]:
@@ -181,8 +201,6 @@ def _periods(policy: Policy) -> Iterator[str]:
         yield "topics.trim_hold_hours is as long as the topics live, so nothing would be trimmed: lower it"
     if policy.tombstone_life <= max(policy.window, timedelta(days=policy.dead_letter_days)):
         yield "a tombstone would go before the ids that it must outlive (deduplication.window_days): raise tombstones.margin_days"
-    if policy.request_records_months < 24:
-        yield "requests.records_months is below the 24 months of the CCPA regulations (section 7101): raise it"
 
 
 def _deadlines(policy: Policy) -> Iterator[str]:
@@ -194,17 +212,28 @@ def _deadlines(policy: Policy) -> Iterator[str]:
             yield f"{where} is {deadline.length}, below the {deadline.promised} {_SAID} {deadline.promise}): raise it"
         if not deadline.minimum and deadline.length > deadline.promised:
             yield f"{where} is {deadline.length}, above the {deadline.promised} {_SAID} {deadline.promise}): lower it"
+        if deadline.extension > EXTENSIONS.get(name, 0):
+            yield f"{where}.extension is {deadline.extension}, above the {EXTENSIONS.get(name, 0)} that a law knows: lower it"
         if deadline.warn >= timedelta(days=deadline.length):
             yield f"{where}.warn_hours is as long as the deadline, so that it would always warn: lower it"
     for name in ("erasure", "child_erasure"):
         if policy.deadlines[name].length > policy.erasure_cap_days:
             yield f"deadlines.{name} is above erasure.cap_days: a case may not end later than what it erases"
-    if policy.confirmation_days >= policy.deadlines["ccpa"].length:
-        yield "requests.confirmation_days reaches deadlines.ccpa: a confirmation could come after the answer is due, lower it"
     if len(policy.calendar.weekend) > 6:
         yield "calendar.weekend leaves no business day: take a day out"
     if not _known(policy.calendar.zone):
         yield f"calendar.zone is {policy.calendar.zone!r}, which no tz database knows: take one like 'America/Los_Angeles'"
+
+
+def _requests(policy: Policy) -> Iterator[str]:
+    if policy.request_records_months < 24:
+        yield "requests.records_months is below the 24 months of the CCPA regulations (section 7101): raise it"
+    if policy.confirmation_days >= policy.deadlines["ccpa"].length:
+        yield "requests.confirmation_days reaches deadlines.ccpa: a confirmation could come after the answer is due, lower it"
+    if policy.code_attempts > 10:
+        yield f"requests.code_attempts is {policy.code_attempts}, and a code stands few (promise 54): take 10 or less"
+    if policy.package_days > policy.erasure_cap_days:
+        yield "requests.package_days is above erasure.cap_days: a package would outlive what it is a copy of, lower it"
 
 
 def _known(zone: str) -> bool:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
+from random import Random
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared.policy import Clock, due, forecast, policy
+from shared.policy import Clock, due, forecast, load_policy, policy
 from shared.policy.calendar import BusinessCalendar, start_of_day
+from shared.policy.deadlines import clock
+from tests.support.policies import changed, sealed
 
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
@@ -152,6 +157,131 @@ def test_an_instant_without_a_zone_is_refused() -> None:
         policy().calendar.after(at("2026-11-28T12:00+00:00"), 0)
 
 
+# --- ten years, day by day ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wall:
+    """Ten years of a zone, by looking at a clock on its wall every quarter of an hour: no code of the calendar's."""
+
+    calendar: BusinessCalendar
+    zone: ZoneInfo
+    days: list[date]  # in the order in which the clock shows them
+    starts: list[datetime]  # when it shows each of them first
+    received: list[datetime]  # one second before, at and after each midnight and each change of the clock, in order
+
+    def counts(self, place: int) -> bool:
+        day = self.days[place]
+        return day.isoweekday() < 6 and day not in self.calendar.holidays
+
+    def on_the_way(self, start: datetime, number: int) -> list[int]:
+        """The places of the next business days after the day of `start`, found by walking."""
+        place, found = bisect_right(self.starts, start) - 1, list[int]()
+        while len(found) < number:
+            place += 1
+            if self.counts(place):
+                found.append(place)
+        return found
+
+    def end(self, start: datetime, number: int) -> datetime:
+        return self.starts[self.on_the_way(start, number)[-1] + 1]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("America/Los_Angeles", 2024),
+        ("Europe/Berlin", 2024),
+        ("Pacific/Apia", 2007),
+        ("Australia/Lord_Howe", 2024),
+    ],
+    ids=lambda param: str(param[0]),
+)
+def wall(request: pytest.FixtureRequest) -> Wall:
+    """The operator's zone; one that changes its clocks on other days; one that left a day out; one that changes by half an
+    hour. Each with the holidays of the federal offices in all of its ten years."""
+    name, year = request.param
+    zone, look, last = ZoneInfo(name), datetime(year - 1, 12, 20, tzinfo=UTC), datetime(year + 10, 1, 1, tzinfo=UTC)
+    days, starts, changes, offset = list[date](), list[datetime](), set[datetime](), look.astimezone(zone).utcoffset()
+    while look < last + 60 * DAY:
+        shown = look.astimezone(zone)
+        if not days or shown.date() > days[-1]:
+            days.append(shown.date())
+            starts.append(look)
+        if shown.utcoffset() != offset:
+            offset = shown.utcoffset()
+            changes.add(look)
+        look += timedelta(minutes=15)
+    edges = {one for one in (*starts[8:], *changes) if one < last}
+    holidays = frozenset(day for near in range(year - 1, year + 12) for day in federal(near))
+    received = sorted({edge + seconds * SECOND for edge in edges for seconds in (-1, 0, 1)})
+    assert len(changes) >= 11 and len(received) > 10_900
+    return Wall(BusinessCalendar(name, frozenset({5, 6}), holidays), zone, days, starts, received)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        pytest.param("acknowledgement", 2, marks=pytest.mark.promise(67)),
+        pytest.param("answer", 10, marks=pytest.mark.promise(68)),
+    ],
+)
+def test_business_days_end_where_walking_ends(wall: Wall, name: str, number: int) -> None:
+    deadline, before = policy().deadlines[name], wall.received[0]
+    for start in wall.received:
+        end = clock(deadline, start.astimezone(wall.zone), wall.calendar).ends_at
+        assert end == wall.end(start, number), start
+        # A local midnight, and never earlier for what came later.
+        assert end.astimezone(wall.zone).time() == time()
+        assert end >= before
+        before = end
+        # So many whole business days lie between, the day of receipt not being one of them.
+        first, last = bisect_right(wall.starts, start), bisect_right(wall.starts, end) - 1
+        assert sum(map(wall.counts, range(first, last))) == number
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        pytest.param("acknowledgement", 2, marks=pytest.mark.promise(67)),
+        pytest.param("answer", 10, marks=pytest.mark.promise(68)),
+    ],
+)
+def test_a_holiday_on_the_way_moves_the_end_by_one_business_day(wall: Wall, name: str, number: int) -> None:
+    deadline = policy().deadlines[name]
+    for turn, start in enumerate(wall.received[::3]):
+        on_the_way = wall.on_the_way(start, number + 1)
+        holiday = wall.days[on_the_way[turn % number]]
+        more = replace(wall.calendar, holidays=wall.calendar.holidays | {holiday})
+        assert deadline.end(start, more) == wall.starts[on_the_way[-1] + 1], (start, holiday)
+
+
+@pytest.mark.parametrize(
+    ("name", "days"),
+    [
+        pytest.param("copy", 30, marks=pytest.mark.promise(40)),
+        pytest.param("ccpa", 45, marks=pytest.mark.promise(55)),
+        ("erasure", 30),
+        ("child_erasure", 30),
+    ],
+)
+def test_days_are_24_hours_whatever_the_clocks_do(wall: Wall, name: str, days: int) -> None:
+    deadline = policy().deadlines[name]
+    for start in wall.received:
+        end = clock(deadline, start.astimezone(wall.zone), wall.calendar).ends_at
+        assert end.timestamp() - start.timestamp() == days * 86_400
+
+
+def test_ten_years_have_what_is_awkward(wall: Wall) -> None:
+    """The walk met it: else the tests above would prove less than they say."""
+    name = wall.zone.key
+    half_hours = {(after - before) // timedelta(minutes=30) for before, after in pairwise(wall.starts[1:])}
+    assert half_hours == ({47, 48, 49} if name == "Australia/Lord_Howe" else {46, 48, 50})
+    left_out = {before + DAY for before, after in pairwise(wall.days) if after != before + DAY}
+    assert left_out == ({date(2011, 12, 30)} if name == "Pacific/Apia" else set())
+    assert sum((day.month, day.day) == (2, 29) for day in wall.days) >= 2
+
+
 # --- the clocks of a case ----------------------------------------------------------------------------------------
 
 DAY_0 = at("2026-11-02T10:00+00:00")
@@ -176,6 +306,59 @@ def test_a_duplicate_adds_its_own_clocks() -> None:
     first, second = policy().clock("ccpa", DAY_0), policy().clock("ccpa", DAY_0 + 5 * DAY)
     assert due([second, first]) == first
     assert due([second, replace(first, met_at=DAY_0 + DAY)]) == second
+
+
+OF_A_REQUEST = ("acknowledgement", "answer", "ccpa")
+
+
+@pytest.mark.promise(67, 68, 55, 40)
+@given(st.lists(instants, min_size=1, max_size=4), st.timedeltas(timedelta(0), 60 * DAY), st.randoms())
+def test_what_is_met_stops_its_own_clock_and_moves_none(
+    receipts: list[datetime], verification: timedelta, random: Random
+) -> None:
+    """A wish that comes several times has several sets of clocks. As work is done, in any order, what is due is always the
+    earliest of the others, where it was from the start; and only the copy waits for a slow verification."""
+    ends = {}
+    for at_receipt in receipts:
+        for name in OF_A_REQUEST:
+            ends[name, at_receipt] = policy().clock(name, at_receipt).ends_at
+        ends["copy", at_receipt] = at_receipt + verification + 30 * DAY
+    done: set[tuple[str, datetime]] = set()
+    for one in random.sample(sorted(ends), len(ends)):
+        running = [
+            replace(
+                policy().clock(name, begun + verification if name == "copy" else begun),
+                met_at=begun if (name, begun) in done else None,
+            )
+            for name, begun in ends
+        ]
+        assert [clock.ends_at for clock in running] == list(ends.values())
+        first = due(running)
+        assert first is not None and first.ends_at == min(end for key, end in ends.items() if key not in done)
+        done.add(one)
+
+
+@pytest.mark.promise(55)
+@given(st.sampled_from(sorted(policy().deadlines)), instants, st.timedeltas(-10 * DAY, 100 * DAY))
+def test_no_deadline_grows_while_the_extension_is_off(name: str, start: datetime, told: timedelta) -> None:
+    assert policy().clock(name, start, start + told) == policy().clock(name, start)
+    assert "has no extension" in (policy().no_extension(name, start, start + told) or "")
+
+
+def test_an_extension_is_for_whoever_is_told_in_time() -> None:
+    longer = load_policy(sealed(changed(("deadlines.ccpa.extension", "45"))))
+    last = DAY_0 + 45 * DAY - SECOND
+    assert longer.no_extension("ccpa", DAY_0, last) is None
+    assert longer.clock("ccpa", DAY_0, last).ends_at == DAY_0 + 90 * DAY
+    assert longer.clock("ccpa", DAY_0).ends_at == DAY_0 + 45 * DAY
+    # Too late: the breach stays one.
+    assert "ended at 2026-12-17T10:00:00+00:00" in (longer.no_extension("ccpa", DAY_0, last + SECOND) or "")
+    assert longer.clock("ccpa", DAY_0, last + SECOND).missed(last + SECOND)
+    # It is the CCPA's: the house's own answer, and the copy, are due as before.
+    for name in ("answer", "copy"):
+        assert longer.clock(name, DAY_0, DAY_0 + DAY) == policy().clock(name, DAY_0)
+    with pytest.raises(ValueError, match="needs a zone"):
+        longer.clock("ccpa", DAY_0, at("2026-11-28T12:00"))
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(policy().deadlines)), instants, st.booleans()), max_size=6))

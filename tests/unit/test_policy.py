@@ -18,6 +18,7 @@ import shared.policy
 from services.billing.ledger import BillingConfig
 from shared.contract.topics import TOPICS
 from shared.policy import PolicyError, digest_of, load_policy, policy, renewed
+from shared.policy.roles import ACTIONS, ROLES
 from shared.privacy.data_map import Column, DataUse, foreign_uses
 from tests.support.policies import NEW_DATE, TEXT, changed, sealed
 
@@ -33,6 +34,8 @@ def test_what_it_says() -> None:
     assert (known.request_log_default_days, known.request_log_max_days) == (30, 90)
     assert (known.ip_max_days, known.security_max_days) == (30, 90)
     assert (known.closure_cap_days, known.erasure_cap_days, known.confirmation_days) == (30, 30, 7)
+    assert (known.code_attempts, known.address_settle_days, known.package_days) == (5, 7, 7)
+    assert {it.extension for it in known.deadlines.values()} == {0}
     assert known.tombstone_life == (known.backup_days + 7) * day + known.topic_max == 21 * day
     lengths = {name: (it.length, it.unit, it.starts, it.promise) for name, it in known.deadlines.items()}
     assert lengths == {
@@ -79,6 +82,20 @@ def test_the_closed_list_is_the_data_maps_vocabulary() -> None:
         ("deduplication.window_days", "true", "window_days has to be a whole number"),
         ("requests.records_months", "23", "below the 24 months"),
         ("requests.confirmation_days", "45", "after the answer is due"),
+        ("requests.code_attempts", "11", r"a code stands few \(promise 54\): take 10 or less"),
+        ("requests.code_attempts", "0", "it has to be at least 1"),
+        ("requests.address_settle_days", "0", "it has to be at least 1"),
+        ("requests.address_settle_days", "", r"requests\.address_settle_days is missing"),
+        ("requests.package_days", "31", r"package_days is above erasure\.cap_days"),
+        ("deadlines.ccpa.extension", "46", r"ccpa\.extension is 46, above the 45 that a law knows: lower it"),
+        ("deadlines.ccpa.extension", "-1", "it has to be at least 0"),
+        ("deadlines.copy.extension", "1", r"copy\.extension is 1, above the 0 that a law knows"),
+        ("deadlines.answer.extension", "1", r"answer\.extension is 1, above the 0"),
+        ("roles.boss", '["read"]', r"nothing reads roles\.boss"),
+        ("roles.legal", "", r"roles\.legal is missing"),
+        ("roles.support", '["triage", "erase"]', r"roles\.support may 'erase', which is no action on a case: take one of"),
+        ("roles.support", '["triage", "triage"]', r"roles\.support says something twice"),
+        ("roles.legal", '["decide_child", "disclose"]', "no role may 'hold', so that a case which needs it waits for ever"),
         ("deadlines.acknowledgement.business_days", "3", r"acknowledgement is 3, above the 2 .* 67\): lower it"),
         ("deadlines.acknowledgement.warn_hours", "48", "it would always warn"),
         ("deadlines.answer.business_days", "11", r"deadlines\.answer is 11, above the 10 .* 68\)"),
@@ -135,6 +152,32 @@ def test_another_gateway_may_promise_something_else() -> None:
         ("calendar.zone", '"Europe/Berlin"'),
     )))  # fmt: skip
     assert (other.ip_max_days, other.calendar.zone, other.stores["keys"]) == (60, "Europe/Berlin", "eu-central-1")
+
+
+# --- what staff may do -------------------------------------------------------------------------------------------
+
+
+def test_staff_may_do_what_stands_there_and_nothing_else() -> None:
+    allowed = {(role, action) for role in ROLES for action in ACTIONS if policy().may(role, action) is None}
+    assert allowed == {(role, action) for role, its in policy().roles.actions.items() for action in its}
+    assert {action for role, action in allowed if role == "support"} == {"triage", "escalate", "read"}
+    assert {action for role, action in allowed if role == "privacy"} == {*ACTIONS} - {"hold", "disclose"}
+    assert {role for role, action in allowed if action == "decide_child"} == {"privacy", "legal"}
+
+
+@pytest.mark.parametrize(
+    ("role", "action", "says"),
+    [
+        ("support", "deny", "the role 'support' may not 'deny' (promise 62): ask privacy"),
+        ("operations", "decide_child", "ask privacy or legal"),
+        ("boss", "read", "'boss' is none of the policy's [roles]: take one of support, privacy, legal, operations"),
+        ("", "read", "'' is none of"),
+        ("privacy", "erase", "'erase' is no action on a case: take one of triage, deny"),
+        ("Privacy", "read", "'Privacy' is none of"),
+    ],
+)
+def test_a_refusal_says_whom_to_ask(role: str, action: str, says: str) -> None:
+    assert says in (policy().may(role, action) or "")
 
 
 # --- a change has a date -----------------------------------------------------------------------------------------
