@@ -138,7 +138,7 @@ class Case:
     lapses_at: datetime | None = None  # a right: when its codes are over
     outcome: Literal["fulfilled", "denied"] | None = None
     reason: str | None = None
-    extended: bool = False
+    extended_at: datetime | None = None  # the person was told that the law grants more time
     escalated_to: str | None = None
     unanswerable: bool = False  # the mail with the answer was refused
     attempts: int = 0
@@ -385,7 +385,7 @@ def step(case: Case, what: Happening, world: World) -> tuple[Case, list[Deed]]:
         case Escalated(role) if case.open:
             case = replace(case, escalated_to=role)
         case Extended() if case.open and case.answered_at is None:
-            case = replace(case, extended=True)
+            case = replace(case, extended_at=case.extended_at or now)
         case Tick() if _lapses(case) and now >= case.requested_at + world.timing.lapse:
             case = _end(case, "lapsed", now, deeds)
         case Tick() if case.state == "certified" and not case.key_destroyed:

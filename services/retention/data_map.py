@@ -41,6 +41,17 @@ def _staff(table: str, *columns: str) -> DataMap:
 
 DATA_MAP: DataMap = (
     *_directory("account", "account", "identity", "jurisdiction", "opened_at", "closed_at"),
+    *personal(
+        "account", "name",
+        category="user.name", use="essential.service", clock_start="account_closed", period="account_closure",
+        on_erasure="delete_row", ground="contract", note="of the profile, sealed under the account's key",
+    ),
+    *personal(
+        "account", "sale_opt_out_at",
+        category="user.privacy_preferences", use="essential.legal_obligation", clock_start="account_closed",
+        period="account_closure", on_erasure="delete_row", ground="legal_obligation",
+        note="nothing is sold; that somebody said so is remembered",
+    ),
     *plain("account", "closure_case"),
     *_directory("workspace", "workspace", "account", "created_at"),
     *personal(
@@ -65,7 +76,7 @@ DATA_MAP: DataMap = (
         "privacy_case", "account", "target",
         category="user.unique_id", use="essential.legal_obligation", clock_start="arrival", period=timedelta(days=7),
         on_erasure="clear", ground="legal_obligation",
-        note="plain only until the request is confirmed, withdrawn or lapsed",
+        note="plain only while somebody has to be found or written to: a deletion's until it is confirmed",
     ),
     *personal(
         "privacy_case", "sealed", "sealed_account",
@@ -73,15 +84,32 @@ DATA_MAP: DataMap = (
         period=timedelta(days=30), on_erasure="shred", ground="legal_obligation",
         note="who is erased, under the case's own key, which is destroyed with the certificate",
     ),
-    *_record("privacy_case", "subject_pseudonym", note="keyed hash: tells that the same wish came twice"),
+    *personal(
+        "privacy_case", "details",
+        category="user.privacy_preferences", use="essential.legal_obligation", clock_start="arrival", period="account_closure",
+        on_erasure="shred", ground="legal_obligation",
+        note="what else a request says (a range, what is right, what opens the package, a representative's address), under the "
+        "case's own key, which is destroyed when the case ends",
+    ),
+    *_record("privacy_case", "subject_pseudonym", "owner", "wish", note="keyed hashes: tell that the same wish came twice"),
     *plain(
         "privacy_case", "id", "kind", "scope", "channel", "state", "subjects", "attempts", "requested_at",
         "confirmed_at", "completed_at", "answered_at", "ended_at", "moved_at", "due_at", "next_at", "expires_at",
-        "needs_person", "key_destroyed",
+        "needs_person", "key_destroyed", "regime", "state_at", "needed", "proofs", "verified_at", "lapses_at", "outcome",
+        "reason", "extended_at", "escalated_to", "unanswerable", "version", "told", "entries", "parts",
         category="system.operations",
     ),
-    *plain("case_request", "id", "case_id", "channel", "received_at", category="system.operations"),
-    *_record("case_request", "code_hash", note="keyed hash of a code that was good once"),
+    *plain(
+        "case_request", "id", "case_id", "channel", "received_at", "acknowledged_at", "coded", category="system.operations"
+    ),
+    *plain("case_entry", "case_id", "number", "at", "what", "state", category="system.operations"),
+    *_staff("case_entry", "actor", "role", "reason"),
+    *_record("package", "token_hash", note="keyed hash of a link"),
+    *plain(
+        "package", "case_id", "size", "sha256", "made_at", "not_after", "fetched", "gone_at", "dropped_at",
+        category="system.operations",
+    ),
+    *plain("step_taken", "id", "kind", "step", "seconds", category="system.operations"),
     *plain(
         "case_holder", "case_id", "holder", "epoch", "done", "sends", "first_sent_at", "due_at", "faults", "offsets",
         category="system.operations",
@@ -92,7 +120,9 @@ DATA_MAP: DataMap = (
         category="system.operations",
     ),
     *plain("case_scan", "case_id", "action", "epoch", "stores", "arrived_at", category="system.operations"),
-    *plain("case_mail", "cause", "case_id", "template", "asked_at", "outcome", "at", category="system.operations"),
+    *plain(
+        "case_mail", "cause", "case_id", "template", "asked_at", "outcome", "at", "request", category="system.operations"
+    ),
     *personal(
         "tombstone", "hash",
         category="user.unique_id.pseudonymous", use="essential.legal_obligation", clock_start="erasure_confirmed",
@@ -130,7 +160,9 @@ ROWS: tuple[Rows, ...] = (
     ),
     Rows("member", {"account": "account", "workspace": "workspace", "member": "member"}),
     Rows("workspace", {"account": "account", "workspace": "workspace"}),
-    Rows("account", {"account": "account", "identity": "identity"}),
+    Rows(
+        "account", {"account": "account", "identity": "identity"}, sealed={"name": "account.name"}, corrects=("name",)
+    ),
     Rows(
         "privacy_case",
         {
@@ -151,6 +183,8 @@ ROWS: tuple[Rows, ...] = (
             "case_scan",
             "case_mail",
             "case_hold",
+            "case_entry",
+            "package",
             "certificate",
         )
     ),

@@ -141,7 +141,7 @@ def step(case: Case, what: Happening, world: World) -> tuple[Case, list[RightDee
         case cases.Escalated(role) if case.open:
             case = replace(case, escalated_to=role)
         case cases.Extended() if case.open and case.answered_at is None:
-            case = replace(case, extended=True)
+            case = replace(case, extended_at=case.extended_at or now)
         case cases.Tick() if case.state == "requested" and case.lapses_at is not None and now >= case.lapses_at:
             case = _deny(case, "insuf_verification", deeds)
         case cases.Tick() | cases.Retry() if case.state == "working":

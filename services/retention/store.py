@@ -271,14 +271,12 @@ async def add_case(
     return added is not None
 
 
-async def add_request(
-    db: Connection, request: str, case_id: str, channel: str, received_at: datetime, *, coded: bool = False
-) -> None:
-    """Somebody asked; `coded`: a mail with a code goes out for it."""
+async def add_request(db: Connection, request: str, case_id: str, channel: str, received_at: datetime) -> None:
+    """Somebody asked."""
     await db.execute(
-        """INSERT INTO case_request (id, case_id, channel, received_at, coded) VALUES ($1, $2, $3, $4, $5)
+        """INSERT INTO case_request (id, case_id, channel, received_at) VALUES ($1, $2, $3, $4)
            ON CONFLICT (id) DO NOTHING""",
-        request, case_id, channel, received_at, coded,
+        request, case_id, channel, received_at,
     )  # fmt: skip
 
 
@@ -306,16 +304,20 @@ class Row:
         "details",
         "entries",
         "known",
+        "link",
+        "link_until",
         "marks",
         "needs_person",
         "news",
         "pseudonym",
         "regime",
+        "request",
         "sealed",
         "sealed_account",
         "subjects",
         "target",
         "told",
+        "unheard",
         "version",
     )
 
@@ -342,8 +344,13 @@ class Row:
         self.news: list[tuple[str, str, str, str]] = []
         # Everybody's progress as the database has it.
         self.known: dict[str, Progress] = {one.holder: one for one in _everybody(self.case)}
-        # Whom a confirmation concerns, for the transaction that takes it.
+        # For the transaction that takes it: whom a confirmation concerns; the request that is at hand; the link that an
+        # answer carries, and until when; whether there was nobody to answer to.
         self.circle: Circle | None = None
+        self.request: str | None = None
+        self.link: str | None = None
+        self.link_until: datetime | None = None
+        self.unheard = False
 
 
 def _everybody(case: Case) -> list[Progress]:
@@ -366,7 +373,7 @@ def _case(row: asyncpg.Record, holders: Iterable[asyncpg.Record], requests: Iter
         moved_at=row["moved_at"], key_destroyed=row["key_destroyed"], holders=found, auditor=auditor,
         state_at=row["state_at"], needed=frozenset(row["needed"]), proofs=frozenset(row["proofs"]),
         verified_at=row["verified_at"], lapses_at=row["lapses_at"], outcome=row["outcome"], reason=row["reason"],
-        extended=row["extended"], escalated_to=row["escalated_to"], unanswerable=row["unanswerable"],
+        extended_at=row["extended_at"], escalated_to=row["escalated_to"], unanswerable=row["unanswerable"],
         requests=tuple(Asked(one["id"], one["received_at"], one["acknowledged_at"]) for one in requests),
     )  # fmt: skip
 
@@ -436,7 +443,7 @@ async def put_cases(db: Connection, puts: Sequence[Put], now: datetime) -> None:
                completed_at = $9, answered_at = $10, ended_at = $11, moved_at = $12, key_destroyed = $13, due_at = $14,
                next_at = $15, expires_at = $16, needs_person = $17, requested_at = $18, sealed_account = $19, kind = $20,
                state_at = $21, needed = $22, proofs = $23, verified_at = $24, lapses_at = $25, outcome = $26, reason = $27,
-               extended = $28, escalated_to = $29, unanswerable = $30, version = $31, told = $32, entries = $33, details = $34,
+               extended_at = $28, escalated_to = $29, unanswerable = $30, version = $31, told = $32, entries = $33, details = $34,
                scope = $35, subject_pseudonym = $36, owner = $37, wish = $38
            WHERE id = $1""",
         [
@@ -444,7 +451,7 @@ async def put_cases(db: Connection, puts: Sequence[Put], now: datetime) -> None:
              case.completed_at, case.answered_at, case.ended_at, case.moved_at, case.key_destroyed, due_at, next_at,
              expires_at, list(row.needs_person), case.requested_at, row.sealed_account, case.kind, case.state_at,
              sorted(case.needed), sorted(case.proofs), case.verified_at, case.lapses_at, case.outcome, case.reason,
-             case.extended, case.escalated_to, case.unanswerable, row.version, row.told, row.entries + len(row.news),
+             case.extended_at, case.escalated_to, case.unanswerable, row.version, row.told, row.entries + len(row.news),
              row.details, case.scope, *row.marks)
             for row, due_at, next_at, expires_at in puts
             for case in (row.case,)
@@ -529,9 +536,7 @@ async def scans(db: Connection, case_id: str) -> list[asyncpg.Record]:
     )
 
 
-async def ask_mail(
-    db: Connection, cause: str, case_id: str, template: str, now: datetime, request: str | None
-) -> None:
+async def ask_mail(db: Connection, cause: str, case_id: str, template: str, now: datetime, request: str | None) -> None:
     """A mail is owed; with it `request`, if there is one, is acknowledged."""
     await db.execute(
         """INSERT INTO case_mail (cause, case_id, template, asked_at, request) VALUES ($1, $2, $3, $4, $5)
@@ -552,7 +557,7 @@ async def settle_mail(db: Connection, cause: str, outcome: str, at: datetime) ->
     """What became of a mail: its case, template, and the request it acknowledges. An accepted one stays accepted."""
     return await db.fetchrow(
         """UPDATE case_mail SET outcome = $2, at = $3 WHERE cause = $1 AND outcome IS DISTINCT FROM 'accepted'
-           RETURNING case_id, template, request""",
+           RETURNING case_id, template, request, asked_at""",
         cause, outcome, at,
     )  # fmt: skip
 
@@ -577,7 +582,8 @@ async def tombstones(db: Connection, case_id: str) -> list[asyncpg.Record]:
 async def history(db: Connection, case_id: str) -> list[asyncpg.Record]:
     """All that happened to a case, in order."""
     return await db.fetch(
-        "SELECT number, at, what, state, actor, role, reason FROM case_entry WHERE case_id = $1 ORDER BY number", case_id
+        "SELECT number, at, what, state, actor, role, reason FROM case_entry WHERE case_id = $1 ORDER BY number",
+        case_id,
     )
 
 
@@ -633,7 +639,9 @@ async def close_packages(db: Connection, case_ids: Iterable[str], now: datetime)
 async def over_packages(db: Connection, now: datetime) -> list[str]:
     """Closes packages whose time is over; returns the cases of all whose files are still there."""
     await db.execute("UPDATE package SET gone_at = $1 WHERE gone_at IS NULL AND not_after <= $1", now)
-    rows = await db.fetch("SELECT case_id FROM package WHERE gone_at IS NOT NULL AND dropped_at IS NULL ORDER BY case_id")
+    rows = await db.fetch(
+        "SELECT case_id FROM package WHERE gone_at IS NOT NULL AND dropped_at IS NULL ORDER BY case_id"
+    )
     return [row["case_id"] for row in rows]
 
 
@@ -645,18 +653,53 @@ async def dropped_package(db: Connection, case_id: str, now: datetime) -> None:
 # --- speed --------------------------------------------------------------------------------------------------------
 
 
-async def speeds(db: Connection) -> list[asyncpg.Record]:
-    """How long the steps of cases took lately: (kind, step, seconds)."""
-    return await db.fetch("SELECT kind, step, seconds FROM step_speed")
-
-
-async def put_speeds(db: Connection, rows: Sequence[tuple[str, str, Sequence[float]]]) -> None:
-    """Writes down how long steps took."""
-    await db.executemany(
-        """INSERT INTO step_speed (kind, step, seconds) VALUES ($1, $2, $3)
-           ON CONFLICT (kind, step) DO UPDATE SET seconds = excluded.seconds""",
-        [(kind, step, list(seconds)) for kind, step, seconds in rows],
+async def speeds(db: Connection, last: int) -> list[asyncpg.Record]:
+    """How long the steps of cases took lately: (kind, step, seconds), the `last` ones of each, the oldest first."""
+    return await db.fetch(
+        """SELECT kind, step, seconds FROM (
+             SELECT *, row_number() OVER (PARTITION BY kind, step ORDER BY id DESC) AS n FROM step_taken) AS taken
+           WHERE n <= $1 ORDER BY id""",
+        last,
     )
+
+
+async def add_taken(db: Connection, rows: Sequence[tuple[str, str, float]]) -> None:
+    """Writes down how long steps took: (kind, step, seconds) each."""
+    await db.executemany("INSERT INTO step_taken (kind, step, seconds) VALUES ($1, $2, $3)", rows)
+
+
+async def forget_taken(db: Connection, last: int) -> None:
+    """Takes away what counts no more for the forecast."""
+    await db.execute(
+        """DELETE FROM step_taken WHERE id IN (
+             SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY kind, step ORDER BY id DESC) AS n FROM step_taken) AS t
+             WHERE n > $1)""",
+        last,
+    )
+
+
+async def note_coded(db: Connection, request: str) -> None:
+    """A mail with a code goes out for a request."""
+    await db.execute("UPDATE case_request SET coded = true WHERE id = $1", request)
+
+
+async def note_parts(db: Connection, case_id: str, *, there: bool) -> None:
+    """Whether copies for a case lie in the blob store."""
+    await db.execute("UPDATE privacy_case SET parts = $2 WHERE id = $1 AND parts <> $2", case_id, there)
+
+
+async def over_parts(db: Connection, limit: int) -> list[str]:
+    """Cases whose copies are needed no more, and still lie there."""
+    rows = await db.fetch(
+        "SELECT id FROM privacy_case WHERE parts AND state NOT IN ('working', 'packing') ORDER BY id LIMIT $1", limit
+    )
+    return [row["id"] for row in rows]
+
+
+async def entombed(db: Connection, hashes: Sequence[bytes]) -> bool:
+    """Whether a deletion of one of these was confirmed, even if its tombstone has not come round yet."""
+    found: bool = await db.fetchval("SELECT EXISTS (SELECT FROM tombstone WHERE hash = ANY($1))", hashes)
+    return found
 
 
 async def to_sweep(db: Connection) -> list[str]:
@@ -876,3 +919,8 @@ async def over_tombstones(db: Connection, now: datetime, limit: int) -> list[byt
         now, limit,
     )  # fmt: skip
     return [row["hash"] for row in rows]
+
+
+async def stay_patient(db: Connection, seconds: int) -> None:
+    """This transaction may stand idle for as long as a package takes."""
+    await db.execute("SELECT set_config('idle_in_transaction_session_timeout', $1, true)", f"{seconds}s")

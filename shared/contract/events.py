@@ -598,8 +598,6 @@ class PrivacyRequest(Closed):
 
     @staticmethod
     def check(data: Any) -> None:
-        if data.scope == "account" and data.target != data.account:
-            raise ValueError("target: an account asks for itself")
         if data.kind == "rectification" and (data.field is None or data.value is None):
             raise ValueError("a correction says which field, and what is right")
         if (data.field == "key_name") != (data.key is not None):

@@ -11,7 +11,7 @@ from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import Any
 
-from services.retention.codes import ALPHABET, LENGTH
+from services.notifications.codes import ALPHABET, LENGTH
 from shared.contract import events, topics
 from shared.contract.base import Event
 from shared.contract.sealing import seal

@@ -107,11 +107,10 @@ async def test_a_deletion_goes_round(stage: Stage) -> None:
     (mail,) = await stage.published(topics.MESSAGES, case=case)
     assert (mail["template"], mail["account"]) == ("verify", stage.account)
     assert mail["facts"]["unused_credit"] == "12.50 USD" and mail["facts"]["workspaces"] == stage.workspace
-    code = await stage.code(case)
-    assert code not in await everything(mesh) and code not in json.dumps(mail)
+    assert mail["proof"]["request"] == case
     assert await stage.published(topics.TOMBSTONES, case=case) == []
 
-    await stage.send(stage.asked(events.PrivacyConfirmed, case=case, code=code))
+    await stage.send(stage.judged(case))
     subjects = {("account", stage.account), ("identity", f"id-{stage.tag}"), ("workspace", stage.workspace)}
     subjects |= {("key", f"key-{stage.tag}"), ("key", f"key-{stage.tag}-2")}
     hashes = {stage.vault.hasher.hashes([subject])[0].hex() for subject in subjects}
@@ -137,9 +136,8 @@ async def test_a_deletion_goes_round(stage: Stage) -> None:
     await stage.send(stage.scan(case, "probe", 1, billing="retained", kafka="expiring"))
     assert not await stage.vault.there(SUBJECT, own_key)
     done = (await stage.published(topics.MESSAGES, case=case))[-1]
-    assert done["template"] == "erasure_completed" and "account" not in done and "code" not in done
-    outcome = {"cause": done["cause"], "case": case, "outcome": "accepted", "at": instant(stage.clock.now())}
-    await stage.send(stage.event("notifications", topics.MESSAGE_OUTCOMES, events.MessageSettled, case, outcome))
+    assert done["template"] == "erasure_completed" and "account" not in done and "proof" not in done
+    await stage.send(stage.accepted(case, done["cause"]))
     # Compacted topics forget what they said of it by name.
     for topic, key in ((topics.SETTINGS, stage.workspace), (topics.KEY_REFUSALS, f"key-{stage.tag}")):
         assert [event for name, event in await stage.records(topic) if name == key][-1] is None
@@ -155,7 +153,8 @@ async def test_a_deletion_goes_round(stage: Stage) -> None:
     assert {one["holder"] for one in document["holders"]} == set(topics.HOLDERS) and document["log"]["index"] == 0
     row = await stage.case(case)
     assert row["answered_at"] and not row["missing"] and not row["needs_person"]
-    assert {clock["name"]: clock["open"] for clock in row["clocks"]} == {"ccpa": False, "erasure": False}
+    assert not any(clock["open"] for clock in row["clocks"])
+    assert {clock["name"] for clock in row["clocks"]} == {"acknowledgement", "answer", "ccpa", "erasure"}
 
     async def without_key() -> bool:
         return not await stage.vault.there(CASE, [case])
@@ -169,10 +168,10 @@ async def test_a_deletion_goes_round(stage: Stage) -> None:
     # Nor do wishes of theirs that a restored database reads as if for the first time: no case, and no letter that names them.
     asked = stage.request()
     of_another = stage.request("member", "mem-of-another")
-    await stage.send(asked, of_another, stage.asked(events.PrivacyConfirmed, case=body(asked)["id"], code="ABCD2345"))
+    await stage.send(asked, of_another, stage.judged(body(asked)["id"]))
     assert await mesh.value("retention", "SELECT count(*) FROM privacy_case") == 1 and await refusals(mesh) == []
     counted = "SELECT sum(value) FROM mesh_counter WHERE name = 'requests_of_erased'"
-    assert await mesh.value("retention", counted) == 3
+    assert await mesh.value("retention", counted) == 2
     assert [line for line in (await everything(mesh)).splitlines() if stage.tag in line] == []
 
 
@@ -181,7 +180,7 @@ async def test_events_that_come_twice_change_nothing(stage: Stage) -> None:
     asked = stage.request()
     case = body(asked)["id"]
     await stage.send(asked, asked)
-    last_word = stage.asked(events.PrivacyConfirmed, case=case, code=await stage.code(case))
+    last_word = stage.judged(case)
     await stage.send(last_word, last_word)
     for _ in range(2):
         await stage.first_wave(case)
@@ -314,11 +313,11 @@ async def test_the_same_wish_twice_is_one_case(stage: Stage) -> None:
     ids = [body(one)["id"] for one in asked]
     await stage.send(*asked)
     mails = await stage.published(topics.MESSAGES, case=ids[0])
-    assert [mail["template"] for mail in mails] == ["erasure_requested", "verify", "verify"]
+    assert [mail["template"] for mail in mails] == ["erasure_requested", "verify", "verify", "acknowledgement"]
     assert {(await stage.case(each))["id"] for each in ids} == {ids[0]}
-    # Either mail's code is good, under either id.
-    (first,) = await stage.vault.unseal([mails[0]["code"]])
-    await stage.send(stage.asked(events.PrivacyConfirmed, case=ids[2], code=first))
+    # Either mail's code is good, under either id; who asks for the fourth time is told that it is known.
+    assert [mail["proof"]["request"] for mail in mails if "proof" in mail] == ids[:3]
+    await stage.send(stage.judged(ids[0]))
     assert await stage.state(ids[3]) == "wave_1"
     await stage.send(stage.request())
     assert len(await stage.runtime.answer("cases", {}, "tester", "operator", "test")) == 1
@@ -329,17 +328,12 @@ async def test_five_wrong_codes_end_a_request(stage: Stage) -> None:
     asked = stage.request()
     case = body(asked)["id"]
     await stage.send(asked)
-    right = await stage.code(case)
-    # Somebody else's attempts do not count, and tell nothing.
-    stranger = stage.asked(events.PrivacyConfirmed, case=case, code=right, account="acc-other")
-    await stage.send(stranger, *(stage.asked(events.PrivacyConfirmed, case=case, code="2" * 8) for _ in range(4)))
+    # Of another account's codes nothing follows, whatever they are worth.
+    stranger = stage.judged(case, account="acc-other")
+    await stage.send(stranger, *(stage.judged(case, right=False) for _ in range(4)))
     row = await stage.case(case)
     assert (row["state"], row["attempts"]) == ("requested", 4)
-    assert await refusals(stage.mesh) == ["unknown_case"]
-    await stage.send(
-        stage.asked(events.PrivacyConfirmed, case=case, code="2" * 8),
-        stage.asked(events.PrivacyConfirmed, case=case, code=right),
-    )
+    await stage.send(stage.judged(case, right=False), stage.judged(case))
     assert await stage.state(case) == "lapsed"
     assert await stage.published(topics.TOMBSTONES, case=case) == []
     assert stage.account not in "\n".join(
@@ -352,9 +346,8 @@ async def test_withdrawn_before_the_last_word_and_never_after(stage: Stage) -> N
     asked = stage.request()
     case = body(asked)["id"]
     await stage.send(asked)
-    code = await stage.code(case)
     await stage.send(stage.asked(events.PrivacyWithdrawn, case=case))
-    await stage.send(stage.asked(events.PrivacyConfirmed, case=case, code=code))
+    await stage.send(stage.judged(case))
     assert await stage.state(case) == "withdrawn" and await stage.published(topics.TOMBSTONES, case=case) == []
     # Whoever wants it after all asks again.
     other = await stage.confirmed()
@@ -402,8 +395,7 @@ async def test_a_member_takes_along_what_nobody_else_administers(stage: Stage, h
     (mail,) = await stage.published(topics.MESSAGES, case=case)
     assert mail["facts"]["without_administrator"] == stage.workspace
     successors = {stage.workspace: f"{stage.member}-2"} if handed_over else {stage.workspace: "nobody-known"}
-    code = await stage.code(case)
-    await stage.send(stage.asked(events.PrivacyConfirmed, case=case, code=code, successors=successors))
+    await stage.send(stage.judged(case, successors=successors))
     order = await stage.until_ordered(case, "erase")
     gone = {("member", stage.member), ("key", f"key-{stage.tag}")}
     if not handed_over:

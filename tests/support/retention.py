@@ -100,6 +100,17 @@ class Stage:
         data.setdefault("account", self.account)
         return self.asked(events.PrivacyRequested, kind="erasure", scope=scope, target=target or self.account, **data)
 
+    def judged(self, case: str, *, right: bool = True, of: str = "account", **data: Any) -> Sent:
+        """What notifications say of a code that came back, played."""
+        data.setdefault("account", self.account)
+        told = {"case": case, "right": right, "of": of if right else None} | data
+        return self.event("notifications", topics.MESSAGE_OUTCOMES, events.ProofJudged, case, told)
+
+    def accepted(self, case: str, cause: str, outcome: str = "accepted") -> Sent:
+        """What became of a mail, played."""
+        data = {"cause": cause, "case": case, "outcome": outcome, "at": instant(self.clock.now())}
+        return self.event("notifications", topics.MESSAGE_OUTCOMES, events.MessageSettled, case, data)
+
     def receipt(self, holder: str, case: str, epoch: int = 1, action: str = "erase", **more: Any) -> Sent:
         """A holder's receipt, played."""
         treated = [{"table": "some_table", "action": "delete_row", "columns": ["account"], "rows": 3}]
@@ -119,10 +130,11 @@ class Stage:
         data = {"case": case, "epoch": epoch, "action": action, "stores": stores}
         return self.event("audit", topics.PRIVACY_RECEIPTS, events.PrivacyScanned, case, data)
 
-    def command(self, action: str, target: str, **arguments: str) -> Sent:
+    def command(self, action: str, target: str, *, role: str | None = None, **arguments: str) -> Sent:
         """An operator's command."""
+        role = role or ("legal" if action.endswith("_hold") else "operations")
         data = {
-            "service": "retention", "action": action, "target": target, "actor": "kim", "ticket": "T-1",
+            "service": "retention", "action": action, "target": target, "actor": "kim", "role": role, "ticket": "T-1",
             "arguments": arguments,
         }  # fmt: skip
         return self.event("operator", topics.COMMANDS, events.OperatorCommand, "retention", data)
@@ -199,13 +211,6 @@ class Stage:
         await self.mesh.until(there, 20, f"{action} {epoch}")
         return found[0]
 
-    async def code(self, case: str) -> str:
-        """The code of a case's latest mail, as whoever reads it sees it."""
-        mails = [m for m in await self.published(topics.MESSAGES, case=case) if "code" in m]
-        (text,) = await self.vault.unseal([mails[-1]["code"]])
-        assert text is not None
-        return text
-
     # --- ways -------------------------------------------------------------------------------------------------------
 
     async def a_customer(self) -> None:
@@ -242,7 +247,7 @@ class Stage:
         asked = self.request(scope, target)
         case = str(body(asked)["id"])
         await self.send(asked)
-        await self.send(self.asked(events.PrivacyConfirmed, case=case, code=await self.code(case), **data))
+        await self.send(self.judged(case, **data))
         return case
 
     async def first_wave(self, case: str, holders: Sequence[str] = OTHERS) -> None:

@@ -9,11 +9,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.notifications.codes import ALPHABET, draw
 from services.retention import hold as holds
-from services.retention.case import Case, Confirmed, Progress, Timing, World, closure, step
+from services.retention.case import Asked, Case, Confirmed, Progress, Timing, World, closure, step
 from services.retention.clocks import at_risk, clocks, closes_at, due_at, late
-from services.retention.codes import ALPHABET, draw
 from services.retention.hold import Hold
+from services.retention.speed import Speeds
 from services.retention.subjects import Known, circle, left_alone, lost_pico, stranger
 from shared.policy import policy
 
@@ -30,35 +31,52 @@ def confirmed(after: timedelta) -> Case:
 
 
 def test_the_earliest_open_clock_is_the_due_date() -> None:
-    case = replace(confirmed(5 * DAY), requested_at=START)
-    assert due_at(case, policy()) == START + 35 * DAY
-    # Received on day 0, confirmed on day 21: the answer is due first.
-    slow = replace(case, confirmed_at=START + 21 * DAY)
-    assert due_at(slow, policy()) == START + 45 * DAY
-    assert due_at(replace(slow, answered_at=START + 30 * DAY), policy()) == START + 51 * DAY
-    assert due_at(replace(slow, state="withdrawn", ended_at=START + DAY), policy()) is None
+    case = replace(confirmed(5 * DAY), requests=(Asked("c", START),))
+    ends = {name: policy().clock(name, START).ends_at for name in ("acknowledgement", "answer", "ccpa")}
+    assert due_at(case, policy()) == ends["acknowledgement"]
+    heard = replace(case, requests=(Asked("c", START, START + HOUR),))
+    assert due_at(heard, policy()) == ends["answer"] < ends["ccpa"] == START + 45 * DAY
+    # Answered, though not certified: what is left is the deletion's own clock.
+    assert due_at(replace(heard, answered_at=START + 6 * DAY), policy()) == START + 35 * DAY
+    assert due_at(replace(heard, state="withdrawn", ended_at=START + DAY), policy()) is None
+
+
+def test_each_request_of_a_wish_has_clocks_of_its_own() -> None:
+    later = START + 3 * DAY
+    case = replace(confirmed(5 * DAY), requests=(Asked("c", START, START + HOUR), Asked("d", later)))
+    found = [(one.name, one.starts_at) for one in clocks(case, policy()) if one.name != "erasure"]
+    assert found == [(name, at) for at in (START, later) for name in ("acknowledgement", "answer", "ccpa")]
+    # The second request is not acknowledged yet, and that is due before the first one's answer.
+    assert due_at(case, policy()) == policy().clock("acknowledgement", later).ends_at
 
 
 def test_a_breach_is_forecast_before_it_happens() -> None:
-    case = confirmed(timedelta(0))
-    at = [n for n in range(40) if at_risk(case, START + n * DAY, Timing(), policy())]
+    case = replace(confirmed(timedelta(0)), requests=(Asked("c", START, START + HOUR),), state_at=START)
+
+    def risks(case: Case, n: int) -> tuple[str, ...]:
+        return at_risk(case, START + n * DAY, Timing(), policy(), Speeds())
+
+    at = [n for n in range(40) if "erasure" in risks(case, n)]
     # A holder that has been silent for eleven days is expected back after eleven more; then come the eight until
     # compacted topics have forgotten.
     assert at and 9 <= at[0] <= 12 and at == list(range(at[0], 40))
-    assert [n for n in range(40) if late(case, START + n * DAY, policy())] == list(range(30, 40))
+    assert min(n for n in range(40) if late(case, START + n * DAY, policy())) > min(
+        n for n in range(40) if risks(case, n)
+    )
     answers = replace(case, moved_at=START + 20 * DAY, completed_at=START + 20 * DAY, state="completed",
+                      answered_at=START + 9 * DAY,
                       holders={name: Progress(name, 1, 1) for name in HOLDERS})  # fmt: skip
-    assert not at_risk(answers, START + 21 * DAY, Timing(), policy())
+    assert not risks(answers, 21)
 
 
 def test_a_closed_accounts_clock_runs_from_its_closing() -> None:
     opens = closes_at(START, policy())
     assert opens == START + 28 * DAY
-    case, _ = closure("c", START, World(opens, HOLDERS))
+    case = replace(closure("c", START, World(opens, HOLDERS))[0], state_at=opens)
     assert due_at(case, policy()) == START + 30 * DAY
     assert {one.name: one.promise for one in clocks(case, policy())} == {"closure": 33, "erasure": 45}
-    assert not at_risk(case, opens + HOUR, Timing(), policy())
-    assert at_risk(case, opens + DAY, Timing(), policy())
+    assert not at_risk(case, opens + HOUR, Timing(), policy(), Speeds())
+    assert at_risk(case, opens + DAY, Timing(), policy(), Speeds())
 
 
 # --- whom it is about ---------------------------------------------------------------------------------------------

@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 
 from services.retention import case as machine
 from services.retention import clocks, right, steps, store, wish
-from services.retention.app import deletions, holds, packages, rights
+from services.retention.app import deletions, holds, rights
 from services.retention.app.certify import Untrue
-from services.retention.app.mails import ms
+from services.retention.app.mails import mail, ms
 from services.retention.app.receipts import kept, plain
 from services.retention.app.room import Room
 from services.retention.case import Case, World
 from services.retention.data_map import RECORDS
 from services.retention.right import Happening
-from services.retention.speed import Speeds
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
 from shared.mesh import Batch, Transaction
@@ -115,6 +114,9 @@ async def mailed(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
         accepted = data.outcome == "accepted"
         if accepted and mail["request"] is not None:
             await store.acknowledge(tx.db, mail["request"], data.at)
+            await store.add_taken(
+                tx.db, [("mail", "acknowledging", max(0.0, (data.at - mail["asked_at"]).total_seconds()))]
+            )
         if mail["template"] in _ANSWERS:
             told.append((mail["case_id"], mail["template"], machine.Answered(accepted)))
         elif mail["request"] is not None:
@@ -122,7 +124,9 @@ async def mailed(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
     rows = await store.lock_cases(tx.db, [case for case, _, _ in told]) if told else {}
     for case, template, what in told:
         if case in rows:
-            rows[case].news.append((f"mail:{template}", "notifications", "service", "" if what is None or what.accepted else "refused"))
+            rows[case].news.append(
+                (f"mail:{template}", "notifications", "service", "" if what is None or what.accepted else "refused")
+            )
     await happen_each(room, tx, [(rows[case], what) for case, _, what in told if case in rows])
 
 
@@ -136,7 +140,6 @@ async def tick(room: Room, now: datetime, tx: Transaction) -> None:
     closed = await store.closed_accounts(tx.db, now - (clocks.closes_at(now, policy()) - now), _CHUNK)
     if closed:
         await _close(room, [(one["account"], one["closed_at"]) for one in closed], tx)
-    await packages.tidy(room, now, tx)
 
 
 async def _close(room: Room, closed: Sequence[tuple[str, datetime]], tx: Transaction) -> None:
@@ -283,12 +286,16 @@ async def _keep(room: Room, tx: Transaction, rows: Sequence[store.Row]) -> None:
         puts.append(store.Put(row, clocks.due_at(case, policy()), steps.next_at(case, room.timing), expires_at))
     await store.put_cases(tx.db, puts, tx.now)
     if took:
-        await _learn(tx, took)
+        await store.add_taken(tx.db, took)
 
 
-async def _learn(tx: Transaction, took: Sequence[tuple[str, str, float]]) -> None:
-    """How long steps take, for the forecast."""
-    raise NotImplementedError
+async def tell_extended(room: Room, tx: Transaction, row: store.Row) -> None:
+    """The mail that says that it takes longer, and until when."""
+    due = next(one for one in clocks.clocks(row.case, policy()) if one.name == "ccpa")
+    await mail(
+        tx, row, f"extended-{row.case.id}", "extended", account=row.account,
+        facts={"what": row.case.kind, "until": rfc3339(due.ends_at)},
+    )  # fmt: skip
 
 
 async def _say(room: Room, tx: Transaction, row: store.Row) -> None:

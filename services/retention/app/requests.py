@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from services.retention import case as machine
@@ -13,7 +12,7 @@ from services.retention import intake, right, store, subjects, wish
 from services.retention.app import cases, deletions, rights
 from services.retention.app.cases import By
 from services.retention.app.room import Room
-from services.retention.case import DELETIONS, Asked, Case
+from services.retention.case import DELETIONS, Case
 from services.retention.wish import PASSPHRASE_LEAST, Details
 from shared.contract import events
 from shared.mesh import Batch, Received, Transaction
@@ -247,7 +246,9 @@ async def _mail(room: Room, received: Received, tx: Transaction) -> None:
     account = data_account or f"mail-{event.id}"
     details = Details(reply_to=opened["sender"])
     needed = frozenset({"account"}) if queue == "ccpa" and data_account is not None else frozenset[str]()
-    case = Case(event.id, "account", min(event.time, tx.now), kind="inquiry", channel="support", state="triage", needed=needed)
+    case = Case(
+        event.id, "account", min(event.time, tx.now), kind="inquiry", channel="support", state="triage", needed=needed
+    )
     marks = room.marks("account", account, account, f"inquiry|{event.id}")
     row, _ = await _open(room, tx, case, marks, data_account, data_account, regime, details)
     row.request = event.id
@@ -262,7 +263,7 @@ async def _mail(room: Room, received: Received, tx: Transaction) -> None:
 
 
 async def triage(
-    room: Room, tx: Transaction, row: store.Row, kind: str, account: str | None, scope: str, target: str | None, by: By
+    room: Room, tx: Transaction, row: store.Row, kind: Any, account: str | None, scope: Any, target: str | None, by: By
 ) -> str | None:
     """A person says what a mail is about, and whose it is. Returns why that cannot be, or None."""
     account = account or row.account
@@ -285,7 +286,7 @@ async def triage(
     row.case = replace(
         row.case, kind=kind, scope=scope, state="requested", state_at=tx.now, needed=needed,
         proofs=row.case.proofs if same else frozenset(), attempts=0 if kind in DELETIONS else row.case.attempts,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     row.account, row.target, row.marks = account, target, marks
     row.request = row.case.id
     row.news.append((f"triage:{kind}", by.actor, by.role, by.reason))
@@ -297,11 +298,3 @@ async def triage(
     else:
         await cases.happen(room, tx, row, rights.begin(kind, details), by=by)
     return None
-
-
-def received_at(case: Case, request: str) -> datetime:
-    """When a request of a case was received."""
-    return next((one.received_at for one in case.requests if one.id == request), case.requested_at)
-
-
-__all__ = ["Asked", "barred", "judged", "requested", "triage"]

@@ -13,6 +13,7 @@ from shared.contract import events, topics
 from shared.contract.ids import derived_id
 from shared.mesh import Transaction
 from shared.mesh.transaction import rfc3339
+from shared.policy import policy
 
 PACK = "package"
 ANSWERS = (
@@ -56,7 +57,7 @@ async def acknowledge(room: Room, tx: Transaction, row: store.Row, request: str)
     if whose is None and address is None:
         await store.acknowledge(tx.db, request, tx.now)
         return
-    due = clocks.answer_by(row.case, request)
+    due = clocks.answer_by(row.case, request, policy())
     facts = {
         "what": row.case.kind, "received": rfc3339(clocks.received(row.case, request)), "answer_by": rfc3339(due),
     }  # fmt: skip
@@ -143,9 +144,7 @@ async def _answer(room: Room, tx: Transaction, row: store.Row, template: str) ->
         "received": rfc3339(case.requested_at), "until": "" if row.link_until is None else rfc3339(row.link_until),
     }  # fmt: skip
     link = None if row.link is None else await room.seal_out(row.link, tx.now)
-    await mail(
-        tx, row, f"answered-{case.id}", template, account=whose, address=address, link=link, facts=facts
-    )
+    await mail(tx, row, f"answered-{case.id}", template, account=whose, address=address, link=link, facts=facts)
 
 
 async def tell_representative(room: Room, tx: Transaction, row: store.Row, status: str, reason: str | None) -> None:

@@ -54,10 +54,12 @@ async def deny(room: Room, received: Received, row: store.Row, by: By, tx: Trans
 
 async def extend(room: Room, received: Received, row: store.Row, by: By, tx: Transaction) -> str | None:
     """Takes the longer time, if the policy grants it; the person is told."""
-    if not policy().deadlines["ccpa"].extension:
-        return "the policy grants no longer time for an answer ([deadlines.ccpa] extension)"
-    if not row.case.open or row.case.answered_at is not None or row.case.extended:
-        return "there is nothing to extend"
+    case = row.case
+    if not case.open or case.answered_at is not None or case.extended_at is not None or row.account is None:
+        return "there is nothing to extend, or nobody to tell"
+    why = policy().deadlines["ccpa"].no_extension(case.requested_at, tx.now, policy().calendar)
+    if why is not None:
+        return why
     await cases.happen(room, tx, row, machine.Extended(), by=by)
     await cases.tell_extended(room, tx, row)
     return None

@@ -20,7 +20,7 @@ ALTER TABLE privacy_case
     ADD COLUMN lapses_at     timestamptz,
     ADD COLUMN outcome       text        CHECK (outcome IN ('fulfilled', 'denied')),
     ADD COLUMN reason        text,
-    ADD COLUMN extended      boolean     NOT NULL DEFAULT false,
+    ADD COLUMN extended_at   timestamptz,
     ADD COLUMN escalated_to  text,
     ADD COLUMN unanswerable  boolean     NOT NULL DEFAULT false,
     ADD COLUMN version       int         NOT NULL DEFAULT 0,          -- of what the platform was told last
@@ -97,10 +97,12 @@ CREATE TABLE package (
 );
 CREATE INDEX package_there ON package (not_after) WHERE dropped_at IS NULL;
 
--- How long the steps of cases took lately, for the forecast.
-CREATE TABLE step_speed (
-    kind    text  NOT NULL,
-    step    text  NOT NULL,
-    seconds jsonb NOT NULL,
-    PRIMARY KEY (kind, step)
+-- How long the steps of cases took lately, for the forecast: the last ones of each count. Only ever added to, so that no
+-- case waits for another one; a job takes away what counts no more.
+CREATE TABLE step_taken (
+    id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind    text   NOT NULL,
+    step    text   NOT NULL,
+    seconds double precision NOT NULL CHECK (seconds >= 0)
 );
+CREATE INDEX step_taken_step ON step_taken (kind, step, id);

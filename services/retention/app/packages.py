@@ -1,0 +1,99 @@
+"""Packages: made out of what the holders wrote, fetched by whoever has the link, gone with their time or their person."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from typing import Any
+
+from services.retention import right, store
+from services.retention.app import cases
+from services.retention.app.room import Room
+from shared.mesh import Done, Task, Transaction
+from shared.mesh.http import NotFound, NotKept
+from shared.policy import policy
+from shared.privacy.blobs import BlobsAway
+from shared.privacy.vault import Shredded
+
+log = logging.getLogger("steward.retention")
+
+_PATIENCE = timedelta(minutes=10)
+_CHUNK = 50
+
+
+def name_of(case_id: str) -> str:
+    """Where a case's package lies in the blob store."""
+    return f"packages/{case_id}"
+
+
+async def pack(room: Room, task: Task, tx: Transaction) -> Any:
+    """Makes the package of a case: one long step, and done again from its start by whoever comes after a death.
+
+    It holds no lock while it works; whether the person still is one to have it is looked at under the case's lock.
+    """
+    case_id = task.payload["case"]
+    row = await store.case(tx.db, case_id)
+    if row is None or row.case.state != "packing":
+        return Done()
+    if room.blobs is None:
+        raise BlobsAway("STEWARD_BLOBS is not set")
+    await store.stay_patient(tx.db, int(_PATIENCE.total_seconds()))
+    try:
+        built = await _build(room, tx, row)
+    except Shredded:
+        return Done()  # the person is erased meanwhile, and the case's key with them
+    row = (await store.lock_cases(tx.db, [case_id]))[case_id]
+    gone = await store.entombed(tx.db, [row.marks.subject, row.marks.owner])
+    if row.case.state != "packing" or gone:
+        await room.blobs.delete(name_of(case_id))
+        if row.case.state == "packing":
+            await cases.happen(room, tx, row, right.Gone(), by=cases.CLOCK)
+        return Done()
+    token, digest = room.token()
+    row.link = f"{room.public_url}/packages/{token}"
+    row.link_until = tx.now + timedelta(days=policy().package_days)
+    await store.add_package(tx.db, case_id, digest, built.size, built.sha256, tx.now, row.link_until)
+    await cases.happen(room, tx, row, right.Packed(), by=cases.CLOCK)
+    tx.count("packages_made")
+    return Done()
+
+
+async def _build(room: Room, tx: Transaction, row: store.Row) -> Any:
+    raise NotImplementedError
+
+
+async def serve(room: Room, token: str, tx: Transaction) -> Any:
+    """What a link leads to, in pieces. Raises NotFound for a link that was never given, NotKept for one that is over."""
+    found = await store.package_of(tx.db, room.token_hash(token))
+    if found is None:
+        raise NotFound("there is nothing under this link")
+    if found["gone_at"] is not None or found["not_after"] <= tx.now or room.blobs is None:
+        raise NotKept("this package is not kept any more: ask for another one, if you need it")
+    await store.note_fetch(tx.db, found["case_id"])
+    return found
+
+
+async def tidy(room: Room, now: datetime, tx: Transaction) -> None:
+    """Ends packages whose time is over, and takes out of the store what nobody needs any more."""
+    over = await store.over_packages(tx.db, now)
+    parts = await store.over_parts(tx.db, _CHUNK)
+    if room.blobs is None or not (over or parts):
+        return
+    try:
+        for case_id in over:
+            await room.blobs.delete(name_of(case_id))
+            await store.dropped_package(tx.db, case_id, now)
+        for case_id in parts:
+            await room.blobs.delete(case_id)
+            await store.note_parts(tx.db, case_id, there=False)
+    except BlobsAway as error:
+        log.error("copies that nobody needs stay for now: %s", error)
+
+
+def shown(package: Any) -> dict[str, Any] | None:
+    """A package as the read API shows it: never its link."""
+    if package is None:
+        return None
+    return {
+        name: package[name] for name in ("size", "sha256", "made_at", "not_after", "fetched", "gone_at", "dropped_at")
+    }  # fmt: skip
