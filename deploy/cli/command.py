@@ -24,11 +24,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """Who commands, why, and how long to wait (seconds; 0 = not at all)."""
+    """Who commands, why, how long to wait (seconds; 0 = not at all), and as what."""
 
     actor: str
     ticket: str
     timeout: float
+    role: str = "operations"
 
 
 def command_options(function: _F) -> _F:
@@ -43,14 +44,14 @@ def command_options(function: _F) -> _F:
     return function
 
 
-def who(by: str | None, ticket: str, timeout: float) -> Who:
+def who(by: str | None, ticket: str, timeout: float, role: str = "operations") -> Who:
     """Raises UsageError for a name that is no id of the contract."""
     import re
 
     for name, value in (("--actor", by), ("--ticket", ticket)):
         if value is not None and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}", value) is None:
             raise click.UsageError(f"{name}: letters, digits and _ . : - only, 64 at most, and no blank")
-    return Who(by or actor(), ticket, timeout)
+    return Who(by or actor(), ticket, timeout, role)
 
 
 def order(
@@ -89,8 +90,8 @@ async def _send(
 
     said = [
         {
-            "service": service, "action": action, "target": target, "actor": by.actor, "ticket": by.ticket,
-            "arguments": dict(arguments),
+            "service": service, "action": action, "target": target, "actor": by.actor, "role": by.role,
+            "ticket": by.ticket, "arguments": dict(arguments),
         }
         for target in targets
     ]  # fmt: skip

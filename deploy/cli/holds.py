@@ -10,7 +10,7 @@ import click
 from deploy.cli.ask import ask, moment, settings
 from deploy.cli.command import command_options, new_id, order, until, who
 from deploy.cli.errors import Refused
-from deploy.cli.privacy import CASE, ID
+from deploy.cli.shapes import CASE, ID
 
 _ROOM = "retention"
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -52,7 +52,7 @@ def place(
         raise click.UsageError("--table and --ground: small letters and _ only")
     known, hold = settings(), new_id()
     order(
-        known, _ROOM, "place_hold", [subject], who(by, ticket, timeout), ids=[hold],
+        known, _ROOM, "place_hold", [subject], who(by, ticket, timeout, "legal"), ids=[hold],
         kind=kind, holder=holder, table=table, ground=ground, until=_instant(end),
     )  # fmt: skip
     if timeout and not any(row["id"] == hold for row in ask(known, _ROOM, "holds", limit=1000, all="yes")):
@@ -82,7 +82,7 @@ def release(hold: str, by: str | None, ticket: str, timeout: float) -> None:
         raise Refused("no such hold is known: see `steward holds list --all`")
     if rows[hold]["state"] in ("releasing", "released"):
         raise Refused(f"the hold is {rows[hold]['state']} already")
-    order(known, _ROOM, "release_hold", [hold], who(by, ticket, timeout))
+    order(known, _ROOM, "release_hold", [hold], who(by, ticket, timeout, "legal"))
     if timeout:
         until(
             timeout, "the copies are not destroyed",

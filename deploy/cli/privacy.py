@@ -1,93 +1,165 @@
-"""`steward privacy request | confirm | withdraw | status | list | sweep | retry | waive`: deletions, from outside."""
+"""`steward privacy request | verify | confirm | export | mail | withdraw | status | list ...`: what people may ask for."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
-from deploy.cli.ask import ask, moment, settings
-from deploy.cli.command import command_options, new_id, order, publish, until, who
+from deploy.cli import staff
+from deploy.cli.ask import ask, settings
+from deploy.cli.case_page import show, shown, table
+from deploy.cli.command import new_id, publish, until
 from deploy.cli.errors import Refused
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from deploy.cli.shapes import CASE, CODE, ID, RECIPIENT
 
 _ROOM = "retention"
-_ID = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}"
-_CASE = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 _PACE = 0.5
-_ENDED = ("certified", "withdrawn", "lapsed")
-_COLOURS = {
-    "done": "green", "certified": "green", "completed": "green", "waived": "yellow", "waiting": "cyan", "later": "dim",
-    "silent": "bold red", "residue": "bold red", "not_scanned": "bold red", "clean": "green", "shredded": "green",
-    "retained": "yellow", "held": "yellow", "expiring": "cyan",
-}  # fmt: skip
+_ENDED = ("certified", "withdrawn", "lapsed", "fulfilled", "denied")
+_KINDS = ("erasure", "access", "portability", "access:categories", "rectification", "sale:opt-out", "child_report")
+_PACKAGED = ("access", "portability", "access:categories")
+_LEAST = 12
 _F = TypeVar("_F", bound=Callable[..., Any])
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 _timeout = click.option(
     "--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to wait; 0 does not wait."
 )
-
-
-class _Shaped(click.ParamType):  # type: ignore[type-arg]
-    """A text of a shape that the contract demands; what does not fit is never sent."""
-
-    def __init__(self, name: str, pattern: str) -> None:
-        self.name, self._pattern = name, re.compile(pattern)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not self._pattern.fullmatch(str(value)):
-            self.fail(f"this is no {self.name} of the contract", param, ctx)
-        return str(value)
-
-
-ID = _Shaped("id", _ID)
-CASE = _Shaped("case", _CASE)
-CODE = _Shaped("code", r"[0-9A-Z]{8}")
 _account = click.option("--account", required=True, type=ID, help="The account that asks, or that owns the workspace.")
+
+
+def _opener(function: _F) -> _F:
+    """What opens a package: a passphrase, never on the command line, or a public key."""
+    for option in (
+        click.option("--passphrase-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                     help=f"A file with the passphrase, {_LEAST} characters or more  [or: STEWARD_PASSPHRASE]."),
+        click.option("--recipient", type=RECIPIENT, help="A public key of the age format (age1...), instead."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def privacy() -> None:
-    """Ask for a deletion, confirm it, and see how it goes round.
+    """What people may ask for, from the first word to the answer.
 
-    A request deletes nothing: the code from the mail does. From then on nobody can undo it.
+    A request for a deletion deletes nothing: the code from the mail does. From then on nobody can undo it.
     """
 
 
-@privacy.command(epilog="Example: steward privacy request --scope workspace --account acc-71 --target ws-204")
-@click.option("--scope", type=click.Choice(["account", "workspace", "member"]), required=True, help="What is deleted.")
+for _command in staff.COMMANDS:
+    privacy.add_command(_command)
+
+
+@privacy.command(epilog="Example: steward privacy request --kind access --account acc-71 --passphrase-file pass.txt")
+@click.option("--kind", type=click.Choice(_KINDS), default="erasure", show_default=True, help="What is asked for.")
+@click.option("--scope", type=click.Choice(["account", "workspace", "member"]), default="account", show_default=True,
+              help="About what.")  # fmt: skip
 @_account
 @click.option("--target", type=ID, help="The account, workspace or member  [default for an account: the account].")
-@click.option("--channel", type=click.Choice(["settings", "support"]), default="support", show_default=True,
-              help="Signed in, or by mail to support.")  # fmt: skip
+@click.option("--channel", type=click.Choice(["settings", "api", "support"]), default="support", show_default=True,
+              help="Signed in, by the account's key, or by mail to support.")  # fmt: skip
+@click.option("--ccpa", is_flag=True, help="The request invokes the CCPA.")
+@click.option("--since", help="A copy from this instant on (RFC 3339) ...")
+@click.option("--until", "end", help="... to this one, excluded.")
+@_opener
+@click.option("--field", type=click.Choice(["address", "name", "key_name"]), help="What a correction is about.")
+@click.option("--key", type=ID, help="The API key whose name is wrong.")
+@click.option("--value-file", type=click.File("r"), help="A file with what is right; - reads it from here.")
+@click.option("--agent", type=ID, help="Who asks for somebody else.")
+@click.option("--authorisation", type=ID, help="The agent's written authorisation, in your own records.")
+@click.option(
+    "--reply-to-file", type=click.File("r"), help="A file with the address of the agent, or of who reports a child."
+)
 @_timeout
 @_json
-def request(scope: str, account: str, target: str | None, channel: str, timeout: float, as_json: bool) -> None:
-    """Open a case for somebody who asks for a deletion; the account gets a mail with a code."""
-    from shared.contract import events
-
+def request(
+    kind: str, scope: str, account: str, target: str | None, channel: str, ccpa: bool, since: str | None, end: str | None,
+    passphrase_file: Path | None, recipient: str | None, field: str | None, key: str | None, value_file: Any,
+    agent: str | None, authorisation: str | None, reply_to_file: Any, timeout: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Open a case for somebody who asks for something."""
     if target is None and scope != "account":
         raise click.UsageError("--target: which one?")
-    known, case = settings(), new_id()
-    data = {"kind": "erasure", "scope": scope, "account": account, "target": target or account, "channel": channel}
+    if kind == "rectification" and (field is None or value_file is None):
+        raise click.UsageError("--field and --value-file: a correction says what is wrong, and what is right")
+    known = settings()
+    secrets = {
+        "passphrase": _passphrase(passphrase_file) if kind in _PACKAGED else None,
+        "value": None if value_file is None else value_file.read().strip(),
+        "reply_to": None if reply_to_file is None else reply_to_file.read().strip(),
+    }
+    data = {
+        "kind": kind, "scope": scope, "account": account, "target": target or account, "channel": channel,
+        "regime": "ccpa" if ccpa else "voluntary", "since": since, "until": end, "recipient": recipient, "field": field,
+        "key": key, "representative": agent, "authorisation": authorisation, **_sealed(known, secrets),
+    }  # fmt: skip
+    _ask(known, account, data, timeout, as_json)
+
+
+@privacy.command(epilog="Example: steward privacy export --account acc-71 --workspace ws-204 --since 2026-11-01T00:00:00Z "
+                 "--passphrase-file pass.txt")  # fmt: skip
+@_account
+@click.option("--workspace", type=ID, help="Only of this one.")
+@click.option("--since", help="From this instant on (RFC 3339) ...")
+@click.option("--until", "end", help="... to this one, excluded.")
+@_opener
+@_timeout
+@_json
+def export(
+    account: str, workspace: str | None, since: str | None, end: str | None, passphrase_file: Path | None,
+    recipient: str | None, timeout: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Export usage, as the settings do: the link goes to the account's address. Shows how far it is.
+
+    `steward package fetch` and `open` take it from there.
+    """
+    known = settings()
+    passphrase = _passphrase(passphrase_file)
+    if passphrase is None and recipient is None:
+        raise click.UsageError("--passphrase-file, STEWARD_PASSPHRASE or --recipient: what is to open it?")
+    data = {
+        "kind": "portability", "scope": "workspace" if workspace else "account", "account": account,
+        "target": workspace or account, "channel": "settings", "since": since, "until": end, "recipient": recipient,
+        **_sealed(known, {"passphrase": passphrase}),
+    }  # fmt: skip
+    case = new_id()
+    from shared.contract import events
+
     _say(known, events.PrivacyRequested, account, data, case)
-    joined = case
     if timeout:
-        row = _wait(known, case, timeout, lambda row: True, "the case is not open")
-        joined = row["id"]
-    if as_json:
-        click.echo(json.dumps({"case": joined, "request": case}, indent=2))
-    else:
-        click.echo(joined)
-        if joined != case:
-            click.echo("The same wish is under way already: this is its case.", err=True)
+        row = _follow(known, case, timeout, quiet=as_json)
+        if row["state"] in ("denied", "withdrawn"):
+            raise Refused(f"the export is {row['state']}: see `steward privacy status {case}`")
+    click.echo(json.dumps({"case": case}) if as_json else f"{case}: the link is in the mail.")
+
+
+@privacy.command(
+    epilog="Example: steward privacy mail --from-file sender.txt --subject 'CCPA Request' --account acc-71"
+)
+@click.option("--subject", required=True, help="The subject line.")
+@click.option("--from-file", "sender", type=click.File("r"), required=True, help="A file with the sender's address.")
+@click.option("--account", type=ID, help="Whose address that is, if it is anybody's.")
+@click.option("--reference", type=ID, default="by-hand", show_default=True, help="The mail, in your own records.")
+@_timeout
+@_json
+def mail(subject: str, sender: Any, account: str | None, reference: str, timeout: float, as_json: bool) -> None:
+    """Enter a mail to support that has to do with privacy. With the policy's subject line it opens a request; a person says
+    what any other is about (`steward privacy triage`)."""
+    from shared.contract import events
+
+    known = settings()
+    data = {
+        "mail": reference, "account": account,
+        **_sealed(known, {"subject_line": subject, "sender": sender.read().strip()}),
+    }  # fmt: skip
+    _ask(known, reference, data, timeout, as_json, model=events.SupportMailReceived)
 
 
 @privacy.command(epilog="Example: steward privacy confirm 019ab7d4-... --account acc-71 --code 7KQ2M9XA")
@@ -99,34 +171,43 @@ def request(scope: str, account: str, target: str | None, channel: str, timeout:
 @_timeout
 @_json
 def confirm(case: str, account: str, code: str, successors: tuple[str, ...], timeout: float, as_json: bool) -> None:
-    """Say the last word. Nobody can undo it."""
-    from shared.contract import events
-
+    """Say the last word of a deletion. Nobody can undo it."""
     named = dict(_pair(text) for text in successors)
-    known = settings()
-    before = ask(known, _ROOM, "case", id=case)
-    _say(known, events.PrivacyConfirmed, account, {"case": case, "account": account, "code": code, "successors": named})
-    if not timeout:
+    row = _prove(case, {"account": account, "code": code, "successors": named}, timeout)
+    if row is None:
         click.echo(json.dumps({"sent": True}) if as_json else "The confirmation is sent.")
-        return
-    row = _wait(
-        known, case, timeout,
-        lambda row: row["state"] != "requested" or row["attempts"] > before["attempts"], "the code is not judged",
-    )  # fmt: skip
-    if row["state"] in ("requested", "lapsed"):
-        raise Refused(
-            "the code is wrong, and the request has lapsed: ask again"
-            if row["state"] == "lapsed"
-            else f"the code is wrong ({row['attempts']} of 5 attempts)"
+    else:
+        click.echo(json.dumps({"case": row["id"], "state": row["state"]}) if as_json else "Confirmed: it is under way.")
+
+
+@privacy.command(epilog="Example: steward privacy verify 019ab7d4-... --account acc-71 --code 7KQ2M9XA")
+@click.argument("case", type=CASE)
+@_account
+@click.option("--code", required=True, type=CODE, help="From the mail.")
+@_opener
+@_timeout
+@_json
+def verify(
+    case: str,
+    account: str,
+    code: str,
+    passphrase_file: Path | None,
+    recipient: str | None,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Prove who asks, by the code from the mail; say what opens the package, if the request has not."""
+    known = settings()
+    if ask(known, _ROOM, "case", id=case)["kind"] == "erasure":
+        raise Refused("this is a deletion: its last word is `steward privacy confirm`, and nobody can undo it")
+    secrets = _sealed(known, {"passphrase": _passphrase(passphrase_file)})
+    row = _prove(case, {"account": account, "code": code, "recipient": recipient, **secrets}, timeout)
+    if as_json:
+        click.echo(json.dumps({"sent": True} if row is None else {"case": row["id"], "state": row["state"]}))
+    else:
+        click.echo(
+            "The code is sent." if row is None else "Proved." if not row["proofs_needed"] else "Proved; one is missing."
         )
-    click.echo(json.dumps({"case": row["id"], "state": row["state"]}) if as_json else "Confirmed: it is under way.")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    workspace, equals, member = text.partition("=")
-    if not equals or not re.fullmatch(_ID, workspace) or not re.fullmatch(_ID, member):
-        raise click.UsageError("--successor: WORKSPACE=MEMBER, two ids")
-    return workspace, member
 
 
 @privacy.command(epilog="Example: steward privacy withdraw 019ab7d4-... --account acc-71")
@@ -160,7 +241,7 @@ def status(case: str, watch: bool, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(row, indent=2))
         else:
-            _print(shown(row))
+            show(shown(row))
         return
     if as_json:
         raise click.UsageError("--watch is for eyes: without --json")
@@ -196,48 +277,7 @@ def list_(everything: bool, limit: int, as_json: bool) -> None:
     elif not rows:
         click.echo("No case is open." if not everything else "There are no cases.")
     else:
-        _print(_table(rows))
-
-
-@privacy.command(epilog="Example: steward privacy sweep 019ab7d4-...")
-@click.argument("case", type=CASE, required=False)
-@command_options
-def sweep(case: str | None, by: str | None, ticket: str, timeout: float) -> None:
-    """Order the deep scan now that certifies a completed case (or all of them)."""
-    _command("sweep_case", case or "all", by, ticket, timeout)
-    click.echo("The sweep is ordered.")
-
-
-@privacy.command(epilog="Example: steward privacy retry 019ab7d4-... --ticket OPS-381")
-@click.argument("case", type=CASE)
-@command_options
-def retry(case: str, by: str | None, ticket: str, timeout: float) -> None:
-    """Go on with a case that needed a person: what is owed is ordered now, and erased again where residue was."""
-    _command("retry_case", case, by, ticket, timeout)
-    click.echo("It goes on.")
-
-
-@privacy.command(epilog="Example: steward privacy waive 019ab7d4-... --holder insights --ticket OPS-381")
-@click.argument("case", type=CASE)
-@click.option("--holder", required=True, help="The holder that is gone.")
-@command_options
-def waive(case: str, holder: str, by: str | None, ticket: str, timeout: float) -> None:
-    """Answer for a holder that is gone for good; the certificate says so, with your name."""
-    known = settings()
-    row = ask(known, _ROOM, "case", id=case)
-    if holder not in row["holders"]:
-        raise Refused(f"the case does not expect {holder}: it expects {', '.join(row['holders']) or 'nobody yet'}")
-    if ticket == "none":
-        raise click.UsageError("--ticket: a waiver needs a reason in your own records")
-    _command("waive_holder", case, by, ticket, timeout, holder=holder)
-    click.echo(f"{holder} is waived.")
-
-
-def _command(action: str, target: str, by: str | None, ticket: str, timeout: float, **arguments: str) -> None:
-    known = settings()
-    if target != "all":
-        target = ask(known, _ROOM, "case", id=target)["id"]
-    order(known, _ROOM, action, [target], who(by, ticket, timeout), **arguments)
+        show(table(rows))
 
 
 def _say(
@@ -266,142 +306,91 @@ def _wait(
     return found
 
 
-# --- for eyes -----------------------------------------------------------------------------------------------------
+# --- inside -------------------------------------------------------------------------------------------------------
 
 
-def _print(what: RenderableType) -> None:
-    from rich.console import Console
+def _ask(
+    known: Mapping[str, str], key: str, data: Mapping[str, Any], timeout: float, as_json: bool, *, model: Any = None
+) -> None:
+    """Sends a request and prints the case that it opened or joined."""
+    from shared.contract import events
 
-    Console(highlight=False).print(what)
-
-
-def _coloured(word: str) -> str:
-    colour = _COLOURS.get(word)
-    return f"[{colour}]{word}[/]" if colour else word
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("case", "scope", "state", "due", "waits for"):
-        table.add_column(name, no_wrap=name != "waits for", overflow="fold")
-    for row in rows:
-        trouble = ", ".join(row["needs_person"]) or ("at risk" if row["at_risk"] else "")
-        # The day is enough here, so that 80 columns hold a case; `status` has the instants.
-        due = moment(row["due_at"])[:10] if row["due_at"] else ""
-        waits = f"[bold red]{trouble}[/]" if trouble else ", ".join(row["missing"])
-        table.add_row(row["id"], row["scope"], _coloured(row["state"]), due, waits)
-    return table
+    case = joined = new_id()
+    _say(known, model or events.PrivacyRequested, key, data, case)
+    if timeout:
+        joined = _wait(known, case, timeout, lambda row: True, "the case is not open")["id"]
+    if as_json:
+        click.echo(json.dumps({"case": joined, "request": case}, indent=2))
+        return
+    click.echo(joined)
+    if joined != case:
+        click.echo("The same wish is under way already: this is its case.", err=True)
 
 
-def shown(row: Mapping[str, Any]) -> RenderableType:
-    """A case on a page."""
-    from rich.console import Group
+def _prove(case: str, data: Mapping[str, Any], timeout: float) -> dict[str, Any] | None:
+    """Gives a code back, and waits until it is judged; None without waiting. Ends the command for a wrong one."""
+    from shared.contract import events
 
-    parts: list[RenderableType] = [_head(row)]
-    if row["holders"]:
-        parts += ["", _holders(row)]
-    if row["receipts"]:
-        parts += ["", _receipts(row)]
-    if row["scans"]:
-        parts += ["", _scan(row["scans"][-1])]
-    for hold in row["holds"]:
-        parts.append(
-            f"hold {hold['id']}: {hold['holder']}.{hold['table']}, {_rows_of(hold)}{hold['ground']} until "
-            f"{moment(hold['until'])}, {_coloured(hold['state'])}"
+    known = settings()
+    before = ask(known, _ROOM, "case", id=case)
+    _say(known, events.PrivacyConfirmed, data["account"], {"case": case, **data})
+    if not timeout:
+        return None
+    row = _wait(
+        known, case, timeout,
+        lambda row: (row["state"], row["attempts"], row["proofs_needed"])
+        != (before["state"], before["attempts"], before["proofs_needed"]),
+        "the code is not judged",
+    )  # fmt: skip
+    if row["attempts"] > before["attempts"]:
+        raise Refused(
+            f"the code is wrong ({row['attempts']} of 5 attempts)"
+            if row["state"] in ("requested", "triage")
+            else "the code is wrong, and the request has lapsed: ask again"
         )
-    return Group(*parts)
+    return row
 
 
-def _rows_of(hold: Mapping[str, Any]) -> str:
-    return "" if hold["rows"] is None else f"{hold['rows']:,} rows, "
+def _follow(known: Mapping[str, str], case: str, timeout: float, *, quiet: bool) -> dict[str, Any]:
+    """Waits for an answer, and shows which holders have given their part."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        bar = progress.add_task("waiting", total=None)
+
+        def there(row: dict[str, Any]) -> bool:
+            # The holders' parts, the package, and the mail.
+            total = len(row["holders"]) + 2 if row["holders"] else None
+            done = sum(one["state"] in ("done", "waived") for one in row["holders"].values())
+            done += (row["state"] in ("answering", *_ENDED)) + (row["state"] in _ENDED)
+            progress.update(bar, total=total, completed=done, description=row["state"])
+            return row["state"] in _ENDED
+
+        return _wait(known, case, timeout, there, "it is not answered")
 
 
-def _head(row: Mapping[str, Any]) -> RenderableType:
-    from rich.table import Table
+def _sealed(known: Mapping[str, str], secrets: Mapping[str, str | None]) -> dict[str, str]:
+    """What only the mesh may read, sealed to today's key; what is not said is left out."""
+    from shared.contract.sealing import decoded, seal
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    about = f"{row['scope']}, {row['subjects']} subjects" if row["subjects"] else row["scope"]
-    table.add_row("[dim]case[/]", f"{row['id']} ({row['kind']} of {about})")
-    table.add_row("[dim]state[/]", _coloured(row["state"]))
-    for name in ("requested_at", "confirmed_at", "completed_at", "ended_at"):
-        if row[name]:
-            table.add_row(f"[dim]{name.removesuffix('_at')}[/]", moment(row[name]))
-    for clock in row["clocks"]:
-        said = f"{clock['name']} due {moment(clock['due_at'])}" + ("" if clock["open"] else ", met")
-        if clock["open"] and clock["forecast_at"] and clock["forecast_at"] >= clock["due_at"]:
-            said += f", [bold red]forecast {moment(clock['forecast_at'])}[/]"
-        table.add_row("[dim]clock[/]", said)
-    for mail in row["mails"]:
-        table.add_row("[dim]mail[/]", f"{mail['template']}: {mail['outcome'] or 'on its way'}")
-    if row["needs_person"]:
-        table.add_row("[bold red]needs a person[/]", ", ".join(row["needs_person"]))
-    return table
+    said = {name: value for name, value in secrets.items() if value is not None}
+    if not said:
+        return {}
+    key = ask(known, _ROOM, "ingress")
+    return {name: seal(value, key["id"], decoded(key["public_key"])) for name, value in said.items()}
 
 
-def _holders(row: Mapping[str, Any]) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("holder", "state", "epoch", "orders sent", ""):
-        table.add_column(name, justify="right" if name in ("epoch", "orders sent") else "left")
-    everybody = {**row["holders"], **({"audit": row["auditor"]} if row["auditor"] else {})}
-    for name, one in everybody.items():
-        note = f"waived by {one['waived_by']}, {one['ticket']}" if one["waived_by"] else ""
-        table.add_row(name, _coloured(one["state"]), str(one["epoch"] or ""), str(one["sends"] or ""), note)
-    return table
+def _passphrase(file: Path | None) -> str | None:
+    text = file.read_text(encoding="utf-8").strip() if file is not None else os.environ.get("STEWARD_PASSPHRASE")
+    if text is not None and len(text) < _LEAST:
+        raise click.UsageError(f"a passphrase has {_LEAST} characters or more")
+    return text
 
 
-def _receipts(row: Mapping[str, Any]) -> RenderableType:
-    """What each holder did. Tables without a row of the subject are counted; what is kept alike is one line."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("receipt", "table", "action", "rows", "left", "kept"):
-        table.add_column(name, justify="right" if name in ("rows", "left") else "left", overflow="fold")
-    for receipt in row["receipts"]:
-        where = f"{receipt['holder']} {receipt['epoch']}"
-        done, empty = [], 0
-        kept: dict[tuple[str, str], list[str]] = {}
-        for treated in receipt["body"]["treated"]:
-            if treated["retained"]:
-                note = (
-                    f"{treated['retained']['ground'].replace('_', ' ')}, until {moment(treated['retained']['until'])}"
-                )
-                kept.setdefault(("retained", note), []).append(treated["table"])
-            elif treated["not_after"]:
-                note = f"leads to nobody, ends by itself before {moment(treated['not_after'])}"
-                kept.setdefault(("left", note), []).append(treated["table"])
-            elif treated["rows"] or treated["remaining"]:
-                done.append(treated)
-            else:
-                empty += 1
-        for one in done:
-            table.add_row(where, one["table"], one["action"], f"{one['rows']:,}", f"{one['remaining']:,}", "")
-            where = ""
-        if empty:
-            table.add_row(where, f"{empty} others" if done else f"{empty} tables", "held nothing", "0", "0", "")
-            where = ""
-        for (action, note), tables in kept.items():
-            table.add_row(where, tables[0] if len(tables) == 1 else f"{len(tables)} tables", action, "", "", note)
-            where = ""
-    return table
-
-
-def _scan(scan: Mapping[str, Any]) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(
-        title=f"{scan['action']} {scan['epoch']}, {moment(scan['arrived_at'])}", title_justify="left", box=None
-    )
-    for name in ("holder", "store", "verdict", "hits", ""):
-        table.add_column(name, justify="right" if name == "hits" else "left", overflow="fold")
-    clean = sum(one["verdict"] == "clean" for one in scan["stores"])
-    for one in scan["stores"]:
-        if one["verdict"] != "clean":
-            note = ", ".join(filter(None, (one["ground"], one["not_after"] and f"until {moment(one['not_after'])}")))
-            table.add_row(one["holder"], one["store"], _coloured(one["verdict"]), f"{one['count']:,}", note)
-    rest = "all" if clean == len(scan["stores"]) else "the others"
-    table.add_row(rest, f"{clean} stores", _coloured("clean"), "0", "")
-    return table
+def _pair(text: str) -> tuple[str, str]:
+    workspace, equals, member = text.partition("=")
+    if not equals or not re.fullmatch(ID.pattern, workspace) or not re.fullmatch(ID.pattern, member):
+        raise click.UsageError("--successor: WORKSPACE=MEMBER, two ids")
+    return workspace, member

@@ -32,8 +32,6 @@ LAST_WAVE: frozenset[str] = frozenset(("billing",))
 """Holders that are told when all others are done, and how far they must have read: they still book what is on its way."""
 SOURCE_OF_OFFSETS = "metering"
 AUDITOR = "audit"
-ATTEMPTS = 5
-"""Wrong codes that a case stands."""
 FAULTS = 5
 """Scans with the same holder's residue that are answered by erasing again; after them a person is needed."""
 GOOD: frozenset[str] = frozenset(("clean", "shredded", "retained", "held"))
@@ -44,6 +42,7 @@ class Timing:
     """How long to wait for what. The production values; tests are quicker."""
 
     lapse: timedelta = timedelta(days=7)
+    attempts: int = 5  # wrong codes that a case stands
     # Kafka loses nothing, and behind a long queue an answer takes minutes: who asks every second only makes it longer.
     resend: timedelta = timedelta(seconds=30)
     resend_ceiling: timedelta = timedelta(minutes=5)
@@ -432,7 +431,7 @@ def _confirm(case: Case, right: bool, world: World, deeds: list[Deed]) -> Case:
         return _end(case, "lapsed", now, deeds)
     if not right:
         case = replace(case, attempts=case.attempts + 1)
-        return case if case.attempts < ATTEMPTS else _end(case, "lapsed", now, deeds)
+        return case if case.attempts < world.timing.attempts else _end(case, "lapsed", now, deeds)
     deeds += [Entomb(), Forget()]
     holders = {name: Progress(name) for name in world.holders}
     return replace(case, state="wave_1", confirmed_at=now, moved_at=now, holders=holders)

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Literal, TypeAlias
 
 from services.retention import case as cases
-from services.retention.case import ATTEMPTS, Case, Deed, Progress, State, Timing, World
+from services.retention.case import Case, Deed, Progress, State, Timing, World
 
 PACKAGED: frozenset[str] = frozenset(("access", "portability", "access:categories"))
 """Kinds whose answer is a package."""
@@ -115,10 +115,12 @@ def step(case: Case, what: Happening, world: World) -> tuple[Case, list[RightDee
             case = replace(case, state="requested", lapses_at=now + world.timing.lapse)
             case = _verify(case, what, world, deeds, ask=True)
         case Proved(None) if case.state in ("triage", "requested"):
-            case = replace(case, attempts=min(case.attempts + 1, ATTEMPTS))
-            if case.attempts == ATTEMPTS and case.state == "requested":
+            case = replace(case, attempts=min(case.attempts + 1, world.timing.attempts))
+            if case.attempts >= world.timing.attempts and case.state == "requested":
                 case = _deny(case, "insuf_verification", deeds)
-        case Proved(of) if of is not None and case.state in ("triage", "requested") and case.attempts < ATTEMPTS:
+        case Proved(of) if (
+            of is not None and case.state in ("triage", "requested") and case.attempts < world.timing.attempts
+        ):
             case = replace(case, proofs=case.proofs | {of})
             if case.state == "requested":
                 case = _verify(case, Begin(what.ready, what.corrector), world, deeds, ask=False)

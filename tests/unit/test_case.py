@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.retention.case import (
-    ATTEMPTS,
     ENDED,
     ERASING,
     FAULTS,
@@ -252,7 +251,7 @@ def test_a_holder_that_is_gone_stays_missing_until_somebody_answers_for_it() -> 
 
 def test_codes() -> None:
     course = Course()
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(Timing().attempts - 1):
         assert course.on(Confirmed(False)) == [] and course.state == "requested"
     assert course.on(Confirmed(False)) == [Forget()] and course.state == "lapsed"
     assert course.on(Confirmed(True)) == []

@@ -170,6 +170,11 @@ def make_service(
             raise NotFound("no such case is known here")
         return await shown.whole(tx.db, row, tx.now, room.timing, await speeds(tx.db))
 
+    @service.reads("ingress")
+    async def read_ingress(query: Mapping[str, str], tx: Transaction) -> Any:
+        """Today's public key to seal to. It is no secret."""
+        return await room.public_key(tx.now)
+
     @service.reads("certificate")
     async def read_certificate(query: Mapping[str, str], tx: Transaction) -> Any:
         case_id = await store.case_of_request(tx.db, query.get("case", ""))

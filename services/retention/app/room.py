@@ -16,7 +16,7 @@ from services.retention.case import QUICK, Timing
 from services.retention.store import Marks
 from services.retention.subjects import Subject
 from services.retention.wish import Details
-from shared.contract.sealing import seal
+from shared.contract.sealing import encoded, seal
 from shared.mesh import Transaction
 from shared.mesh.settings import Misconfigured
 from shared.policy import policy
@@ -48,7 +48,8 @@ class Room:
         """Opens the vault, and sees that platforms have a key to seal to."""
         if not self._timing_given:
             patience = Timing() if runtime.settings.environment == "production" else QUICK
-            self.timing = replace(patience, lapse=timedelta(days=policy().confirmation_days))
+            rules = policy()
+            self.timing = replace(patience, lapse=timedelta(days=rules.confirmation_days), attempts=rules.code_attempts)
         self.signing_key = _signing_key(runtime.settings.signing_key_file)
         self._vault = await open_vault(runtime)
         self.blobs = open_blobs(runtime.settings.blobs) if runtime.settings.blobs else None
@@ -113,6 +114,11 @@ class Room:
         """A text that only the mesh can read, as the contract's `Sealed`."""
         key_id, public = await self._vault.ingress(_day(now))
         return seal(text, key_id, public)
+
+    async def public_key(self, now: datetime) -> dict[str, str]:
+        """The key that platforms seal to today."""
+        key_id, public = await self._vault.ingress(_day(now))
+        return {"id": key_id, "public_key": encoded(public)}
 
     async def reseal_name(self, account: str, sealed: str | None, tx: Transaction, *, where: str) -> str | None:
         """A name under its account's key. One that cannot be opened any more is left out, and counted."""
