@@ -62,11 +62,13 @@ ROWS: tuple[Rows, ...] = (
         owners=_OWNERS | {"member": "member", "key": "key_id"},
         through=("event_id", "access_row", "event_id"),
         sealed={"address": "access_ip.address:{event_id}"},
+        when="(SELECT r.occurred_at FROM access_row r WHERE r.event_id = t.event_id LIMIT 1)",
     ),
     Rows(
         "access_row",
         owners=_OWNERS | {"member": "CASE WHEN key_id IS NULL THEN member END"},
         traces={"member": "member", "key": "key_id"},
+        when="occurred_at",
     ),
 )
 
