@@ -3,7 +3,8 @@
 
 A copy is JSON Lines, a line for each row: its personal columns, with what is sealed opened (`shown.py`). It goes to the blob
 store in parts of one table each, under the case's key, named `case/epoch/holder/table/000000`: destroying the key ends every
-copy of it. The last part to be written, `case/epoch/holder/_map/000000`, says what the others hold: it makes the copy whole.
+copy of it. The part that is written last, `case/epoch/holder/_map/000000`, says what the others hold (`told.py`): with it
+the copy is whole.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from shared.privacy.blobs import Blobs, BlobsAway, open_blobs
 from shared.privacy.data_map import Holding, Rows
 from shared.privacy.erasure import by_kind
 from shared.privacy.shown import Shown, keys_of
+from shared.privacy.told import MAP
 from shared.privacy.tombstones import Tombstones
 from shared.privacy.vault import Shredded, Tampered, open_value, seal_value, vault_of
 
@@ -35,8 +37,6 @@ VALUE = "case.value"
 """Where parts of a copy, and the value of a correction, are sealed for."""
 EXPORT_LIFE = timedelta(days=7)
 """A copy that nobody has fetched by then is gone."""
-MAP = "_map"
-"""In place of a table: what the copy holds, column by column."""
 _FORGOTTEN = timedelta(days=30)
 _DID: Mapping[str, str] = {"discover": "found", "export": "exported", "rectify": "corrected"}
 
@@ -233,10 +233,11 @@ class Errands:
     async def _describe(
         self, position: Mapping[str, Any], order: Mapping[str, Any], tables: Sequence[str], tx: Transaction
     ) -> None:
-        counts, parts = position["counts"], position["parts"]
-        said = await self._shown.described(tx, counts, parts, self._rows.keys() - set(tables))
-        said |= {name: order["arguments"].get(name) for name in ("since", "until")}
-        await self._put(order, f"{MAP}/000000", json.dumps(said), tx)
+        span = _span(order)
+        assert span is not None
+        left_out = self._rows.keys() - set(tables)
+        told = await self._shown.described(tx, position["counts"], position["parts"], left_out, span)
+        await self._put(order, f"{MAP}/000000", msgspec.json.encode(told).decode(), tx)
 
     async def _put(self, order: Mapping[str, Any], name: str, text: str, tx: Transaction) -> None:
         if self._blobs is None:

@@ -14,11 +14,12 @@ import msgspec
 
 from shared.mesh import Transaction
 from shared.mesh.store import Connection
+from shared.mesh.transaction import rfc3339
 from shared.privacy import store
 from shared.privacy.data_map import Column, Holding, Rows, longest
+from shared.privacy.told import FORMAT, Told, ToldColumn, ToldTable
 from shared.privacy.vault import Key, Shredded, Tampered, key_id_of, open_value, vault_of
 
-FORMAT = "steward.copy.v1"
 _TEXTS = re.compile(r"text|character.*")
 # Sealed, and not declared to be opened for anybody: codes, tokens.
 _CODES = "CASE WHEN NOT starts_with(t.{0}, 'v1:') AND NOT starts_with(t.{0}, 'sealed:v1:') THEN t.{0} END"
@@ -64,24 +65,30 @@ class Shown:
         return b"\n".join(_encoder.encode(row) for row in opened).decode(), count
 
     async def described(
-        self, tx: Transaction, counts: Mapping[str, int], parts: Mapping[str, int], left_out: Collection[str]
-    ) -> dict[str, Any]:
-        """What a copy says of itself: each table with its columns, so that whoever packs it needs no map of its own."""
+        self,
+        tx: Transaction,
+        counts: Mapping[str, int],
+        parts: Mapping[str, int],
+        left_out: Collection[str],
+        span: store.Span,
+    ) -> Told:
+        """What a copy says of itself."""
         types = await self._typed(tx.db)
         tables = {
-            table: {
-                "rows": counts.get(table, 0),
-                "parts": parts.get(table, 0),
-                "left_out": "range" if table in left_out else None,
-                "columns": [self._described(column, types) for column in self._of(table)],
-            }
+            table: ToldTable(
+                counts.get(table, 0),
+                parts.get(table, 0),
+                "range" if table in left_out else None,
+                tuple(self._described(column, types) for column in self._of(table)),
+            )
             for table in self.rows
         }
         apart = sorted({c.table for c in self._holding.columns if c.personal} - set(self.rows))
-        return {
-            "format": FORMAT, "holder": self._holding.holder, "map_version": self._holding.version, "tables": tables,
-            "unlinked": {table: sorted({c.category for c in self._of(table)}) for table in apart},
-        }  # fmt: skip
+        unlinked: dict[str, tuple[str, ...]] = {
+            table: tuple(sorted({c.category for c in self._of(table)})) for table in apart
+        }
+        since, until = (None if end is None else rfc3339(end) for end in span)
+        return Told(FORMAT, self._holding.holder, self._holding.version, tables, unlinked, since, until)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -134,19 +141,24 @@ class Shown:
             shown.append({column: whole[column] for column in self.personal[rows.table]})
         return shown
 
-    def _described(self, column: Column, types: Mapping[str, Mapping[str, store.Typed]]) -> dict[str, Any]:
-        rows = self.rows[column.table]
-        typed = types[column.table][column.column]
+    def _described(self, column: Column, types: Mapping[str, Mapping[str, store.Typed]]) -> ToldColumn:
+        rows, typed = self.rows[column.table], types[column.table][column.column]
+        opened, hides = column.column in rows.sealed, column.column in _ids(rows)
         period = longest(column.period)
-        return {
-            "name": column.column, "type": "text" if column.column in rows.sealed else typed.type,
+        return ToldColumn(
+            name=column.column,
+            type="text" if opened else typed.type,
             # What was opened may not open any more; ids of others and codes are left out.
-            "nullable": typed.nullable or column.column in {*rows.sealed, *_ids(rows)} or bool(_TEXTS.fullmatch(typed.type)),
-            "hides_others": column.column in _ids(rows),
-            "category": column.category, "use": column.use, "ground": column.ground, "clock_start": column.clock_start,
-            "period": column.period if isinstance(column.period, str) else None,
-            "days": None if period is None else -(-period // timedelta(days=1)), "note": column.note,
-        }  # fmt: skip
+            nullable=typed.nullable or opened or hides or _TEXTS.fullmatch(typed.type) is not None,
+            hides_others=hides,
+            category=column.category,
+            use=column.use,
+            ground=column.ground,
+            clock_start=column.clock_start,
+            period=column.period if isinstance(column.period, str) else None,
+            days=None if period is None else -(-period // timedelta(days=1)),
+            note=column.note,
+        )
 
 
 def _ids(rows: Rows) -> set[str]:

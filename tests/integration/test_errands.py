@@ -17,7 +17,8 @@ from shared.contract.units import Subject
 from shared.mesh.runtime import Runtime
 from shared.privacy import errands, store
 from shared.privacy.blobs import open_blobs
-from shared.privacy.errands import EXPORT_LIFE, MAP, VALUE, WHERE
+from shared.privacy.errands import EXPORT_LIFE, VALUE, WHERE
+from shared.privacy.told import MAP
 from shared.privacy.vault import open_value, seal_value
 from tests.support.coordinator import Coordinator, new_case
 from tests.support.gateway import Gateway
