@@ -10,7 +10,7 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -57,7 +57,7 @@ class Blobs(Protocol):
     async def write(self, name: str, fill: Fill) -> None:
         """Keeps what `fill` writes, whole or not at all, at constant memory."""
 
-    def read(self, name: str, start: int = 0) -> AsyncIterator[bytes]:
+    def read(self, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         """A value from byte `start` on, in pieces, at constant memory. Raises `LookupError` when there is none."""
 
     async def size(self, name: str) -> int | None:
@@ -92,7 +92,7 @@ class DirectoryBlobs:
         """Written beside, synced, and moved into its place."""
         await asyncio.to_thread(self._write, self._path(name), fill)
 
-    async def read(self, name: str, start: int = 0) -> AsyncIterator[bytes]:
+    async def read(self, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         """A value from byte `start` on, in pieces."""
         path = self._path(name)
         with _away():
@@ -224,7 +224,7 @@ class ObjectBlobs:
         with _away():
             writer.close()
 
-    async def read(self, name: str, start: int = 0) -> AsyncIterator[bytes]:
+    async def read(self, name: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         """A value from byte `start` on, in pieces."""
         import obstore
 
@@ -322,7 +322,12 @@ def _s3(bucket: str, prefix: str) -> ObjectStore:
         return S3Store(
             bucket,
             prefix=prefix or None,
-            client_options={"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)},
+            client_options={
+                # The library passes this variable over where it is given any option.
+                "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
+                "timeout": timedelta(seconds=60),
+                "connect_timeout": timedelta(seconds=5),
+            },
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
         )
     except (BaseError, ValueError) as error:

@@ -6,7 +6,7 @@ One file: no script, nothing from elsewhere, readable on a phone, in print, and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from html import escape
 from typing import NamedTuple
 
@@ -47,20 +47,20 @@ _CATEGORIES: Mapping[str, _Words] = {
     "user.workplace": _Words("which member of our staff decided something", "our staff"),
 }  # fmt: skip
 _USES: Mapping[str, str] = {
-    "analytics.reporting.system.performance": "to measure how the system performs",
-    "essential.fraud_detection": "to detect fraud",
-    "essential.legal_obligation": "to do what the law demands",
-    "essential.service": "to provide the service",
-    "essential.service.authentication": "to know who is signing in or asking",
-    "essential.service.notifications.email": "to send you the mails that belong to the service",
-    "essential.service.operations": "to run the service",
-    "essential.service.operations.improve": "to improve how the service runs",
-    "essential.service.operations.support": "to help you when you ask for support",
-    "essential.service.payment_processing": "to take payments and to charge what was used",
-    "essential.service.security": "to keep the service and your account secure",
-    "finance": "to keep the books",
-    "functional.service.improve": "to improve the service",
-    "third_party_sharing.legal_obligation": "to give what the law demands to those whom it names",
+    "analytics.reporting.system.performance": "measuring how the system performs",
+    "essential.fraud_detection": "detecting fraud",
+    "essential.legal_obligation": "doing what the law demands",
+    "essential.service": "providing the service",
+    "essential.service.authentication": "knowing who is signing in or asking",
+    "essential.service.notifications.email": "sending you the mails that belong to the service",
+    "essential.service.operations": "running the service",
+    "essential.service.operations.improve": "improving how the service runs",
+    "essential.service.operations.support": "helping you when you ask for support",
+    "essential.service.payment_processing": "taking payments, and charging what was used",
+    "essential.service.security": "keeping the service and your account secure",
+    "finance": "keeping the books",
+    "functional.service.improve": "improving the service",
+    "third_party_sharing.legal_obligation": "giving what the law demands to those whom it names",
 }
 _GROUNDS: Mapping[str, str] = {
     "consent": "your consent (Article 6(1)(a) GDPR)",
@@ -205,13 +205,13 @@ def _holder(holder: str, group: Sequence[Source], said: Policy) -> Iterator[str]
             names = ", ".join(f"<code>{escape(column.name)}</code>" for column in columns)
             facts = [
                 ("What it is", escape(words.what) + f"<br><span class='note'>columns: {names}</span>"),
-                ("Used", escape(_USES.get(first.use, first.use))),
+                ("Used for", escape(_USES.get(first.use, first.use))),
                 ("Kept", escape(_period(first, said))),
                 ("Legal ground", escape(_GROUNDS.get(first.ground, first.ground))),
                 ("Came from", escape(words.origin)),
             ]
             notes = sorted({column.note for column in columns if column.note})
-            facts += [("Note", escape("; ".join(notes)))] if notes else []
+            facts += [("How it is kept", escape("; ".join(notes)))] if notes else []
             yield "<dl class='facts'>" + "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts) + "</dl>"
 
 
@@ -343,4 +343,4 @@ def _number(n: int, what: str) -> str:
 
 
 def _instant(at: datetime) -> str:
-    return f"{at:%d %B %Y, %H:%M} UTC"
+    return f"{at.astimezone(UTC):%d %B %Y, %H:%M} UTC"
