@@ -217,8 +217,14 @@ HOLDING = Holding(
     DATA_MAP,
     (
         # A workspace that outlives its account belongs to whoever has taken it over, and so does its way into the books.
-        Rows("note", {"workspace": "workspace"}, through=("workspace_id", "workspace_ref", "id"), sealed={"text": ""}),
-        Rows("byok_month", {"account": "account"}),
+        Rows(
+            "note",
+            {"workspace": "workspace"},
+            through=("workspace_id", "workspace_ref", "id"),
+            sealed={"text": ""},
+            when="added_at",
+        ),
+        Rows("byok_month", {"account": "account"}, when="(month || '-01')::timestamptz"),
         Rows("payment_method", {"workspace": "workspace", "account": "account"}),
         # What leads to the numbers of the books goes last.
         Rows("workspace_ref", {"workspace": "workspace"}),

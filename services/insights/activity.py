@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -13,12 +12,6 @@ from shared.policy import policy
 LIFE = timedelta(days=policy().activity_days)
 
 Verdict = Literal["kept", "opted_out", "expired", "future"]
-
-# A ticket of the operator's own (SUP-4711), or a case of this mesh (an event's id); more words may follow.
-_CASE = re.compile(
-    r"(?:[A-Z][A-Z0-9]{0,15}-[0-9]{1,12}|[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})(?:[\s:,;].*)?",
-    re.DOTALL,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +37,6 @@ class Row(NamedTuple):
     surface: str
     action: str
     model: str | None
-
-
-def names_a_case(reason: str) -> bool:
-    """Whether `reason` begins with a ticket or a case: without one nobody reads raw activity."""
-    return _CASE.fullmatch(reason.strip()) is not None
 
 
 def judged(event: Any, setting: Setting | None, now: datetime) -> Verdict:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from services.insights import store
-from services.insights.activity import LIFE, judged, names_a_case, obeyed, row
+from services.insights.activity import LIFE, judged, obeyed, row
 from services.insights.data_map import HOLDING
 from shared.contract import topics
 from shared.mesh import Batch, Partitioned, Service, Transaction
 from shared.mesh.http import NotAllowed
 from shared.privacy.holder import attach
+from shared.privacy.reasons import names_a_case
 
 service = Service(
     "insights",

@@ -41,7 +41,7 @@ DATA_MAP: DataMap = (
 
 # What a member did is the member's own, in whichever workspace: it serves nobody else's rights or books.
 ROWS: tuple[Rows, ...] = (
-    Rows("activity", owners={"account": "account", "workspace": "workspace", "member": "member"}),
+    Rows("activity", owners={"account": "account", "workspace": "workspace", "member": "member"}, when="occurred_at"),
     Rows("workspace_setting", owners={"account": "account", "workspace": "workspace"}),
 )
 

@@ -128,12 +128,13 @@ HOLDING = Holding(
             _WAITING,
             expires=f"arrived_at + interval '{_WAITS_HOURS} hours'",
             moves=("quarantined", "erased"),
+            when="event_at",
         ),
         # A date: W has passed since the day's end.
         Rows("stale_seen", expires=f"seen_on + {policy().window.days + 1}"),
-        Rows("request_log", _OWNERS, {"key": "key_id"}),
-        Rows("rollup_hourly", {"workspace": "workspace"}, {"key": "key_id"}),
-        Rows("rollup_daily", {"workspace": "workspace"}),
+        Rows("request_log", _OWNERS, {"key": "key_id"}, when="occurred_at"),
+        Rows("rollup_hourly", {"workspace": "workspace"}, {"key": "key_id"}, when="to_timestamp(hour * 3600.0)"),
+        Rows("rollup_daily", {"workspace": "workspace"}, when="to_timestamp(day * 86400.0)"),
         Rows("workspace_setting", {"workspace": "workspace"}),
     ),
 )

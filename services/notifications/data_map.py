@@ -72,7 +72,12 @@ DATA_MAP: DataMap = (
 )  # fmt: skip
 
 ROWS = (
-    Rows("mail", owners={"account": "account"}, expires=f"requested_at + interval '{MAIL_LIFE.days} days'"),
+    Rows(
+        "mail",
+        owners={"account": "account"},
+        expires=f"requested_at + interval '{MAIL_LIFE.days} days'",
+        when="requested_at",
+    ),
     Rows("envelope", expires="not_after"),
     Rows("address", owners={"account": "account"}, sealed={"sealed": "address.sealed"}, corrects=("sealed",)),
 )

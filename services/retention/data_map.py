@@ -171,6 +171,7 @@ ROWS: tuple[Rows, ...] = (
             "member": "CASE WHEN scope = 'member' THEN target END",
         },
         expires="expires_at",
+        when="requested_at",
     ),
     Rows("hold", expires="expires_at"),
     Rows("tombstone", expires="expires_at"),

@@ -52,6 +52,8 @@ DATA_MAP: DataMap = (
     ),
 )  # fmt: skip
 
+# The instant in the event's id: the row has no other, and a look into access_row for each would be far too much.
+_ID_INSTANT = "to_timestamp(('x' || left(replace(event_id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)"
 _OWNERS = {"account": "account", "workspace": "workspace", "identity": "identity"}
 
 # What a person did is the person's own and goes with any of its subjects. What an API key did is the workspace's: there
@@ -62,11 +64,13 @@ ROWS: tuple[Rows, ...] = (
         owners=_OWNERS | {"member": "member", "key": "key_id"},
         through=("event_id", "access_row", "event_id"),
         sealed={"address": "access_ip.address:{event_id}"},
+        when=_ID_INSTANT,
     ),
     Rows(
         "access_row",
         owners=_OWNERS | {"member": "CASE WHEN key_id IS NULL THEN member END"},
         traces={"member": "member", "key": "key_id"},
+        when="occurred_at",
     ),
 )
 

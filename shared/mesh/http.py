@@ -1,12 +1,15 @@
-"""A service's HTTP port: /metrics, /livez, /readyz, and its reads. State changes have no place here."""
+"""A service's HTTP port: /metrics, /livez, /readyz, its reads, and files for whoever has their token. State changes have
+no place here."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import aclosing
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -14,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.mesh import metrics
 from shared.mesh.errors import where
+from shared.mesh.service import Served
 
 log = logging.getLogger("steward.mesh")
 
@@ -54,6 +58,11 @@ def _plain(value: Any) -> Any:
 
 
 Answer = Callable[[str, Mapping[str, str], str, str, str], Awaitable[Any]]
+Serve = Callable[[str, str], Awaitable[Served]]
+# One range; what asks for several gets the whole.
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
 class Port:
@@ -68,9 +77,12 @@ class Port:
         ready: Callable[[], list[str]],
         observe: Callable[[], Awaitable[None]],
         answer: Answer,
+        serve: Serve,
+        files: Collection[str] = (),
     ) -> None:
         self._host, self._port = host, port
         self._alive, self._ready, self._observe, self._answer = alive, ready, observe, answer
+        self._serve, self._files = serve, files
         self._runner: web.AppRunner | None = None
 
     async def open(self) -> None:
@@ -82,6 +94,7 @@ class Port:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.get("/reads/{name}", self._read),
+                *(web.get(f"/{name}/{{token}}", self._file_of(name)) for name in self._files),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None)
@@ -128,6 +141,91 @@ class Port:
             log.error("read %s failed: %s", name, where(error))
             return _json({"error": "the read failed; the service's log says why"}, 500)
         return _json(found, 200)
+
+    def _file_of(self, name: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            return await self._file(name, request)
+
+        return answer
+
+    async def _file(self, name: str, request: web.Request) -> web.StreamResponse:
+        """Streams a file, from the place where an earlier download broke off if that is asked for."""
+        try:
+            if _TOKEN.fullmatch(request.match_info["token"]) is None:
+                raise NotFound("there is no such file")
+            served = await self._serve(name, request.match_info["token"])
+            if _FILE_NAME.fullmatch(served.name) is None:
+                raise ValueError("a file's name has a character that it must not have")
+        except NotFound as error:
+            return _safe(_json({"error": str(error)}, 404))
+        except NotKept as error:
+            return _safe(_json({"error": str(error)}, 410))
+        except Exception as error:
+            # The path is left out: whoever reads the log must not get the file.
+            log.error("a file of %s could not be given: %s", name, where(error))
+            return _safe(_json({"error": "the file cannot be given now: try again later"}, 503))
+        asked = None if "If-Range" in request.headers else request.headers.get("Range")
+        span = _span(asked, served.size)
+        if span is None:
+            refused = _safe(web.Response(status=416))
+            refused.headers["Content-Range"] = f"bytes */{served.size}"
+            return refused
+        start, end = span
+        whole = (start, end) == (0, served.size)
+        response = _safe(web.StreamResponse(status=200 if whole else 206))
+        response.content_type, response.content_length = served.media, end - start
+        response.headers["Accept-Ranges"] = "bytes"
+        response.headers["Content-Disposition"] = f'attachment; filename="{served.name}"'
+        if not whole:
+            response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{served.size}"
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
+        left = end - start
+        try:
+            async with aclosing(served.read(start)) as pieces:
+                async for piece in pieces:
+                    await response.write(piece[:left])
+                    left -= len(piece)
+                    if left <= 0:
+                        break
+            if left > 0:
+                raise EOFError("the file is shorter than was said")
+        except ConnectionError:
+            # Whoever fetches went away, and can go on where they were.
+            return response
+        except Exception as error:
+            # Too late for a status: only a connection that breaks says that this is not all.
+            log.error("a file of %s broke off: %s", name, where(error))
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+        await response.write_eof()
+        return response
+
+
+def _span(asked: str | None, size: int) -> tuple[int, int] | None:
+    """(first byte, the one after the last) of a request for a file; None when the file has none of that range."""
+    match = None if asked is None else _RANGE.fullmatch(asked.strip())
+    if match is None or match[0] == "bytes=-":
+        return 0, size
+    if not match[1]:
+        wanted = min(int(match[2]), size)
+        return (size - wanted, size) if wanted else None
+    start = int(match[1])
+    end = min(int(match[2]) + 1, size) if match[2] else size
+    return (start, end) if start < end else None
+
+
+_Response = TypeVar("_Response", bound=web.StreamResponse)
+
+
+def _safe(response: _Response) -> _Response:
+    """Kept by no cache, taken by no browser for something else, and its address told to nobody."""
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
 
 
 def _json(value: Any, status: int) -> web.Response:

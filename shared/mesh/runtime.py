@@ -30,7 +30,7 @@ from shared.mesh.http import Port
 from shared.mesh.migrate import migrate
 from shared.mesh.relay import Relay
 from shared.mesh.safe import unlocked
-from shared.mesh.service import Consumer, Partitioned, Service
+from shared.mesh.service import Consumer, Partitioned, Served, Service
 from shared.mesh.settings import ServiceSettings
 from shared.mesh.store import OutboxRow, Pool
 from shared.mesh.transaction import HEARTBEAT, Caller, Transaction, shard_of
@@ -129,7 +129,7 @@ class Runtime:
             declarations.append(command_consumer(self))
         self.port = Port(
             settings.host, settings.port, alive=self.troubles, ready=self.not_ready,
-            observe=self.observe, answer=self.answer,
+            observe=self.observe, answer=self.answer, serve=self.serve_file, files=self.service.file_handlers,
         )  # fmt: skip
         if self._http:
             await self.port.open()
@@ -456,6 +456,12 @@ class Runtime:
                 return await handler(
                     query, Transaction(self.service.name, db, now, plugged=self.plugged, caller=caller)
                 )
+
+    async def serve_file(self, name: str, token: str) -> Served:
+        """The file that a token gives a right to. Raises `NotFound`, `NotKept`."""
+        async with self.pool.acquire() as db, db.transaction():
+            tx = Transaction(self.service.name, db, self.clock.now(), plugged=self.plugged)
+            return await self.service.file_handlers[name](token, tx)
 
     async def idle(self) -> dict[str, Any]:
         """Whether nothing is on its way: lag 0 (asked of Kafka, not of a cache), outbox and tasks empty."""

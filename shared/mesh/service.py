@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -101,6 +101,20 @@ JobHandler = Callable[[datetime, Transaction], Awaitable[None]]
 TaskHandler = Callable[[Task, Transaction], Awaitable[Any]]
 CommandHandler = Callable[[Received, Transaction], Awaitable[None]]
 ReadHandler = Callable[[Mapping[str, str], Transaction], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A file for whoever has the token: `read(start)` gives its `size` bytes from byte `start` on. `name`: what it is called
+    where it is saved (letters, digits and . _ - alone)."""
+
+    name: str
+    size: int
+    read: Callable[[int], AsyncGenerator[bytes, None]]
+    media: str = "application/octet-stream"
+
+
+FileHandler = Callable[[str, Transaction], Awaitable[Served]]
 Units = Callable[[Any], Sequence[tuple[str, Any]]]
 
 
@@ -160,6 +174,7 @@ class Service:
     tasks: dict[str, TaskHandler] = field(default_factory=dict)
     unguarded: set[str] = field(default_factory=set)
     read_handlers: dict[str, ReadHandler] = field(default_factory=dict)
+    file_handlers: dict[str, FileHandler] = field(default_factory=dict)
     commands: dict[str, CommandHandler] = field(default_factory=dict)
 
     def consumes(
@@ -230,6 +245,19 @@ class Service:
 
         def register(handler: ReadHandler) -> ReadHandler:
             self.read_handlers[name] = handler
+            return handler
+
+        return register
+
+    def serves(self, name: str) -> Callable[[FileHandler], FileHandler]:
+        """The decorated handler answers `GET /<name>/<token>` with a file.
+
+        The token is the right to it: nobody is asked who they are, and it stands in no log. The handler decides in a
+        transaction; the bytes go out after it. Raises `NotFound` for a token that is none, `NotKept` for what has ended.
+        """
+
+        def register(handler: FileHandler) -> FileHandler:
+            self.file_handlers[name] = handler
             return handler
 
         return register

@@ -170,7 +170,8 @@ class Rows:
 
     `sealed`: columns whose value is sealed -> where it was sealed for (`seal_value`; `{column}` stands for the row's
     value), or "" for what a platform has sealed: so that a copy for its person can be opened. `corrects`: columns that a
-    correction may change.
+    correction may change. `when`: SQL expression over the row, a timestamptz: the instant of what the row records. A copy of
+    a span of time has the rows of it; tables without `when` say how things are, and are in no such copy.
 
     A map lists its `Rows` in the order in which an erasure treats them: what others are made from first, what leads to
     other rows (`through`) last.
@@ -185,6 +186,7 @@ class Rows:
     ends: str | None = None
     sealed: Mapping[str, str] = field(default_factory=dict)
     corrects: tuple[str, ...] = ()
+    when: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """What a holder is asked about somebody without erasing: what it has (`discover`), a copy of it (`export`), a correction
 (`rectify`). From the data map alone, in chunks; each answered with a receipt, once.
 
-A copy is JSON Lines, a line for each row: the table and its personal columns, with what is sealed opened. It goes to the
-blob store in parts, each under the case's key, named `case/epoch/holder/part`: destroying the key ends every copy of it.
+A copy is JSON Lines, a line for each row: its personal columns, with what is sealed opened (`shown.py`). It goes to the blob
+store in parts of one table each, under the case's key, named `case/epoch/holder/table/000000`: destroying the key ends every
+copy of it. The part that is written last, `case/epoch/holder/_map/000000`, says what the others hold (`told.py`): with it
+the copy is whole.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
+
+import msgspec
 
 from shared.contract.units import Subject
 from shared.mesh import Done, Task, Transaction
@@ -21,8 +24,10 @@ from shared.privacy import store
 from shared.privacy.blobs import Blobs, BlobsAway, open_blobs
 from shared.privacy.data_map import Holding, Rows
 from shared.privacy.erasure import by_kind
+from shared.privacy.shown import Shown, keys_of
+from shared.privacy.told import MAP
 from shared.privacy.tombstones import Tombstones
-from shared.privacy.vault import Key, Shredded, Tampered, key_id_of, open_value, seal_value, vault_of
+from shared.privacy.vault import Shredded, Tampered, open_value, seal_value, vault_of
 
 log = logging.getLogger("steward.privacy")
 
@@ -34,8 +39,6 @@ EXPORT_LIFE = timedelta(days=7)
 """A copy that nobody has fetched by then is gone."""
 _FORGOTTEN = timedelta(days=30)
 _DID: Mapping[str, str] = {"discover": "found", "export": "exported", "rectify": "corrected"}
-# Sealed, and not declared to be opened for anybody: codes, tokens.
-_SEALED = ("v1:", "sealed:v1:")
 
 
 class Errands:
@@ -43,10 +46,8 @@ class Errands:
 
     def __init__(self, service: str, holding: Holding, tombstones: Tombstones, publish: Callable[..., None]) -> None:
         self._service, self._holding, self._tombstones, self._publish = service, holding, tombstones, publish
-        self._rows = {rows.table: rows for rows in holding.rows if rows.owners}
-        self._personal = {
-            table: {c.column for c in holding.columns if c.table == table and c.personal} for table in self._rows
-        }
+        self._shown = Shown(holding)
+        self._rows, self._personal = self._shown.rows, self._shown.personal
         self._blobs: Blobs | None = None
 
     def open(self, where: str | None) -> None:
@@ -90,15 +91,33 @@ class Errands:
         if position["rest"]:
             await self._advance(position, order, who, tx)
             return position
+        tables = self._asked(order)
+        if order["action"] == "export":
+            await self._describe(position, order, tables, tx)
+        # What a span of time leaves out is in no receipt: a copy that has 0 rows of a table says another thing.
         treated = [
             {
-                "table": table, "action": _DID[order["action"]], "columns": sorted(self._personal[table]),
+                "table": table, "action": _DID[order["action"]], "columns": self._personal[table],
                 "rows": position["counts"].get(table, 0),
             }
-            for table in self._rows
+            for table in tables
         ]  # fmt: skip
         await self._finish(order, {"treated": treated}, tx)
         return None
+
+    async def held(self, subject: Subject, limit: int, tx: Transaction) -> dict[str, Any]:
+        """What there is of a subject, as a copy would have it: `{"tables": {table: [row]}, "truncated": bool}`, up to `limit`
+        rows a table. Nothing of the erased."""
+        if await self._tombstones.erased([subject], tx):
+            return {"tables": {}, "truncated": False}
+        tables, truncated, subjects = {}, False, by_kind([subject])
+        for table in self._rows:
+            text, count = await self._shown.lines(table, store.Slice(table, 0, None), subjects, tx, limit=limit + 1)
+            if count:
+                # As they stand in a copy, to the last digit.
+                tables[table] = [msgspec.Raw(line.encode()) for line in text.split("\n")[:limit]]
+                truncated |= count > limit
+        return {"tables": tables, "truncated": truncated}
 
     async def forget(self, hashes: Iterable[bytes], tx: Transaction, *, before: datetime | None = None) -> None:
         """Copies of what these subjects have here go, with an erasure or (`before`) with their time.
@@ -141,11 +160,14 @@ class Errands:
         who = await self._whom(order, tx)
         if who is None:
             return await self._over(order, tx)
+        if _span(order) is None:
+            log.warning("an errand names no span of time that can be read: there is nothing to do")
+            return await self._over(order, tx)
         if order["action"] == "export":
             await store.note_export(tx.db, vault_of(tx).hasher.hashes(who), case, epoch, tx.now)
-        extents = await store.extents(tx.db, list(self._rows))
+        extents = await store.extents(tx.db, self._asked(order))
         rest = [[e.table, e.relation, e.blocks] for e in extents]
-        return {"case": case, "epoch": epoch, "rest": rest, "block": 0, "counts": {}, "parts": 0}
+        return {"case": case, "epoch": epoch, "rest": rest, "block": 0, "counts": {}, "parts": {}}
 
     async def _next(self, tx: Transaction) -> tuple[str, int] | None:
         """The oldest errand that can be run: a copy without a place for it holds up nobody."""
@@ -189,67 +211,46 @@ class Errands:
         self, position: dict[str, Any], order: Mapping[str, Any], who: Sequence[Subject], tx: Transaction
     ) -> None:
         """The next pages, as many as one transaction should."""
-        subjects, lines = by_kind(who), []
+        subjects, copied = by_kind(who), dict[str, list[str]]()
         async for table, piece in store.slices(tx.db, position):
-            told = await self._treat(order, self._rows[table], piece, subjects, tx)
-            position["counts"][table] = position["counts"].get(table, 0) + len(told)
-            lines += told
-        if lines and order["action"] == "export":
-            if self._blobs is None:
-                raise BlobsAway("STEWARD_BLOBS is not set")
-            key = await vault_of(tx).case_key(order["case_id"])
-            name = f"{order['case_id']}/{order['epoch']}/{self._service}/{position['parts']:06d}"
-            await self._blobs.put(name, seal_value(key, "\n".join(lines), where=WHERE).encode())
-            position["parts"] += 1
+            count = 0
+            if order["action"] == "rectify":
+                count = await self._correct(order, self._rows[table], piece, subjects, tx)
+            elif order["action"] == "discover":
+                count = len(await store.rows_as_json(tx.db, self._rows[table], piece, subjects))
+            else:
+                span = _span(order)
+                assert span is not None
+                text, count = await self._shown.lines(table, piece, subjects, tx, span)
+                if count:
+                    copied.setdefault(table, []).append(text)
+            position["counts"][table] = position["counts"].get(table, 0) + count
+        for table, texts in copied.items():
+            part = position["parts"].get(table, 0)
+            await self._put(order, f"{table}/{part:06d}", "\n".join(texts), tx)
+            position["parts"][table] = part + 1
 
-    async def _treat(
-        self,
-        order: Mapping[str, Any],
-        rows: Rows,
-        piece: store.Slice,
-        subjects: Mapping[str, Sequence[str]],
-        tx: Transaction,
-    ) -> list[str]:
-        if order["action"] == "rectify":
-            arguments = order["arguments"]
-            mine = arguments.get("table") == rows.table and arguments.get("column") in rows.corrects
-            return await self._correct(order, rows, piece, subjects, tx) if mine else []
-        texts = await store.rows_as_json(tx.db, rows, piece, subjects)
-        if order["action"] == "discover":
-            return texts
-        return await self._readable(rows, texts, {value for values in subjects.values() for value in values}, tx)
+    async def _describe(
+        self, position: Mapping[str, Any], order: Mapping[str, Any], tables: Sequence[str], tx: Transaction
+    ) -> None:
+        span = _span(order)
+        assert span is not None
+        left_out = self._rows.keys() - set(tables)
+        told = await self._shown.described(tx, position["counts"], position["parts"], left_out, span)
+        await self._put(order, f"{MAP}/000000", msgspec.json.encode(told).decode(), tx)
 
-    async def _readable(self, rows: Rows, texts: Sequence[str], who: Collection[str], tx: Transaction) -> list[str]:
-        """Rows as their person may read them: personal columns alone, opened. Ids of others are left out, or a copy would
-        outlive *their* erasure."""
-        ids = {column for column in (*rows.owners.values(), *rows.traces.values()) if column.isidentifier()}
-        found = [json.loads(text, parse_float=Decimal) for text in texts]
-        ours = {v for row in found for c, w in rows.sealed.items() if w and (v := row[c]) is not None}
-        theirs = [row[c] for row in found for c, w in rows.sealed.items() if not w and row[c] is not None]
-        keys = await _keys(ours, tx)
-        opens = await vault_of(tx).opener(theirs) if theirs else None
-        lines = []
-        for row in found:
-            shown: dict[str, Any] = {"table": rows.table}
-            for column in sorted(self._personal[rows.table]):
-                value = row[column]
-                if column in ids and value not in who:
-                    value = None
-                if column in rows.sealed and value is not None:
-                    try:
-                        where = rows.sealed[column]
-                        if where:
-                            key = keys.get(value)
-                            value = None if key is None else open_value(key, value, where=where.format(**row))
-                        elif opens is not None:
-                            value = opens(value)
-                    except (Shredded, Tampered):
-                        value = None
-                elif isinstance(value, str) and value.startswith(_SEALED):
-                    continue
-                shown[column] = value
-            lines.append(json.dumps(shown, default=str, ensure_ascii=False))
-        return lines
+    async def _put(self, order: Mapping[str, Any], name: str, text: str, tx: Transaction) -> None:
+        if self._blobs is None:
+            raise BlobsAway("STEWARD_BLOBS is not set")
+        key = await vault_of(tx).case_key(order["case_id"])
+        where = f"{order['case_id']}/{order['epoch']}/{self._service}/{name}"
+        await self._blobs.put(where, seal_value(key, text, where=WHERE).encode())
+
+    def _asked(self, order: Mapping[str, Any]) -> list[str]:
+        """The tables that an errand goes over, in the map's order."""
+        if order["action"] == "export" and _span(order) != (None, None):
+            return [table for table, rows in self._rows.items() if rows.when is not None]
+        return list(self._rows)
 
     async def _correct(
         self,
@@ -258,31 +259,35 @@ class Errands:
         piece: store.Slice,
         subjects: Mapping[str, Sequence[str]],
         tx: Transaction,
-    ) -> list[str]:
-        """Puts what is right in place of what was there, under the same key. Returns the places, as many as there are."""
-        column = order["arguments"]["column"]
+    ) -> int:
+        """Puts what is right in place of what was there, under the same key. Returns how many values that were."""
+        column = order["arguments"].get("column")
+        if order["arguments"].get("table") != rows.table or column not in rows.corrects:
+            return 0
         key = await vault_of(tx).case_key(order["case_id"])
         try:
             text = open_value(key, order["value"] or "", where=VALUE)
         except (Shredded, Tampered):
             log.warning("what is right cannot be read: nothing is corrected")
-            return []
+            return 0
         cells = await store.sealed_cells(tx.db, rows, piece, subjects, column)
-        keys = await _keys([value for _, value, _ in cells], tx)
+        keys = await keys_of([value for _, value, _ in cells], tx)
         right = [
             (place, seal_value(keys[value], text, where=rows.sealed[column].format(**json.loads(row))))
             for place, value, row in cells
             if value in keys
         ]
         await store.put_cells(tx.db, piece, column, right)
-        return [place for place, _ in right]
+        return len(right)
 
 
-async def _keys(values: Iterable[str], tx: Transaction) -> dict[str, Key]:
-    """The keys of sealed values, by value; without those that are destroyed, or that no value names."""
-    ids = {}
-    for value in values:
-        with contextlib.suppress(Tampered):
-            ids[value] = key_id_of(value)
-    found = await vault_of(tx).by_id(ids.values()) if ids else {}
-    return {value: found[id] for value, id in ids.items() if id in found}
+def _span(order: Mapping[str, Any]) -> store.Span | None:
+    """The span of time that is asked for, half-open; None when it cannot be read."""
+    try:
+        ends = [order["arguments"].get(name) for name in ("since", "until")]
+        since, until = (None if end is None else datetime.fromisoformat(end) for end in ends)
+    except ValueError:
+        return None
+    if any(end is not None and end.tzinfo is None for end in (since, until)):
+        return None
+    return since, until

@@ -11,14 +11,16 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from shared.contract import events, topics
+from shared.contract.events import SubjectKind
 from shared.contract.ids import derived_id
 from shared.contract.units import ERASED, Subject
 from shared.mesh import Batch, Done, Later, Service, Task, Transaction
 from shared.mesh import store as mesh_store
 from shared.mesh.admin import end_offsets
+from shared.mesh.http import NotAllowed
 from shared.mesh.transaction import rfc3339
 from shared.policy import policy
 from shared.privacy import store
@@ -28,6 +30,7 @@ from shared.privacy.errands import ERRAND, Errands
 from shared.privacy.expiry import attach_expiry
 from shared.privacy.letters import LetterSafe
 from shared.privacy.mesh_map import HOLDER_MAP, MESH_MAP, MESH_ROWS
+from shared.privacy.reasons import names_a_case
 from shared.privacy.tombstones import Tombstones
 from shared.privacy.unread import unread
 from shared.privacy.vault import CASE, Shredded, open_vault, vault_of
@@ -42,6 +45,8 @@ CODE_VERSION = version("steward")
 _TOGETHER = 500
 _LOOK_AGAIN = 0.25
 _HELD_ROWS = 10_000
+# Rows of a table that the read `held` gives: without a wish, and at most.
+_HELD_LIMIT, _HELD_MOST = 1_000, 10_000
 _FORGOTTEN = 10_000
 _SHREDDED: Mapping[str, Any] = {"treated": [], "shredded": True}
 _CHANGES = ("clear", "pseudonymise")
@@ -315,6 +320,21 @@ class Holder:
             },
         )  # fmt: skip
 
+    # --- reads ---------------------------------------------------------------------------------------------------
+
+    async def held(self, query: Mapping[str, str], tx: Transaction) -> Any:
+        """What this service has about one subject (`kind`, `id`), as a copy for its person would have it; up to `limit` rows
+        a table. For somebody who has a case in hand, and names it."""
+        if tx.caller is None or not names_a_case(tx.caller.reason):
+            raise NotAllowed("what is held of somebody is read for a case only: give its ticket or id as the reason")
+        kind, name = query.get("kind", ""), query.get("id", "")
+        if kind not in get_args(SubjectKind) or not name:
+            raise ValueError(f"kind: one of {', '.join(get_args(SubjectKind))}; id: whose")
+        limit = int(query.get("limit", _HELD_LIMIT))
+        if not 0 < limit <= _HELD_MOST:
+            raise ValueError(f"limit: 1 to {_HELD_MOST}")
+        return await self.errands.held((kind, name), limit, tx)
+
     # --- after a restore -----------------------------------------------------------------------------------------
 
     async def reapply(self, runtime: Any) -> None:
@@ -440,6 +460,7 @@ def attach(
     service.consumes(topics.PRIVACY_COMMANDS, guarded=False)(holder.obey)
     service.task(ERASE)(holder.erase)
     service.task(ERRAND)(holder.errands.run)
+    service.reads("held")(holder.held)
     service.job(ERASE, every=timedelta(seconds=2))(holder.look)
     service.job("mesh-forget", every=timedelta(hours=1))(holder.forget)
     attach_expiry(service, (*MESH_ROWS, *holding.rows))

@@ -18,6 +18,7 @@ from shared.mesh.runtime import Runtime
 from shared.privacy import errands, store
 from shared.privacy.blobs import open_blobs
 from shared.privacy.errands import EXPORT_LIFE, VALUE, WHERE
+from shared.privacy.told import MAP
 from shared.privacy.vault import open_value, seal_value
 from tests.support.coordinator import Coordinator, new_case
 from tests.support.gateway import Gateway
@@ -38,12 +39,13 @@ async def used(mesh: Mesh, gateway: Gateway, **options: Any) -> Coordinator:
 
 
 async def lines(retention: Coordinator, case: str, holder: str = "metering", epoch: int = 1) -> list[dict[str, Any]]:
-    """A holder's part of a copy."""
+    """A holder's part of a copy; each line with its table."""
     blobs, key = open_blobs(retention.mesh.env["STEWARD_BLOBS"]), await retention.vault.case_key(case)
     found: list[dict[str, Any]] = []
     for name in await blobs.names(f"{case}/{epoch}/{holder}"):
-        raw = await blobs.get(name)
-        found += map(json.loads, open_value(key, (raw or b"").decode(), where=WHERE).splitlines())
+        table, raw = name.split("/")[3], await blobs.get(name)
+        text = open_value(key, (raw or b"").decode(), where=WHERE)
+        found += [{"table": table} | json.loads(line) for line in text.split("\n") if table != MAP]
     return found
 
 
@@ -163,13 +165,13 @@ async def test_a_copy_that_nobody_fetches_goes_by_itself(mesh: Mesh, seed: int) 
     # Of one the database knows nothing: it is a copy from before. Another holder's is none of its business.
     blobs, lost = open_blobs(mesh.env["STEWARD_BLOBS"]), new_case()
     for holder in ("metering", "billing"):
-        await blobs.put(f"{lost}/1/{holder}/000000", b"v1:k:x")
+        await blobs.put(f"{lost}/1/{holder}/x/000000", b"v1:k:x")
     sql = "UPDATE mesh_export SET made_at = made_at - $1::interval"
     for age, there in ((EXPORT_LIFE - timedelta(minutes=5), True), (timedelta(minutes=6), False)):
         await mesh.fetch("metering", sql, age)
         await mesh.until(lambda: runtime.worker.run_job("mesh-forget", force=True), 20, "the job has run")
         assert bool(await blob_names(mesh, copy)) is there
-        assert await blob_names(mesh, lost) == [f"{lost}/1/billing/000000"]
+        assert await blob_names(mesh, lost) == [f"{lost}/1/billing/x/000000"]
 
 
 async def test_rectify_stays_right_whatever_comes_again(mesh: Mesh, seed: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -139,9 +138,15 @@ class Kit:
             found[data.holder, data.epoch] = {table.table: table.rows for table in data.treated}
         others = {value for kind, value in subjects_of("gone" if who == "stays" else "stays") if kind != "identity"}
         for name in self.names:
-            lines = [json.loads(line) for line in (await self.copy(case, name)).splitlines()]
+            copy = await self.copy(case, name)
+            (told,) = copy.pop("_map")
             counted = {table: n for table, n in found[name, 2].items() if n}
-            assert counted and Counter(line["table"] for line in lines) == counted, f"{name}: copy and receipt differ"
+            assert counted and {t: len(rows) for t, rows in copy.items()} == counted, f"{name}: copy and receipt differ"
+            for table, rows in copy.items():
+                assert told["tables"][table]["rows"] == len(rows), f"{name}: the copy and what it says of itself differ"
+                columns = {column["name"] for column in told["tables"][table]["columns"]}
+                assert {column for row in rows for column in row} <= columns, f"{name}: {table} has undeclared columns"
+            lines = [line for rows in copy.values() for line in rows]
             assert found[name, 1] == found[name, 2], f"{name}: what was found, and what was copied"
             ids = {value for _, value in subjects}
             assert ids & {v for line in lines for v in line.values() if isinstance(v, str)}, f"{name}: whose is it?"
@@ -149,11 +154,14 @@ class Kit:
             assert not [line for line in lines if others & set(map(str, line.values()))], f"{name}: somebody else's"
         return case
 
-    async def copy(self, case: str, holder: str) -> str:
-        """A holder's part of a copy, opened with the case's key."""
+    async def copy(self, case: str, holder: str) -> dict[str, list[Any]]:
+        """A holder's part of a copy, opened with the case's key: table -> its lines."""
         key, blobs = await self.vault.case_key(case), open_blobs(self.mesh.env["STEWARD_BLOBS"])
-        parts = [await blobs.get(name) for name in await blobs.names(f"{case}/2/{holder}")]
-        return "\n".join(open_value(key, (part or b"").decode(), where=WHERE) for part in parts)
+        found: dict[str, list[Any]] = {}
+        for name in await blobs.names(f"{case}/2/{holder}"):
+            text = open_value(key, (await blobs.get(name) or b"").decode(), where=WHERE)
+            found.setdefault(name.split("/")[3], []).extend(json.loads(line) for line in text.split("\n"))
+        return found
 
     async def make_no_copy_of_the_erased(self, taken: str) -> None:
         """export-outlives, erase-vs-export: a copy that was there went with the erasure, and none is made any more."""

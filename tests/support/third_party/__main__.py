@@ -155,11 +155,13 @@ class Notes:
             ids,
         )
         if order.action == "export" and found and not gone:
-            text = "\n".join(json.dumps({"table": "support_note", **dict(row), "text": None}) for row in found)
-            part = self._blobs / order.case / str(order.epoch) / NAME / "000000"
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(await self._keys.sealed_copy(order.case, text))
-            self._copies += [(part.parent, set(hashes))]
+            text = "\n".join(json.dumps({**dict(row), "text": None}) for row in found)
+            folder = self._blobs / order.case / str(order.epoch) / NAME
+            for table, said in (("support_note", text), ("_map", json.dumps(_described(len(found))))):
+                part = folder / table / "000000"
+                part.parent.mkdir(parents=True, exist_ok=True)
+                part.write_bytes(await self._keys.sealed_copy(order.case, said))
+            self._copies += [(folder, set(hashes))]
         did = {"discover": "found", "export": "exported"}[order.action]
         columns = [column for table, column, *_ in MAP if table == "support_note"]
         treated = [{"table": "support_note", "action": did, "columns": columns, "rows": len(found)}]
@@ -201,6 +203,22 @@ class Notes:
                 subject_hash(self._hash_key, "account", row["account"]),
             } & erased:
                 await self._db.execute("DELETE FROM support_note WHERE note = $1", row["note"])
+
+
+def _described(rows: int) -> dict[str, Any]:
+    """What the copy says of itself."""
+    columns = [
+        {
+            "name": column, "type": "text", "nullable": True, "hides_others": False, "category": category, "use": use,
+            "ground": ground, "clock_start": "event", "period": None, "days": days, "note": "",
+        }
+        for table, column, category, use, _, ground, days in MAP if table == "support_note"
+    ]  # fmt: skip
+    table = {"rows": rows, "parts": 1, "left_out": None, "columns": columns}
+    return {
+        "format": "steward.copy.v1", "holder": NAME, "map_version": MAP_VERSION, "since": None, "until": None,
+        "tables": {"support_note": table}, "unlinked": {},
+    }  # fmt: skip
 
 
 async def _seek(consumer: Any, tp: TopicPartition, offset: int) -> None:

@@ -22,6 +22,7 @@ from shared.mesh.settings import KafkaSettings
 from shared.privacy.blobs import BlobsAway, open_blobs
 from shared.privacy.errands import WHERE
 from shared.privacy.letters import LetterSafe
+from shared.privacy.package import is_package
 from shared.privacy.values import Shredded, Tampered, open_bytes
 from shared.privacy.vault import CASE, Vault, open_vault
 
@@ -104,6 +105,8 @@ class Residue:
         try:
             blobs = open_blobs(self._env.get("STEWARD_BLOBS"))
             for name in await blobs.names():
+                if is_package(name):
+                    continue  # nobody but its person can open it, and its case's erasure takes it away
                 case, value = name.partition("/")[0], await blobs.get(name)
                 key = (await self._vault.keys(CASE, [case])).get(case)
                 if value is None or key is None:
