@@ -195,7 +195,8 @@ async def lock_proofs(db: Connection, named: str, account: str) -> list[Proof]:
     rows = await db.fetch(
         """SELECT cause, case_id, request, account, template, proves, code_hash, address_sealed, until, used_at FROM proof
            WHERE account = $2
-             AND case_id = (SELECT case_id FROM proof WHERE account = $2 AND (case_id = $1 OR request = $1) LIMIT 1)
+             AND case_id = (SELECT case_id FROM proof WHERE account = $2 AND (case_id = $1 OR request = $1)
+                            ORDER BY case_id <> $1 LIMIT 1)
            ORDER BY cause FOR UPDATE""",
         named, account,
     )  # fmt: skip
