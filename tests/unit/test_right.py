@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.retention import case as cases
 from services.retention import right, wish
-from services.retention.case import Case, Deed, Timing, World
+from services.retention.case import Case, Timing, World
 from services.retention.steps import next_at, step
 from services.retention.wish import Details
 
@@ -28,9 +28,9 @@ def a_case(kind: str, *needed: str, state: str = "requested") -> Case:
     return Case("c", "account", START, kind=kind, state=state, needed=frozenset(needed))  # type: ignore[arg-type]
 
 
-def run(case: Case, *happenings: right.Happening, after: timedelta = timedelta(0)) -> tuple[Case, list[Deed]]:
+def run(case: Case, *happenings: right.Happening, after: timedelta = timedelta(0)) -> tuple[Case, list[right.RightDeed]]:
     """A case after all of these, and all that was to be done."""
-    done: list[Deed] = []
+    done: list[right.RightDeed] = []
     for what in happenings:
         case, deeds = step(case, what, world(after))
         done += deeds

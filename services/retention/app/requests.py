@@ -70,9 +70,10 @@ async def judged(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
             details = replace(details, passphrase=given.get("passphrase"), recipient=data.recipient)
             row.details = await room.seal_details(row.case.id, details, tx.now)
             if not details.opener:
-                # The code stays good: the same person comes again, and says what opens the package.
-                await cases.happen(room, tx, row, None)
+                # A code is good once: there is another one, for who comes again and says what opens the package.
+                row.request = event.id
                 tx.count("proofs_without_opener")
+                await cases.happen(room, tx, row, rights.begin(row.case.kind, details))
                 continue
         begin = rights.begin(row.case.kind, details)
         await cases.happen(room, tx, row, right.Proved(data.of if data.right else None, begin.ready, begin.corrector))
