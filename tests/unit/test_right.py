@@ -28,7 +28,9 @@ def a_case(kind: str, *needed: str, state: str = "requested") -> Case:
     return Case("c", "account", START, kind=kind, state=state, needed=frozenset(needed))  # type: ignore[arg-type]
 
 
-def run(case: Case, *happenings: right.Happening, after: timedelta = timedelta(0)) -> tuple[Case, list[right.RightDeed]]:
+def run(
+    case: Case, *happenings: right.Happening, after: timedelta = timedelta(0)
+) -> tuple[Case, list[right.RightDeed]]:
     """A case after all of these, and all that was to be done."""
     done: list[right.RightDeed] = []
     for what in happenings:
