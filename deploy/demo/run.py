@@ -234,7 +234,7 @@ class Demo:
             books=books,
             dead_letters=by_reason(letters),
             quarantine=by_reason(quarantine["counts"], "n"),
-            by_model=use_by_model(by_model),
+            by_model=use_by_model(by_model["models"]),
             ledger=ledger,
             published=published,
             balances=balances,
@@ -246,7 +246,7 @@ class Demo:
         return Page(
             seed=self._options.seed,
             traces=[trace.path.name for trace in self._options.traces],
-            usage=by_model,
+            usage=by_model["models"],
             spend={name: account.credited[name] - balance for name, balance in published.items()},
             balances=published,
             letters=letters,

@@ -74,7 +74,7 @@ class Town(Stage):
             "ip": await self.sealed("192.0.2.17"),
         }
         await self.send(
-            voice.price(), voice.payment(self.workspace, 5, account=self.account), *usage,
+            voice.price(), *usage,
             self.event("gateway-1", topics.ACTIVITY, events.ActivityRecorded, self.workspace, activity),
             self.event("gateway-1", topics.ACCESS, events.AccessRecorded, self.account, access),
         )  # fmt: skip
