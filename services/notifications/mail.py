@@ -604,7 +604,7 @@ def _disclosure(facts: Facts, code: str | None) -> str:
 
 _REQUEST_FACTS = frozenset({"case", "scope", "until", "unused_credit", "workspaces", "without_administrator"})
 _ASKED = frozenset({"case", "kind", "received"})
-_CODE_FACTS = frozenset({"case", "until"})
+_CODE_FACTS = frozenset({"case", "until", "kind", "received"})
 
 TEMPLATES: Mapping[str, Template] = {
     "verify": Template(

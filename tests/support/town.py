@@ -20,13 +20,14 @@ from deploy.local.ports import free_port
 from services.retention.app import make_service
 from shared.contract import events, topics
 from shared.mesh.runtime import Runtime
+from shared.privacy.blobs import Blobs, open_blobs
 from shared.privacy.package import manifest_of, opened
 from tests.support.gateway import body
 from tests.support.post import Post, post
 from tests.support.retention import Stage
 
 PASSPHRASE = "correct horse battery staple"
-_CODE = re.compile(r"^    ([0-9A-Z]{8})$", re.MULTILINE)
+_CODE = re.compile(r"^    ([0-9A-Z]{8})\s*$", re.MULTILINE)
 _LINK = re.compile(r"^\s*(http://\S+/packages/[0-9a-f]+)\s*$", re.MULTILINE)
 HOLDERS = ("metering", "billing", "security", "insights", "notifications")
 
@@ -83,6 +84,11 @@ class Town(Stage):
         from tests.support.gateway import Gateway
 
         return Gateway(self.seed, source="gateway-1")
+
+    @property
+    def blobs(self) -> Blobs:
+        """Where copies and packages lie."""
+        return open_blobs(self.mesh.env["STEWARD_BLOBS"])
 
     # --- people ------------------------------------------------------------------------------------------------------
 
@@ -166,5 +172,6 @@ def lines(archive: zipfile.ZipFile, name: str) -> list[dict[str, Any]]:
 @asynccontextmanager
 async def in_town(mesh: Any, seed: int, folder: Path, *rooms: str) -> AsyncIterator[Town]:
     """A town at work."""
+    folder.mkdir()
     async with post(folder) as sink:
         yield await Town(mesh, seed, sink=sink).open(*rooms)

@@ -27,7 +27,11 @@ _CHUNK = 50
 
 def name_of(case_id: str) -> str:
     """Where a case's package lies in the blob store: apart from the copies that it was made of, which go before it."""
-    return f"packages/{case_id}/_package"
+    return f"{_place(case_id)}/_package"
+
+
+def _place(case_id: str) -> str:
+    return f"packages/{case_id}"
 
 
 async def pack(room: Room, task: Task, tx: Transaction) -> Any:
@@ -49,7 +53,7 @@ async def pack(room: Room, task: Task, tx: Transaction) -> Any:
     row = (await store.lock_cases(tx.db, [case_id]))[case_id]
     gone = await store.entombed(tx.db, [row.marks.subject, row.marks.owner])
     if row.case.state != "packing" or gone:
-        await room.blobs.delete(name_of(case_id))
+        await room.blobs.delete(_place(case_id))
         if row.case.state == "packing":
             await cases.happen(room, tx, row, right.Gone(), by=cases.CLOCK)
         return Done()
@@ -118,7 +122,7 @@ async def tidy(room: Room, now: datetime, tx: Transaction) -> None:
         return
     try:
         for case_id in over:
-            await room.blobs.delete(name_of(case_id))
+            await room.blobs.delete(_place(case_id))
             await store.dropped_package(tx.db, case_id, now)
         for case_id in parts:
             await room.blobs.delete(case_id)
