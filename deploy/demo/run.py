@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -275,7 +275,9 @@ class Demo:
         story = page.deletion
         deletion = {
             "completed": story.completed, "certified": story.certified, "certificate": story.verdict,
-            "holds": story.holds, "case": story.case, "sums_before": story.sums_before, "sums_after": story.sums_after,
+            "holds": story.holds, "case": story.case,
+            "copy": None if story.copy is None else asdict(story.copy) | {"link": None},
+            "sums_before": story.sums_before, "sums_after": story.sums_after,
         }  # fmt: skip
         return {**page.books, "emitter": {"equal": equal, "account": account}, "deletion": deletion}
 
