@@ -111,12 +111,14 @@ class Addresses:
         accounts = [subject for subject in subjects if subject[0] == "account"]
         treated = []
         hashes = [self.seals.subject_hash(subject) for subject in accounts]
-        if (until := await store.kept_until(tx.db, hashes, tx.now)) is not None:
+        until, any_barred = await store.kept_until(tx.db, hashes, tx.now)
+        if until is not None:
             treated.append(_retained("kept_address", ["case_id", "sealed", "subject_hash"], until))
-        found = await self.seals.open_addresses(await store.addresses(tx.db, [account for _, account in accounts]))
-        barred = await store.barred(tx.db, [self.seals.address_hash(address) for address in found.values()], tx.now)
-        if barred:
-            treated.append(_retained("barred", ["hash"], max(barred.values())))
+        if any_barred:
+            found = await self.seals.open_addresses(await store.addresses(tx.db, [account for _, account in accounts]))
+            theirs = [self.seals.address_hash(address) for address in found.values()]
+            if barred := await store.barred(tx.db, theirs, tx.now):
+                treated.append(_retained("barred", ["hash"], max(barred.values())))
         return treated
 
     async def _keep(self, order: Any, account: str, recipient: str, tx: Transaction) -> None:
