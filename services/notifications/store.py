@@ -134,6 +134,7 @@ async def kept_until(db: Connection, subject_hashes: Sequence[bytes], now: datet
                   EXISTS (SELECT FROM barred) AS any_barred""",
         list(subject_hashes), now,
     )  # fmt: skip
+    assert row is not None, "a query without FROM has one row"
     return row["until"], row["any_barred"]
 
 
