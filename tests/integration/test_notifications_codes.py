@@ -455,6 +455,19 @@ async def test_a_notice_finds_its_address_when_a_gag_ends_even_if_the_account_is
     assert runtime.exit_reason is None
 
 
+async def test_an_order_to_keep_an_address_that_comes_again_after_the_mail_keeps_nothing(desk: Desk) -> None:
+    await desk.know()
+    keep = await desk.order("envelope", not_after=rfc3339(desk.clock.now() + DAY))
+    await desk.send(keep)
+    await desk.mesh.idle()
+    assert await desk.rows("kept_address") == 1
+    await desk.send(desk.asked("cause-1", "disclosure", account=None))
+    await desk.in_state("accepted")
+    await desk.send(keep)
+    await desk.mesh.idle()
+    assert await desk.rows("kept_address") == 0
+
+
 async def test_an_address_is_kept_until_its_day_and_not_without_one(desk: Desk) -> None:
     await desk.know()
     now = desk.clock.now()
