@@ -373,3 +373,9 @@ def _left_out(holder: str, said: told.Told) -> Iterator[Missing]:
 
 def _json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+__all__ = [
+    "FORMAT", "MANIFEST", "Built", "Contents", "Missing", "NotWhole", "Opener", "Source", "build", "is_package", "manifest",
+    "manifest_of", "opened", "package_name", "schema",
+]  # fmt: skip

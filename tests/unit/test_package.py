@@ -88,7 +88,7 @@ async def copied(blobs: Blobs, tables: Mapping[str, int], holder: str = "meterin
 
 
 async def packed(blobs: Blobs, holders: Sequence[str] = ("metering",), **more: Any) -> Built:
-    options = {"opener": Opener(passphrase=WORDS), "name": package_name(CASE, 1), "key": KEY} | more
+    options: dict[str, Any] = {"opener": Opener(passphrase=WORDS), "name": package_name(CASE, 1), "key": KEY} | more
     return await build(blobs, case=CASE, epoch=1, holders=holders, made_at=AT, **options)
 
 
