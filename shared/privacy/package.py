@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal
 from io import BufferedReader
 from typing import Any, BinaryIO, TypeVar
 
@@ -40,7 +39,6 @@ _LARGE = 2**30
 _LEVEL = 1
 # Seconds after which a part that does not come is not waited for any more.
 _PATIENCE = 120.0
-_read = msgspec.json.Decoder(float_hook=Decimal)
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 
@@ -221,8 +219,7 @@ class _Packer:
         columns = source.columns
 
         def as_sheet(number: int) -> bytes:
-            rows = _read.decode_lines(self._parts.open(*place, number))
-            return sheets.lines(columns, rows).encode()
+            return sheets.of_json(columns, self._parts.open(*place, number)).encode()
 
         with archive.member(sheet, large) as write:
             write(sheets.header(columns).encode())

@@ -144,7 +144,11 @@ def value_of(name: str, cell: str) -> Any:
 @given(st.lists(st.one_of(st.none(), st.text(), st.sampled_from(ODD)), min_size=1, max_size=4))
 def test_each_text_comes_back_from_its_cell_and_none_is_a_formula(values: list[str | None]) -> None:
     columns = [str(n) for n in range(len(values))]
-    text = sheets.lines(columns, [dict(zip(columns, values, strict=True))])
+    row = dict(zip(columns, values, strict=True))
+    text = sheets.lines(columns, [row])
+    assert (
+        sheets.of_json(columns, msgspec.json.encode(row)) == text == sheets.of_json(columns, json.dumps(row).encode())
+    )
     (cells,) = csv.reader(io.StringIO(text, newline=""), strict=True)
     assert [sheets.text(cell) for cell in cells] == values
     assert not any(
