@@ -24,7 +24,7 @@ from shared.mesh.transaction import rfc3339
 from shared.policy import policy
 from shared.privacy import sheets, told
 from shared.privacy.age import CannotOpen, Decrypting, Encrypting, Opener
-from shared.privacy.blobs import Blobs, Sink
+from shared.privacy.blobs import Blobs, BlobsAway, Sink
 from shared.privacy.errands import WHERE
 from shared.privacy.package_contents import Contents, Missing, Source
 from shared.privacy.package_page import page
@@ -144,7 +144,10 @@ class _Parts:
         if self._over.is_set():
             raise NotWhole("the package was given up")
         name = f"{self._place}/{holder}/{table}/{number:06d}"
-        found = asyncio.run_coroutine_threadsafe(ask(name), self._loop).result(_PATIENCE)
+        try:
+            found = asyncio.run_coroutine_threadsafe(ask(name), self._loop).result(_PATIENCE)
+        except TimeoutError:
+            raise BlobsAway("a part of a copy does not come") from None
         if found is None:
             raise NotWhole(f"{holder}: a part of {table} is not there")
         return found
