@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal
 from io import BufferedReader
 from typing import Any, BinaryIO, TypeVar
 
@@ -25,7 +24,7 @@ from shared.mesh.transaction import rfc3339
 from shared.policy import policy
 from shared.privacy import sheets, told
 from shared.privacy.age import CannotOpen, Decrypting, Encrypting, Opener
-from shared.privacy.blobs import Blobs, Sink
+from shared.privacy.blobs import Blobs, BlobsAway, Sink
 from shared.privacy.errands import WHERE
 from shared.privacy.package_contents import Contents, Missing, Source
 from shared.privacy.package_page import page
@@ -40,7 +39,6 @@ _LARGE = 2**30
 _LEVEL = 1
 # Seconds after which a part that does not come is not waited for any more.
 _PATIENCE = 120.0
-_read = msgspec.json.Decoder(float_hook=Decimal)
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 
@@ -146,7 +144,10 @@ class _Parts:
         if self._over.is_set():
             raise NotWhole("the package was given up")
         name = f"{self._place}/{holder}/{table}/{number:06d}"
-        found = asyncio.run_coroutine_threadsafe(ask(name), self._loop).result(_PATIENCE)
+        try:
+            found = asyncio.run_coroutine_threadsafe(ask(name), self._loop).result(_PATIENCE)
+        except TimeoutError:
+            raise BlobsAway("a part of a copy does not come") from None
         if found is None:
             raise NotWhole(f"{holder}: a part of {table} is not there")
         return found
@@ -221,8 +222,7 @@ class _Packer:
         columns = source.columns
 
         def as_sheet(number: int) -> bytes:
-            rows = _read.decode_lines(self._parts.open(*place, number))
-            return sheets.lines(columns, rows).encode()
+            return sheets.of_json(columns, self._parts.open(*place, number)).encode()
 
         with archive.member(sheet, large) as write:
             write(sheets.header(columns).encode())
@@ -373,3 +373,9 @@ def _left_out(holder: str, said: told.Told) -> Iterator[Missing]:
 
 def _json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+__all__ = [
+    "FORMAT", "MANIFEST", "Built", "Contents", "Missing", "NotWhole", "Opener", "Source", "build", "is_package", "manifest",
+    "manifest_of", "opened", "package_name", "schema",
+]  # fmt: skip
