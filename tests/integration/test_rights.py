@@ -10,6 +10,7 @@ import pytest
 
 from shared.contract import events, topics
 from shared.mesh.http import NotFound
+from shared.policy import policy
 from tests.support.gateway import body
 from tests.support.retention import instant
 from tests.support.town import PASSPHRASE, Town, code_in, in_town, lines, link_in
@@ -304,3 +305,28 @@ async def test_the_usage_of_a_workspace_in_a_span_of_time(town: Town) -> None:
     assert len(lines(archive, "data/metering/request_log.jsonl")) == 30
     assert "data/retention/workspace.jsonl" not in archive.namelist()
     assert manifest["since"] == instant(middle)
+
+
+@pytest.mark.promise(50)
+@pytest.mark.promise(58)
+async def test_anybody_may_know_what_is_held_why_and_who_gets_it(town: Town) -> None:
+    """Exactly the categories that there are rows of; recipients as the policy lists them; no row itself."""
+    await town.used(5)
+    case = await town.wish("access:categories", passphrase=PASSPHRASE, regime="ccpa")
+    row = await town.until_case(case, "fulfilled")
+    assert row["mails"][-1]["template"] in ("acknowledgement", "categories_ready")
+    manifest, archive = await town.package(case)
+    assert not [name for name in archive.namelist() if name.startswith(("data/", "schema/"))]
+    held = {(one["holder"], one["table"]): one["rows"] for one in manifest["sources"] if one["rows"]}
+    assert held["metering", "request_log"] == 5 and held["security", "access_ip"] == 1
+    categories = {
+        column["category"] for one in manifest["sources"] if one["rows"] for column in one["columns"]
+        if column["category"].startswith("user.")
+    }  # fmt: skip
+    assert {"user.contact.email", "user.device.ip_address", "user.unique_id"} <= categories
+    assert not {"user.payment", "user.content.private", "user.childrens"} & categories
+    assert {one["title"] for one in manifest["recipients"]} == {one.title for one in policy().recipients.values()}
+    page = archive.read("index.html").decode()
+    assert "stored and processed in <strong>the United States</strong>" in page and "not sold" in page
+    assert manifest["disclosures"] == [] and "that we may" in page
+    assert all(row not in page for row in (town.workspace, "192.0.2.17", "kim@example.org"))
