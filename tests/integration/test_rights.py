@@ -47,6 +47,8 @@ async def test_a_copy_from_the_settings(town: Town) -> None:
     assert {one["generation_id"] for one in logged} == {str(row["generation_id"]) for row in rows}
     (account,) = lines(archive, "data/retention/account.jsonl")
     assert account["account"] == town.account
+    (purchase,) = lines(archive, "data/billing/purchase.jsonl")
+    assert purchase["credit_pico"] == 5 * 10**12 and lines(archive, "data/billing/balance.jsonl")
     (address,) = lines(archive, "data/notifications/address.jsonl")
     assert address["sealed"] == "kim@example.org"
     assert {source["holder"] for source in manifest["sources"]} == {*town.others, "retention"}

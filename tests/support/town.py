@@ -74,8 +74,12 @@ class Town(Stage):
             "agent": "browser",
             "ip": await self.sealed("192.0.2.17"),
         }
+        bought = {
+            "account": self.account, "workspace": self.workspace, "payment": f"pay-{self.tag}", "credit_pico": "5000000000000",
+        }  # fmt: skip
         await self.send(
             voice.price(), *usage,
+            self.event("gateway-1", topics.PAYMENTS, events.PaymentSettled, self.workspace, bought),
             self.event("gateway-1", topics.ACTIVITY, events.ActivityRecorded, self.workspace, activity),
             self.event("gateway-1", topics.ACCESS, events.AccessRecorded, self.account, access),
         )  # fmt: skip

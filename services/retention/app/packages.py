@@ -43,6 +43,10 @@ async def pack(room: Room, task: Task, tx: Transaction) -> Any:
     row = await store.case(tx.db, case_id)
     if row is None or row.case.state != "packing":
         return Done()
+    if row.target is None:  # restored, and its person is erased
+        row = (await store.lock_cases(tx.db, [case_id]))[case_id]
+        await cases.happen(room, tx, row, right.Gone(), by=cases.CLOCK)
+        return Done()
     if room.blobs is None:
         raise BlobsAway("STEWARD_BLOBS is not set")
     await store.stay_patient(tx.db, int(_PATIENCE.total_seconds()))
