@@ -35,8 +35,13 @@ def actor() -> str:
     return re.sub(r"[^A-Za-z0-9_.:-]", "-", name).lstrip("_.:-")[:64] or "unknown"
 
 
-def ask(known: Mapping[str, str], room: str, name: str, *, reason: str = "steward command", **query: object) -> Any:
-    """The answer of a read, for a reason.
+def ask(known: Mapping[str, str], room: str, name: str, **query: object) -> Any:
+    """The answer of a read that needs no reason; else as `ask_because`."""
+    return ask_because("steward command", known, room, name, **query)
+
+
+def ask_because(reason: str, known: Mapping[str, str], room: str, name: str, **query: object) -> Any:
+    """The answer of a read, which logs who asks and why.
 
     Ends the command when there is none: 1 not found, 2 not a question, 3 no answer, 4 not kept by a promise.
     """

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from deploy.cli import staff
-from deploy.cli.ask import ask, settings
+from deploy.cli.ask import ask, ask_because, settings
 from deploy.cli.case_page import show, shown, table
 from deploy.cli.command import new_id, publish, until
 from deploy.cli.errors import Refused
@@ -323,7 +323,7 @@ def held(subject: str, kind: str, reason: str, limit: int, as_json: bool) -> Non
 
     known = settings()
     found = {
-        room: ask(known, room, "held", reason=reason, kind=kind, id=subject, limit=limit)
+        room: ask_because(reason, known, room, "held", kind=kind, id=subject, limit=limit)
         for room in ("retention", "notifications", "metering", "billing", "insights")
     }
     if as_json:

@@ -131,9 +131,10 @@ async def test_a_person_asks_for_what_is_kept_and_staff_do_their_part(desk: tupl
     for holder in [name for name in (*PLAYED, "billing") if name not in town.others]:
         await hands("privacy", "waive", case, "--holder", holder, "--ticket", "OPS-1")
     await town.until_case(case, "fulfilled")
-    status, raw = await town.fetch(link_in(await town.mail(case, "copy")))
-    assert status == 200
-    (tmp_path / "data.zip.age").write_bytes(raw)
+    link = link_in(await town.mail(case, "copy"))
+    await hands("package", "fetch", link, "--out", str(tmp_path / "data.zip.age"))
+    await hands("package", "fetch", link[:-1] + "x", "--out", str(tmp_path / "other"), code=2)
+    await hands("package", "fetch", link[:-1] + ("0" if link[-1] != "0" else "1"), "--out", str(tmp_path / "o"), code=1)
     hands.env["STEWARD_PASSPHRASE"] = PASSPHRASE
     text = (await hands("package", "open", str(tmp_path / "data.zip.age"), "--out", str(tmp_path / "out"))).output
     assert "retention" in text and (tmp_path / "out" / "index.html").exists()
