@@ -178,7 +178,9 @@ def _overview(held: Sequence[Source], files: bool) -> Iterator[str]:
         return
     yield (
         "<div class='wide'><table><caption>All tables that hold something about you</caption><thead><tr>"
-        "<th scope='col'>Table</th><th scope='col' class='n'>Rows</th><th scope='col'>Files</th></tr></thead><tbody>"
+        "<th scope='col'>Table</th><th scope='col' class='n'>Rows</th>"
+        + ("<th scope='col'>Files</th>" if files else "")
+        + "</tr></thead><tbody>"
     )
     for source in held:
         links = ", ".join(
@@ -187,7 +189,7 @@ def _overview(held: Sequence[Source], files: bool) -> Iterator[str]:
         )
         yield (
             f"<tr><th scope='row'><a href='#{escape(_anchor(source))}'>{escape(source.holder)}: {escape(_title(source))}</a></th>"
-            f"<td class='n'>{source.told.rows:,}</td><td>{links}</td></tr>"
+            f"<td class='n'>{source.told.rows:,}</td>" + (f"<td>{links}</td>" if files else "") + "</tr>"
         )
     yield "</tbody></table></div>"
     if not files:
