@@ -1,8 +1,8 @@
 """The mails: who may be told what, and in which words. Pure: a mail is a function of its cause and its facts.
 
 Only what serves the account has a class here (promise 22). There is no marketing class, and none can be made: a kind that
-is not in `KINDS` is refused when its template is built. A mail is plain text: no image that a reader's machine fetches, no
-link that somebody counts.
+is not in `KINDS` is refused when its template is built. A mail is plain text: no image that a reader's machine fetches, and
+no link but the one to what was asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from services.notifications.proofs import NEW, OLD, SETTLE
 
 Kind = Literal["privacy", "account"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -58,13 +60,15 @@ if {field.name for field in fields(Outbound)} != set(MAIL_PROVIDER):
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One mail. `facts`: what its text may say of the case; whatever else is asked for stays here."""
+    """One mail. `facts`: what its text may say of the case; whatever else is asked for stays here. `text`: of the facts,
+    and of the code or the link that the mail needs."""
 
     kind: str
     subject: str
     facts: frozenset[str]
     text: Callable[[Facts, str | None], str]
     needs_code: bool = False
+    needs_link: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -91,6 +95,32 @@ def mailbox(text: str) -> str | None:
     return address if len(local) <= 64 and len(address) <= 254 and _MAILBOX.fullmatch(address) else None
 
 
+# --- orders -------------------------------------------------------------------------------------------------------
+
+_LINK = re.compile(r"https?://[!-~]{1,900}")
+
+
+def linkable(text: str) -> bool:
+    """Whether a mail can say `text` as what it leads to: an address of the web, on a line of its own."""
+    return _LINK.fullmatch(text) is not None
+
+
+def unfit(order: Any) -> tuple[str, str] | None:
+    """Why an order for a mail (the contract's `Message`) cannot be taken: a word, and a sentence. None: it can."""
+    template = TEMPLATES[order.template]
+    if template.kind != order.kind:
+        return "kind", "the mail is of another class than its template"
+    if template.needs_code and (order.proof is None or order.account is None or order.case is None):
+        return "code", "the mail needs a code, an account and a case"
+    if template.needs_link and (order.link is None or order.account is None):
+        return "link", "the mail needs a link, and an account whose it is"
+    if order.account is None and order.case is None and order.address is None:
+        return "recipient", "neither an account, nor a case, nor an address: nobody to write to"
+    if (order.template == NEW and order.address is None) or (order.template == OLD and order.address is not None):
+        return "recipient", "a change is proved by the account's address and by the new one"
+    return None
+
+
 # --- when ---------------------------------------------------------------------------------------------------------
 
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(seconds=15), timedelta(hours=1)
@@ -114,18 +144,28 @@ def message_id(cause: str, sender: str) -> str:
 
 
 def compose(
-    template: str, *, cause: str, sender: str, recipient: str, facts: Facts, code: str | None, requested_at: datetime
+    template: str,
+    *,
+    cause: str,
+    sender: str,
+    recipient: str,
+    facts: Facts,
+    code: str | None,
+    requested_at: datetime,
+    link: str | None = None,
 ) -> Outbound:
-    """The mail, the same for every attempt. Raises KeyError for a template that is not here, ValueError without a code
-    that the text needs."""
+    """The mail, the same for every attempt. Raises KeyError for a template that is not here, ValueError without a code, or
+    a link, that the text needs."""
     chosen = TEMPLATES[template]
     if chosen.needs_code and not code:
         raise ValueError("the mail needs a code and has none")
+    if chosen.needs_link and not link:
+        raise ValueError("the mail needs a link and has none")
     return Outbound(
         sender=sender,
         recipient=recipient,
         subject=chosen.subject,
-        text=chosen.text(allowed(template, facts), code),
+        text=chosen.text(allowed(template, facts), link if chosen.needs_link else code),
         message_id=message_id(cause, sender),
         date=requested_at,
     )
@@ -210,17 +250,23 @@ def _losses(facts: Facts) -> tuple[str, ...]:
     )
 
 
+def _until(facts: Facts) -> str:
+    return (
+        f"It works once, until {_when(facts['until'])}."
+        if facts.get("until")
+        else "It works once, and for a short time only."
+    )
+
+
+def _code(introduction: str, facts: Facts, code: str | None) -> tuple[str, str, str]:
+    return _fold(introduction), f"    {code}", _fold(_until(facts))
+
+
 def _confirmation(opening: str, facts: Facts, code: str | None) -> str:
     return _wrapped(
         "Hello,",
         _fold(opening),
-        _fold("If this is what you want, give us this code, where you asked for it:"),
-        f"    {code}",
-        _fold(
-            f"It works once, until {_when(facts['until'])}."
-            if facts.get("until")
-            else "It works once, and for a short time only."
-        ),
+        *_code("If this is what you want, give us this code, where you asked for it:", facts, code),
         "What happens then",
         _list(
             "We start at once, and nobody can undo it: you cannot, and we cannot.",
@@ -285,7 +331,280 @@ def _erasure_completed(facts: Facts, code: str | None) -> str:
     )
 
 
+_WISHES = {
+    "erasure": "to delete data",
+    "access": "for a copy of your data",
+    "portability": "for a copy of your data, to take along",
+    "access:categories": "to say which categories of data we hold",
+    "rectification": "to correct data",
+    "sale:opt-out": "not to sell your data",
+    "child_report": "to look at the account of a child",
+    "inquiry": "about privacy",
+}
+_REASONS = {
+    "need_user_verification": "nobody proved, by the code that we sent, that it is you who asks.",
+    "suspected_fraud": "there are signs that somebody else asks in your name. To protect you we have not done it.",
+    "insuf_verification": (
+        "what we were shown does not prove that it is you who asks, or that whoever asks may do so for you."
+    ),
+    "no_match": "we hold nothing that belongs to what you named.",
+    "claim_not_covered": "the law gives no right to this, or wants us to keep what it is about.",
+    "outside_jurisdiction": "the law that you name does not apply where you are, or to us.",
+    "too_many_requests": "we have answered the same request of yours a short time ago.",
+    "other": "we could not do it. A person of ours has looked at it.",
+}
+_STATES = {
+    "open": "It is open: we wait for a proof that the person agrees.",
+    "in_progress": "We are working on it.",
+    "fulfilled": "It is done. What the person is to get went to the person alone.",
+    "revoked": "It was taken back.",
+    "denied": "It is denied.",
+    "expired": "It has expired: no proof came in time.",
+}
+_FIELDS = {"address": "your mail address", "name": "the name on your profile", "key_name": "the name of an API key"}
+_STRANGE = (
+    "Do nothing. Do not give the code to anybody who asks you for it, and look at who can sign in to your account."
+)
+
+
+def _request(facts: Facts, whose: str = "your") -> str:
+    """The request in words, with its day."""
+    wish = _WISHES.get(facts.get("kind", ""), "")
+    received = f" of {_when(facts['received'])}" if facts.get("received") else ""
+    return f"{whose} request{received}" + (f" {wish}" if wish else "")
+
+
+def _again(facts: Facts) -> tuple[str, str, str]:
+    return (
+        "If you do not agree",
+        _fold(
+            "Write to our support, by the reference below, and say why: a person who has not decided this looks at it again. "
+            "You may ask anew at any time. You may also complain to the authority that watches over data protection where "
+            "you live; in California that is the Attorney General."
+        ),
+        _reference(facts),
+    )
+
+
+def _acknowledgement(facts: Facts, code: str | None) -> str:
+    by = f" by {_when(facts['answer_by'])} at the latest" if facts.get("answer_by") else " as soon as we can"
+    return _wrapped(
+        "Hello,",
+        _fold(f"We have {_request(facts)}."),
+        "What happens next",
+        _list(
+            "If we have to know that it is you who asks, another mail brings you a code, or has brought it already.",
+            f"You get an answer{by}.",
+            "There is nothing to pay, and nothing else of yours changes because you have asked.",
+        ),
+        _reference(facts),
+    )
+
+
+def _verify_identity(facts: Facts, code: str | None) -> str:
+    return _wrapped(
+        "Hello,",
+        _fold(f"We have {_request(facts)}. Before we answer it we must know that it is you who asks."),
+        *_code("If it is, give us this code, where you asked:", facts, code),
+        "If you did not ask for this",
+        _fold(f"{_STRANGE} Without the code nobody gets anything."),
+        _reference(facts),
+    )
+
+
+def _copy_ready(facts: Facts, link: str | None) -> str:
+    until = f" until {_when(facts['until'])}" if facts.get("until") else " for a short time"
+    return _wrapped(
+        "Hello,",
+        _fold("The copy of your data is ready. You find it here:"),
+        f"{link}",
+        _fold(
+            f"It is there{until}. After that the copy is deleted, and the same place answers 410 (gone). You may ask for "
+            "another one at any time."
+        ),
+        "How to open it",
+        _list(
+            "It is one file in the age format, and sealed: nobody can read it who has only this mail.",
+            "Any program for that format opens it, by the passphrase that you gave us or by the private key that belongs to "
+            "the public key that you gave us.",
+            "So does `steward package open`, which also checks that nothing is missing.",
+            "We do not know your passphrase and cannot give it to you. If it is lost, ask for another copy.",
+        ),
+        _reference(facts),
+    )
+
+
+def _categories_ready(facts: Facts, link: str | None) -> str:
+    until = f" until {_when(facts['until'])}" if facts.get("until") else " for a short time"
+    return _wrapped(
+        "Hello,",
+        _fold(
+            "You asked which categories of personal data we hold of you, what for, and to whom we disclose them. The answer is "
+            "ready. You find it here:"
+        ),
+        f"{link}",
+        _fold(f"It is there{until}. After that it is deleted, and the same place answers 410 (gone)."),
+        _fold(
+            "It opens as a copy of your data does: with any program for the age format or `steward package open`, by the "
+            "passphrase or the key that you gave us. We sell no data: what it says of sales is nothing."
+        ),
+        _reference(facts),
+    )
+
+
+def _corrected(facts: Facts, code: str | None) -> str:
+    what = _FIELDS.get(facts.get("field", ""), "what you named")
+    at = f" on {_when(facts['corrected'])}" if facts.get("corrected") else ""
+    return _wrapped(
+        "Hello,",
+        _fold(f"You asked us to correct {what}. It is corrected{at}, in every place in which we keep it."),
+        _fold("We do not repeat here what it says now. You see it in your settings. Past invoices stay as they are."),
+        "If you did not ask for this",
+        _fold("Write to our support, by the reference below, and look at who can sign in to your account."),
+        _reference(facts),
+    )
+
+
+def _address_old(facts: Facts, code: str | None) -> str:
+    return _wrapped(
+        "Hello,",
+        _fold(
+            "You asked us to write to another address from now on. Before we do we must know that this address, and the new one, "
+            "are both yours. So each of them gets a code."
+        ),
+        *_code("If this is what you want, give us this code, and the one from the other mail:", facts, code),
+        "If you did not ask for this",
+        _fold(f"{_STRANGE} Without this code the address stays as it is."),
+        _reference(facts),
+    )
+
+
+def _address_new(facts: Facts, code: str | None) -> str:
+    return _wrapped(
+        "Hello,",
+        _fold(
+            "Somebody who has an account with us wants us to write to this address from now on. Before we do we must know that "
+            "it is theirs."
+        ),
+        *_code(
+            "If that is you, give us this code, and the one that went to the address that we have written to until now:",
+            facts,
+            code,
+        ),
+        "If that is not you",
+        _fold(
+            "Do nothing. Without the code we do not use this address, and we forget it. Do not give the code to anybody who asks "
+            "you for it."
+        ),
+        _reference(facts),
+    )
+
+
+def _address_changed(facts: Facts, code: str | None) -> str:
+    at = f"On {_when(facts['changed'])} the" if facts.get("changed") else "The"
+    return _wrapped(
+        "Hello,",
+        _fold(
+            f"{at} address of your account was changed, with a code that we had sent to your old address and one that we had "
+            "sent to the new one. From now on we write to the new one."
+        ),
+        _fold(
+            f"For {SETTLE.days} days after a change codes that could delete the account, or give a copy of its data away, still "
+            "go to the old address. Then we forget it."
+        ),
+        "If you did not do this",
+        _fold(
+            "Then somebody else can read your mails and sign in to your account. Write to our support at once, by the reference "
+            "below, and change the password of your mailbox."
+        ),
+        _reference(facts),
+    )
+
+
+def _opted_out(facts: Facts, code: str | None) -> str:
+    at = f" on {_when(facts['recorded'])}" if facts.get("recorded") else ""
+    return _wrapped(
+        "Hello,",
+        _fold(f"You asked us not to sell your data. We have recorded it{at}."),
+        _fold(
+            "We do not sell personal data, and we do not share it for advertising. So nothing had to be stopped. If that were "
+            "ever to change, your wish stands, and nobody would have to ask you for it again."
+        ),
+        _fold("Nothing else changes because of it: neither prices, nor limits, nor service."),
+        _reference(facts),
+    )
+
+
+def _answered(facts: Facts, code: str | None) -> str:
+    at = f" on {_when(facts['answered'])}" if facts.get("answered") else ""
+    return _wrapped(
+        "Hello,",
+        _fold(f"A person of ours has looked at {_request(facts)}, and has answered it{at}."),
+        _fold(
+            "The answer itself comes from our support, by the way on which you wrote to us. If it has not come, or if it "
+            "leaves something open, tell our support the reference below."
+        ),
+        _reference(facts),
+    )
+
+
+def _denied(facts: Facts, code: str | None) -> str:
+    reason = _REASONS.get(facts.get("reason", ""), _REASONS["other"])
+    return _wrapped(
+        "Hello,",
+        _fold(f"We cannot do what {_request(facts)} wants."),
+        _fold(f"The reason: {reason}"),
+        *_again(facts),
+    )
+
+
+def _extended(facts: Facts, code: str | None) -> str:
+    until = f" You get an answer by {_when(facts['until'])} at the latest." if facts.get("until") else ""
+    return _wrapped(
+        "Hello,",
+        _fold(f"We need more time for {_request(facts)} than we wanted.{until}"),
+        _fold("Nothing is lost meanwhile, and there is nothing that you have to do."),
+        *_again(facts),
+    )
+
+
+def _status(facts: Facts, code: str | None) -> str:
+    state = _STATES.get(facts.get("state", ""), _STATES["in_progress"])
+    reason = _REASONS.get(facts.get("reason", ""), "") if facts.get("state") == "denied" else ""
+    by = f"An answer is due by {_when(facts['answer_by'])}." if facts.get("answer_by") else ""
+    return _wrapped(
+        "Hello,",
+        _fold(f"You act for somebody who has an account with us. This is how {_request(facts, 'the')} stands."),
+        _fold(state),
+        _fold(f"The reason: {reason}") if reason else "",
+        _fold(by) if by else "",
+        _fold(
+            "This mail says nothing of the person, and no other mail to you will: answers go to the address that belongs to the "
+            "account."
+        ),
+        _reference(facts),
+    )
+
+
+def _disclosure(facts: Facts, code: str | None) -> str:
+    at = f" on {_when(facts['date'])}" if facts.get("date") else ""
+    told = (("To whom", "recipient"), ("By which instrument", "instrument"), ("On which legal basis", "basis"),
+            ("What", "scope"))  # fmt: skip
+    return _wrapped(
+        "Hello,",
+        _fold(f"We had to disclose data of your account{at}. We tell you as soon as we may."),
+        _list(*(f"{title}: {facts[name]}." for title, name in told if facts.get(name))),
+        _fold(
+            "We disclosed this and no more. If you want to do something about it, a lawyer can tell you what; the instrument "
+            "above is what they need to know."
+        ),
+        _reference(facts),
+    )
+
+
 _REQUEST_FACTS = frozenset({"case", "scope", "until", "unused_credit", "workspaces", "without_administrator"})
+_ASKED = frozenset({"case", "kind", "received"})
+_CODE_FACTS = frozenset({"case", "until"})
 
 TEMPLATES: Mapping[str, Template] = {
     "verify": Template(
@@ -299,5 +618,36 @@ TEMPLATES: Mapping[str, Template] = {
         "Your deletion is done",
         frozenset({"case", "scope", "requested", "confirmed", "certified_by"}),
         _erasure_completed,
+    ),
+    "acknowledgement": Template("privacy", "We have your request", _ASKED | {"answer_by"}, _acknowledgement),
+    "verify_identity": Template(
+        "privacy", "Is it you who asks? We need your word", _ASKED | {"until"}, _verify_identity, needs_code=True
+    ),
+    "copy_ready": Template("privacy", "The copy of your data is ready", _CODE_FACTS, _copy_ready, needs_link=True),
+    "categories_ready": Template(
+        "privacy", "Which data we hold of you: the answer is ready", _CODE_FACTS, _categories_ready, needs_link=True
+    ),
+    "corrected": Template("privacy", "Your data is corrected", frozenset({"case", "field", "corrected"}), _corrected),
+    "address_old": Template(
+        "privacy", "Please confirm that your address changes", _CODE_FACTS, _address_old, needs_code=True
+    ),
+    "address_new": Template(
+        "privacy", "Please confirm that this address is yours", _CODE_FACTS, _address_new, needs_code=True
+    ),
+    "address_changed": Template(
+        "privacy", "The address of your account was changed", frozenset({"case", "changed"}), _address_changed
+    ),
+    "opted_out": Template(
+        "privacy", "We do not sell your data: your wish is recorded", frozenset({"case", "recorded"}), _opted_out
+    ),
+    "answered": Template("privacy", "Your request is answered", _ASKED | {"answered"}, _answered),
+    "denied": Template("privacy", "We cannot do what you asked for", _ASKED | {"reason"}, _denied),
+    "extended": Template("privacy", "We need more time for your request", _ASKED | {"until"}, _extended),
+    "status": Template("privacy", "How the request stands", _ASKED | {"state", "reason", "answer_by"}, _status),
+    "disclosure": Template(
+        "privacy",
+        "Data of your account was disclosed",
+        frozenset({"case", "recipient", "instrument", "basis", "scope", "date"}),
+        _disclosure,
     ),
 }

@@ -56,6 +56,8 @@ Subjects: TypeAlias = frozenset[Subject]
 Before: TypeAlias = Callable[[Mapping[str, Subjects], Transaction], Awaitable[None]]
 # What the law keeps of these subjects, and until when: tables of a receipt.
 Keeps: TypeAlias = Callable[[Subjects, Transaction], Awaitable[list[dict[str, Any]]]]
+# An order that only this service knows how to carry out, and the transaction in which it has to.
+Also: TypeAlias = Callable[[Any, Transaction], Awaitable[None]]
 
 
 class Holder:
@@ -68,6 +70,7 @@ class Holder:
         *,
         before: Before | None = None,
         keeps: Keeps | None = None,
+        also: Also | None = None,
         reports: topics.Topic | None = None,
         last: bool = False,
         suppress: bool = True,
@@ -75,7 +78,7 @@ class Holder:
         self.holding = holding
         self.tombstones = Tombstones(service.name, enabled=suppress)
         self._service = service
-        self._before, self._keeps, self._reports, self._last = before, keeps, reports, last
+        self._before, self._keeps, self._also, self._reports, self._last = before, keeps, also, reports, last
         self._tables = {rows.table: treatment_of(holding.columns, rows) for rows in holding.rows}
         self.errands = Errands(service.name, holding, self.tombstones, self._publish)
 
@@ -105,6 +108,10 @@ class Holder:
                 await self._release(order, tx)
             elif order.action in ("discover", "export", "rectify"):
                 errands.append(order)
+            elif self._also is not None:
+                # In its place among the others: what is done before an erasure finds what that will take.
+                await self._also(order, tx)
+                self._publish(tx, order.case, order.epoch, {"treated": []}, order.action, dict(order.arguments))
         await self.errands.note(errands, tx)
         stones = await self._note(orders, tx) if orders else []
         if stones and self.tombstones.enabled:
@@ -425,18 +432,22 @@ def attach(
     *,
     before: Before | None = None,
     keeps: Keeps | None = None,
+    also: Also | None = None,
     reports: topics.Topic | None = None,
     last: bool = False,
     suppress: bool = True,
 ) -> Holder:
     """Makes `service` a holder of what `holding` says. Call it once, when everything else is declared.
 
-    `before` runs in the transaction that begins an erasure; `keeps` says what the law keeps, for the receipt;
+    `before` runs in the transaction that begins an erasure; `keeps` says what the law keeps, for the receipt; `also` carries
+    out orders of other actions, in their order, and the holder answers them;
     `reports`: a topic whose end offsets the receipt tells, when all that was published before the erasure has been sent.
     `last`: its orders come when the others have answered, and name what it has to read before.
     `suppress` off is for tests that show what tombstones prevent.
     """
-    holder = Holder(service, holding, before=before, keeps=keeps, reports=reports, last=last, suppress=suppress)
+    holder = Holder(
+        service, holding, before=before, keeps=keeps, also=also, reports=reports, last=last, suppress=suppress
+    )
     service.schemas += (("privacy", SCHEMA),)
     service.uses_keys = True
     service.guard, service.filter = holder.tombstones.guard, holder.tombstones.filter

@@ -137,6 +137,12 @@ class SubjectHasher:
             self._young, self._old = {}, young
         return found
 
+    def once(self, kind: str, secret: str) -> bytes:
+        """The same hash of what must not be remembered: a code, an address."""
+        state = self._prepared.copy()
+        state.update(f"{kind}:{secret}".encode())
+        return state.digest()
+
 
 def _bound(key: Key, where: str) -> bytes:
     return f"{where}\0{key.purpose}:{key.name}\0{key.id}".encode()

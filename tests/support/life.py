@@ -86,7 +86,7 @@ def _about(
             unit["lines"][0][0] = f"{int(now * 1000):012x}{unique[:20]}"
             unit["lines"][0][1] = int(now) // 3600
     if model is events.MessageRequested:
-        data = {name: value for name, value in data.items() if name != "case"} | {"code": seal("7KQ2M9XA")}
+        data["proof"] |= {"until": rfc3339(datetime.fromtimestamp(now + 86_400 * 7, UTC))}
     return data
 
 

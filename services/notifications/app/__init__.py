@@ -1,9 +1,9 @@
-"""Notifications: topics to handlers, the task that sends, the operators' command, reads."""
+"""Notifications: topics to handlers, the task that sends, what time ends, the operators' command, reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,19 @@ def make_service(office: Office | None = None) -> Service:
 
     @service.consumes(topics.ACCOUNTS, batch=500)
     async def learn_addresses(batch: Batch, tx: Transaction) -> None:
-        await office.learn(batch, tx)
+        await office.addresses.learn(batch, tx)
 
     @service.consumes(topics.MESSAGES, batch=500)
     async def take_orders(batch: Batch, tx: Transaction) -> None:
         await office.take(batch, tx)
+
+    @service.consumes(topics.PRIVACY_REQUESTS, batch=50)
+    async def judge_codes(batch: Batch, tx: Transaction) -> None:
+        await office.proofs.confirmed(batch, tx)
+
+    @service.job("forget", every=timedelta(hours=1))
+    async def forget(now: datetime, tx: Transaction) -> None:
+        await office.addresses.forget(now, tx)
 
     # It makes no rows about anybody, and a slow mail server must not hold up whoever waits for the guard's lock.
     @service.task(SEND, guarded=False)
@@ -67,7 +75,8 @@ def make_service(office: Office | None = None) -> Service:
         rows = await store.mails(tx.db, query.get("state") or None, min(int(query.get("limit", "100")), 1000))
         return [dict(row) for row in rows]
 
-    office.tombstones = attach(service, HOLDING, before=office.keep_envelopes).tombstones
+    book = office.addresses
+    office.suppress(attach(service, HOLDING, before=book.keep_envelopes, keeps=book.kept, also=book.obey).tombstones)
     return service
 
 

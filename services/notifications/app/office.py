@@ -1,23 +1,37 @@
-"""What a process of notifications does: learns addresses, takes orders for mails, has them sent, says what became of them."""
+"""What a process of notifications does with mails: takes orders for them, has them sent, says what became of them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from services.notifications import store
+from services.notifications.app.addresses import Addresses
 from services.notifications.app.postman import CONVERSATION_SECONDS, Answer, Postman
+from services.notifications.app.proofs import Proofs
 from services.notifications.app.seals import Seals
-from services.notifications.data_map import ENVELOPE_LIFE
-from services.notifications.mail import GIVE_UP, TEMPLATES, Outbound, allowed, compose, mailbox, retry_at
+from services.notifications.mail import (
+    GIVE_UP,
+    TEMPLATES,
+    Outbound,
+    allowed,
+    compose,
+    linkable,
+    mailbox,
+    retry_at,
+    unfit,
+)
+from services.notifications.proofs import NEW, Proof
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
-from shared.contract.units import Subject
 from shared.mesh import Batch, Done, Later, Received, Task, Transaction
 from shared.mesh.settings import Misconfigured
 from shared.mesh.store import Pool
+from shared.mesh.transaction import rfc3339
 from shared.privacy.tombstones import Tombstones
 
 log = logging.getLogger("steward.notifications")
@@ -34,13 +48,16 @@ async def _no_fault(point: str) -> None:
 
 
 class Office:
-    """`fault` is called at the points at which a process can die with a mail in its hand (tests only)."""
+    """`fault` is called at the points at which a process can die with a mail in its hand (tests only); `random_bits(n)`
+    gives n random bits, for codes."""
 
-    def __init__(self, fault: Fault = _no_fault) -> None:
+    def __init__(self, fault: Fault = _no_fault, random_bits: Callable[[int], int] = secrets.randbits) -> None:
         self._fault = fault
         self._pool: Pool
         self._sender = ""
         self._heard: dict[tuple[str, int], Answer] = {}
+        self.addresses = Addresses()
+        self.proofs = Proofs(self.addresses, self.owe, random_bits)
         self.seals: Seals
         self.postman: Postman
         self.tombstones: Tombstones
@@ -57,44 +74,11 @@ class Office:
         self._pool = runtime.pool
         self.postman = Postman(settings.smtp_url, sender=sender, production=settings.environment == "production")
         runtime.on_close(self.postman.close)
-        self.seals = await Seals.open(runtime)
+        self.seals = self.addresses.seals = self.proofs.seals = await Seals.open(runtime)
 
-    # --- addresses -----------------------------------------------------------------------------------------------
-
-    async def learn(self, batch: Batch, tx: Transaction) -> None:
-        """The addresses of new accounts, each under a key of its own. What else happens to accounts is not for us."""
-        opened: dict[str, Received] = {}
-        for received in batch.events:
-            if received.event.type == events.AccountOpened.TYPE:
-                opened.setdefault(received.event.data.account, received)
-        known = await store.known_accounts(tx.db, list(opened))
-        for account, received in opened.items():
-            if account in known:
-                continue
-            text = await self.seals.arrived(received.event.data.address)
-            recipient = None if text is None else mailbox(text)
-            if recipient is None:
-                why = "cannot be opened" if text is None else "is no mail address"
-                tx.refuse(received.record, "address", f"the sealed address {why}")
-                continue
-            sealed = await self.seals.seal_address(account, recipient, tx.now)
-            if await store.add_address(tx.db, account, sealed, tx.now):
-                tx.count("addresses")
-
-    async def keep_envelopes(self, cases: Mapping[str, Collection[Subject]], tx: Transaction) -> None:
-        """For the transaction that begins an erasure, before any row goes: keeps the addresses of accounts that are about
-        to be erased, each under its case's key, for the case's last mail.
-
-        Again and again is once. A case without an account, or one that is over, has no envelope.
-        """
-        accounts = {case: sorted(value for kind, value in who if kind == "account") for case, who in cases.items()}
-        found = await store.addresses(tx.db, [account for of_case in accounts.values() for account in of_case])
-        known = {case: next((a for a in of_case if a in found), None) for case, of_case in accounts.items()}
-        recipients = await self.seals.open_addresses(found)
-        wanted = {case: recipients[who] for case, who in known.items() if who is not None and who in recipients}
-        sealed = await self.seals.seal_envelopes(wanted)
-        if sealed:
-            await store.add_envelopes(tx.db, sealed, tx.now, tx.now + ENVELOPE_LIFE)
+    def suppress(self, tombstones: Tombstones) -> None:
+        """Who is erased."""
+        self.tombstones = self.proofs.tombstones = tombstones
 
     # --- orders --------------------------------------------------------------------------------------------------
 
@@ -114,27 +98,66 @@ class Office:
 
     async def _take(self, received: Received, erased: bool, tx: Transaction) -> None:
         order = received.event.data
-        template = TEMPLATES[order.template]
-        if template.kind != order.kind:
-            tx.refuse(received.record, "kind", "the mail is of another class than its template")
+        if (why := unfit(order)) is not None:
+            tx.refuse(received.record, *why)
             return
-        if template.needs_code and (order.code is None or order.account is None):
-            tx.refuse(received.record, "code", "the mail needs a code and an account")
-            return
-        if order.account is None and order.case is None:
-            tx.refuse(received.record, "recipient", "neither an account nor a case: nobody to write to")
-            return
-        # Of somebody who is erased nothing is kept but that the mail is refused: as if it had been asked for before.
-        code = order.code if template.needs_code and not erased else None
         mail = store.Mail(
             cause=order.cause, kind=order.kind, template=order.template, account=None if erased else order.account,
-            case_id=order.case, by_envelope=order.account is None, code_sealed=code,
-            facts={} if erased else allowed(order.template, order.facts), state="waiting", attempts=0,
+            case_id=order.case, facts={} if erased else allowed(order.template, order.facts),
+            by_envelope=order.account is None and order.address is None, by_address=order.address is not None,
             requested_at=tx.now, next_attempt_at=tx.now, give_up_at=tx.now + GIVE_UP,
         )  # fmt: skip
-        if await store.add_mail(tx.db, mail):
-            tx.count("mails_asked")
+        # Of somebody who is erased nothing is kept but that the mail is refused: as if it had been asked for before.
+        proof, refusal = None, None
+        if not erased:
+            mail, proof, refusal = await self._with_secrets(mail, order, tx)
+        if not await self.owe(mail, tx, waits=refusal is None):
+            return
+        if proof is not None:
+            await store.add_proof(tx.db, proof)
+        if refusal is not None:
+            await self._settle(mail, Answer("refused", refusal), 0, tx)
+
+    async def _with_secrets(
+        self, mail: store.Mail, order: Any, tx: Transaction
+    ) -> tuple[store.Mail, Proof | None, str | None]:
+        """The mail with what it says in secret, each under the key that it ends with; the row of its code; and why it is
+        not sent at all, if that is so: then nothing of it is kept."""
+        recipient = await self._other(order)
+        if order.address is not None and recipient is None:
+            return mail, None, "address"
+        if order.template == NEW and recipient is not None and await self.addresses.is_barred(recipient, tx):
+            return mail, None, "barred"
+        template, sealed = TEMPLATES[order.template], mail
+        if recipient is not None:
+            kept = await self.seals.seal_in_mail(order.account, "address_sealed", order.cause, recipient, tx.now)
+            sealed = replace(sealed, address_sealed=kept)
+        if template.needs_link:
+            link = await self.seals.arrived(order.link)
+            if link is None or not linkable(link):
+                return mail, None, "no_link"
+            kept = await self.seals.seal_in_mail(order.account, "link_sealed", order.cause, link, tx.now)
+            sealed = replace(sealed, link_sealed=kept)
+        if not template.needs_code:
+            return sealed, None, None
+        code, proof = await self.proofs.mint(order, recipient, tx)
+        # What the mail says is what will be judged, whatever was asked for.
+        facts = {**(sealed.facts or {}), "until": rfc3339(proof.until)}
+        return replace(sealed, code_sealed=code, facts=facts), proof, None
+
+    async def _other(self, order: Any) -> str | None:
+        """The mail's own address, if it has one that can be written to."""
+        text = None if order.address is None else await self.seals.arrived(order.address)
+        return None if text is None else mailbox(text)
+
+    async def owe(self, mail: store.Mail, tx: Transaction, *, waits: bool = True) -> bool:
+        """Keeps a mail and, if it `waits` for that, has it sent. False if its cause has one already."""
+        if not await store.add_mail(tx.db, mail):
+            return False
+        tx.count("mails_asked")
+        if waits:
             await tx.enqueue(SEND, mail.cause, {"cause": mail.cause})
+        return True
 
     async def resend(self, received: Received, tx: Transaction) -> None:
         """A person has looked and wants a mail sent (again) whose outcome is unknown, or that was refused."""
@@ -165,27 +188,46 @@ class Office:
 
     async def _write(self, mail: store.Mail, tx: Transaction) -> Outbound | Answer:
         """The mail as it is to go out, or why it cannot."""
-        if mail.by_envelope:
-            case_id = mail.case_id or ""
-            sealed = await store.envelope(tx.db, case_id, tx.now)
-            recipient = None if sealed is None else await self.seals.open_envelope(case_id, sealed)
-        elif mail.account is None:
-            return Answer("refused", "erased")
-        else:
-            sealed = await store.address(tx.db, mail.account)
-            if sealed is None:
-                return Answer("later", "no_address")  # its event may still be on its way
-            recipient = await self.seals.open_address(mail.account, sealed)
-        if recipient is None:
-            return Answer("refused", "no_address")
-        code = None if mail.code_sealed is None else await self.seals.arrived(mail.code_sealed)
-        if code is None and TEMPLATES[mail.template].needs_code:
-            return Answer("refused", "no_code")
+        template = TEMPLATES[mail.template]
+        recipient = await self._recipient(mail, template.needs_code, tx)
+        if isinstance(recipient, Answer):
+            return recipient
+        code = await self._secret(mail, "code_sealed", mail.code_sealed)
+        if template.needs_code:
+            until = await store.good_until(tx.db, mail.cause)
+            if code is None or until is None or tx.now >= until:
+                return Answer("refused", "no_code")
+        link = await self._secret(mail, "link_sealed", mail.link_sealed)
+        if template.needs_link and link is None:
+            return Answer("refused", "no_link")
         case = {"case": mail.case_id} if mail.case_id else {}
         return compose(
             mail.template, cause=mail.cause, sender=self._sender, recipient=recipient,
-            facts={**(mail.facts or {}), **case}, code=code, requested_at=mail.requested_at,
+            facts={**(mail.facts or {}), **case}, code=code, link=link, requested_at=mail.requested_at,
         )  # fmt: skip
+
+    async def _recipient(self, mail: store.Mail, code: bool, tx: Transaction) -> str | Answer:
+        """Where the mail goes now, or why nowhere. `code`: it holds a code."""
+        found: str | None = None
+        if mail.by_envelope:
+            case_id = mail.case_id or ""
+            sealed = await store.envelope(tx.db, case_id, tx.now)
+            found = None if sealed is None else await self.seals.open_envelope(case_id, sealed)
+        elif mail.by_address:
+            # Never to the account's address in its place: it would be a letter to somebody else.
+            found = await self._secret(mail, "address_sealed", mail.address_sealed)
+        elif mail.account is None:
+            return Answer("refused", "erased")
+        else:
+            known, found = await self.addresses.of_account(mail.account, code=code, tx=tx)
+            if not known:
+                return Answer("later", "no_address")  # its event may still be on its way
+        return found if found is not None else Answer("refused", "no_address")
+
+    async def _secret(self, mail: store.Mail, column: str, sealed: str | None) -> str | None:
+        if sealed is None:
+            return None
+        return await self.seals.open_in_mail(mail.account, column, mail.cause, sealed, mail.requested_at)
 
     async def _deliver(self, mail: store.Mail, outbound: Outbound, tx: Transaction) -> Answer:
         async def before_text() -> bool:
@@ -211,6 +253,11 @@ class Office:
             await store.put_back(tx.db, mail.cause, attempts, answer.reason, again)
             tx.count("mails_deferred")
             return Later(None, (again - tx.now).total_seconds())
+        await self._settle(mail, answer, attempts, tx)
+        return Done()
+
+    async def _settle(self, mail: store.Mail, answer: Answer, attempts: int, tx: Transaction) -> None:
+        """Ends a mail, once, and says so."""
         if await store.settle(tx.db, mail.cause, answer.outcome, answer.reason, attempts, tx.now):
             if mail.by_envelope and mail.case_id is not None:
                 await store.destroy_envelope(tx.db, mail.case_id)
@@ -223,4 +270,3 @@ class Office:
                 key=mail.case_id or mail.cause,
                 data={"cause": mail.cause, "case": mail.case_id, "outcome": answer.outcome, "at": tx.now},
             )
-        return Done()
