@@ -96,7 +96,11 @@ class Addresses:
         if order.sealed is None or order.action not in ("envelope", "bar"):
             return
         not_after = _instant(order.arguments.get("not_after", ""))
-        if order.action == "envelope" and not_after is not None and await store.keep_longer(tx.db, order.case, not_after):
+        if (
+            order.action == "envelope"
+            and not_after is not None
+            and await store.keep_longer(tx.db, order.case, not_after)
+        ):
             return  # it is there, and its account may be gone by now
         account = await self.seals.account_of(order.case, order.sealed)
         recipient = None if account is None else (await self.of_account(account, code=False, tx=tx))[1]
