@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import click
@@ -35,17 +35,27 @@ def actor() -> str:
     return re.sub(r"[^A-Za-z0-9_.:-]", "-", name).lstrip("_.:-")[:64] or "unknown"
 
 
-def ask(known: Mapping[str, str], room: str, name: str, **query: object) -> Any:
+class Asker(NamedTuple):
+    """As what somebody asks, and why."""
+
+    role: str = "operator"
+    reason: str = "steward command"
+
+
+_OPERATOR = Asker()
+
+
+def ask(known: Mapping[str, str], room: str, name: str, asker: Asker = _OPERATOR, /, **query: object) -> Any:
     """The answer of a read.
 
     Ends the command when there is none: 1 not found, 2 not a question, 3 no answer, 4 not kept by a promise.
     """
-    status, said = _get(known, room, f"/reads/{name}" + (f"?{urlencode(query)}" if query else ""))
+    status, said = _get(known, room, f"/reads/{name}" + (f"?{urlencode(query)}" if query else ""), asker)
     if status == 200:
         return said
     why = str(said.get("error", status)) if isinstance(said, dict) else str(status)
     match status:
-        case 404:
+        case 403 | 404:
             raise Refused(why)
         case 410:
             raise NotKept(why)
@@ -73,11 +83,11 @@ def pages(known: Mapping[str, str], room: str, name: str, limit: int, **query: o
         after = rows[-1]["id"]
 
 
-def _get(known: Mapping[str, str], room: str, path: str) -> tuple[int, Any]:
+def _get(known: Mapping[str, str], room: str, path: str, asker: Asker) -> tuple[int, Any]:
     port = known.get(f"STEWARD_{room.upper()}_PORT")
     if not port:
         raise Unavailable(f"no stack has been started here (no port of {room} is known): start one with `steward up`")
-    headers = {"x-steward-actor": actor(), "x-steward-role": "operator", "x-steward-reason": "steward command"}
+    headers = {"x-steward-actor": actor(), "x-steward-role": asker.role, "x-steward-reason": asker.reason}
     connection = http.client.HTTPConnection(HOST, int(port), timeout=_SECONDS)
     try:
         connection.request("GET", path, headers=headers)

@@ -76,7 +76,6 @@ async def page(room: Room, query: Mapping[str, str], tx: Transaction) -> dict[st
         raise NotFound("nothing was extracted for this entry")
     epoch, scope = found
     await _readable(row, epoch, tx)
-    assert room.blobs is not None or row.one.copies_until is not None
     names = [] if room.blobs is None else await room.blobs.names(f"{row.one.id}/{epoch}")
     # What an entry does not name is not shown, whatever a holder has copied.
     parts = [name for name in names if _part(name)[1] in scope.tables.get(_part(name)[0], ())]

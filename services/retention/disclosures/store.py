@@ -239,7 +239,7 @@ async def history(db: Connection, id: str) -> list[dict[str, Any]]:
 async def extracts(db: Connection, id: str) -> list[dict[str, Any]]:
     """What was extracted, and how far each holder is, in order."""
     rows = await db.fetch(
-        """SELECT x.epoch, x.tables, x.since, x.until, x.ordered_at, e.holder, e.sends, e.done_at, e.receipt
+        """SELECT x.command, x.epoch, x.tables, x.since, x.until, x.ordered_at, e.holder, e.sends, e.done_at, e.receipt
            FROM disclosure_extract x JOIN disclosure_errand e USING (id, epoch) WHERE x.id = $1 ORDER BY x.epoch, e.holder""",
         id,
     )
