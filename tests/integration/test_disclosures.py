@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from shared.mesh.store import open_pool
 from shared.privacy.blobs import open_blobs
 from shared.privacy.errands import Errands
 from shared.privacy.vault import CASE
-from tests.support.gateway import Sent, body
+from tests.support.gateway import Gateway, Sent, body
 from tests.support.post import post
 from tests.support.retention import OTHERS, Stage, instant
 from tests.support.world import Faults, Mesh
@@ -145,6 +145,10 @@ async def test_without_a_gag_the_person_is_told_at_once_and_once(stage: Stage) -
     assert stage.tag not in repr(rows) and rows[0]["sealed"] is None
 
 
+async def _completed(stage: Stage, case: str) -> bool:
+    return (await stage.case(case))["completed_at"] is not None
+
+
 async def _keyless(stage: Stage, entry: str) -> bool:
     return not await stage.vault.there(CASE, [entry])
 
@@ -164,7 +168,7 @@ async def test_a_gag_says_nothing_until_its_end_even_if_the_account_is_erased(st
     await stage.send(enveloped(stage, entry), enveloped(stage, entry))
     await stage.until_ordered(case, "erase", holder="notifications")
     await stage.to_completed(case)
-    await stage.until_state(case, "completed")
+    await stage.mesh.until(lambda: _completed(stage, case), 20, "completed")
     assert await known_of(stage, stage.account) == [] and await notices(stage, entry) == []
     assert entry not in json.dumps(await stage.case(case), default=str)
     # An order that is sent again is the same event, and after its receipt none comes.
@@ -190,9 +194,7 @@ async def test_a_gag_says_nothing_until_its_end_even_if_the_account_is_erased(st
     assert await stage.mesh.value("retention", "SELECT expires_at - told_at FROM disclosure_course") == 731 * DAY
 
 
-def _at(text: str) -> Any:
-    from datetime import datetime
-
+def _at(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
@@ -240,8 +242,6 @@ async def test_killed_while_it_is_entered(mesh: Mesh, seed: int, point: str) -> 
     await stage.a_customer()
     entry, sent = entering(stage)
     faults.point = point
-    from tests.support.gateway import Gateway
-
     await Gateway(seed).send(mesh.env, [sent])
     await asyncio.wait_for(faults.hit.wait(), 30)
     await mesh.abandon(stage.runtime)
@@ -265,7 +265,7 @@ NO_ENTRIES: dict[str, tuple[dict[str, str | None], str]] = {
     "no authority": ({"authority": None}, "invalid"),
     "no tables": ({"from_security": None}, "invalid"),
     "tables of nobody": ({"from_nobody": "access_row"}, "invalid"),
-    "no names of tables": ({"from_security": "*".replace("*", "..")}, "invalid"),
+    "no names of tables": ({"from_security": ".."}, "invalid"),
     "half a range": ({"since": None}, "invalid"),
     "an empty range": ({"until": "2020-01-01T00:00:00Z"}, "invalid"),
     "no instant": ({"until": "later"}, "invalid"),
@@ -471,11 +471,7 @@ async def test_the_notice_reaches_somebody_who_is_erased(mesh: Mesh, seed: int, 
         await stage.send(stage.receipt("billing", case))
         await stage.until_ordered(case, "probe")
         await stage.send(stage.scan(case, "probe", 1))
-        try:
-            await stage.until_state(case, "completed")
-        except TimeoutError:
-            print("DEBUG", await stage.case(case))
-            raise
+        await mesh.until(lambda: _completed(stage, case), 20, "completed")
         assert await mesh.value("notifications", "SELECT count(*) FROM address") == 0
         until = instant(stage.clock.now() + 200 * DAY)
         await stage.send(stage.command("end_gag", entry, role="legal", until=until))
