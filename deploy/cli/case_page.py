@@ -18,28 +18,31 @@ _COLOURS = {
 
 
 def show(what: RenderableType) -> None:
+    """Prints it."""
     from rich.console import Console
 
     Console(highlight=False).print(what)
 
 
 def coloured(word: str) -> str:
+    """A state or verdict in its colour."""
     colour = _COLOURS.get(word)
     return f"[{colour}]{word}[/]" if colour else word
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Cases, a line each."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("case", "scope", "state", "due", "waits for"):
-        table.add_column(name, no_wrap=name != "waits for", overflow="fold")
+    for name in ("case", "asks for", "state", "due", "waits for"):
+        table.add_column(name, no_wrap=name in ("case", "state", "due"), overflow="fold")
     for row in rows:
-        trouble = ", ".join(row["needs_person"]) or ("at risk" if row["at_risk"] else "")
+        trouble = ", ".join(row["needs_person"]) or ", ".join(f"{name} at risk" for name in row["risks"])
         # The day is enough here, so that 80 columns hold a case; `status` has the instants.
-        due = moment(row["due_at"])[:10] if row["due_at"] else ""
+        due = moment(row["due_at"])[5:10] if row["due_at"] else ""
         waits = f"[bold red]{trouble}[/]" if trouble else ", ".join(row["missing"])
-        table.add_row(row["id"], row["scope"], coloured(row["state"]), due, waits)
+        table.add_row(row["id"], row["kind"], coloured(row["state"]), due, waits)
     return table
 
 
@@ -48,6 +51,8 @@ def shown(row: Mapping[str, Any]) -> RenderableType:
     from rich.console import Group
 
     parts: list[RenderableType] = [_head(row)]
+    if row["history"]:
+        parts += ["", _history(row)]
     if row["holders"]:
         parts += ["", _holders(row)]
     if row["receipts"]:
@@ -72,8 +77,12 @@ def _head(row: Mapping[str, Any]) -> RenderableType:
     table = Table.grid(padding=(0, 2, 0, 0))
     about = f"{row['scope']}, {row['subjects']} subjects" if row["subjects"] else row["scope"]
     table.add_row("[dim]case[/]", f"{row['id']} ({row['kind']} of {about})")
-    table.add_row("[dim]state[/]", coloured(row["state"]))
-    for name in ("requested_at", "confirmed_at", "completed_at", "ended_at"):
+    told = row["status"] + (f", {row['reason']}" if row["reason"] else "")
+    table.add_row("[dim]state[/]", f"{coloured(row['state'])} [dim]({told})[/]")
+    if row["proofs_needed"]:
+        whose = {"account": "the account's address", "other": "the new address"}
+        table.add_row("[dim]waits for[/]", "a code from " + " and ".join(whose[one] for one in row["proofs_needed"]))
+    for name in ("requested_at", "verified_at", "confirmed_at", "completed_at", "answered_at", "ended_at"):
         if row[name]:
             table.add_row(f"[dim]{name.removesuffix('_at')}[/]", moment(row[name]))
     for clock in row["clocks"]:
@@ -83,8 +92,38 @@ def _head(row: Mapping[str, Any]) -> RenderableType:
         table.add_row("[dim]clock[/]", said)
     for mail in row["mails"]:
         table.add_row("[dim]mail[/]", f"{mail['template']}: {mail['outcome'] or 'on its way'}")
+    if row["package"]:
+        table.add_row("[dim]package[/]", _package(row["package"]))
     if row["needs_person"]:
         table.add_row("[bold red]needs a person[/]", ", ".join(row["needs_person"]))
+    return table
+
+
+def _package(one: Mapping[str, Any]) -> str:
+    size = f"{one['size'] / 1e6:,.1f} MB, fetched {one['fetched']} times"
+    return (
+        f"{size}, gone since {moment(one['gone_at'])}"
+        if one["gone_at"]
+        else f"{size}, until {moment(one['not_after'])}"
+    )
+
+
+def _history(row: Mapping[str, Any]) -> RenderableType:
+    """What happened: what the mesh did by itself is dim, what people did is not."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("when", "what", "who", "as", "why"):
+        table.add_column(name, overflow="fold")
+    for one in row["history"]:
+        dim = "[dim]" if one["role"] == "service" else ""
+        table.add_row(
+            f"[dim]{moment(one['at'])}[/]",
+            f"{dim}{one['what']}",
+            f"{dim}{one['actor']}",
+            f"{dim}{one['role']}",
+            one["reason"],
+        )
     return table
 
 

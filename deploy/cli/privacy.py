@@ -47,7 +47,7 @@ def _opener(function: _F) -> _F:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def privacy() -> None:
-    """What people may ask for, from the first word to the answer.
+    """What people may ask for: deletion, a copy, a correction.
 
     A request for a deletion deletes nothing: the code from the mail does. From then on nobody can undo it.
     """

@@ -1,6 +1,6 @@
-"""The demo's deletion: an account asks for it in the middle of its traffic, and everything follows as it would for anybody.
+"""The demo's deletion: an account asks for its data, then to be forgotten, in the middle of its traffic.
 
-Nothing here is a short cut: the wish is an event, the code comes by mail, and what became of it is read where operators
+Nothing here is a short cut: a wish is an event, code and link come by mail, and what became of it is read where operators
 read it.
 """
 
@@ -10,15 +10,18 @@ import asyncio
 import email
 import json
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from email import policy as mail_policy
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import asyncpg
 
+from deploy.demo.copy import PASSPHRASE, Copy, fetch, link_in, look_into
 from deploy.demo.emit import Emitter
 from deploy.demo.gateway import Gateway
 from deploy.demo.mesh import Reads
@@ -30,6 +33,7 @@ from shared.contract.topics import HOLDERS
 from shared.mesh.clock import Clock
 from shared.mesh.store import open_pool
 from shared.privacy import certificate as certificates
+from shared.privacy.age import CannotOpen
 from shared.privacy.vault import MasterKeys, Shredded, Vault
 
 _ROOM = "retention"
@@ -51,6 +55,7 @@ class Story:
     account: str
     workspaces: Sequence[str]
     case: Mapping[str, Any] | None = None
+    copy: Copy | None = None
     trouble: str | None = None
     mails: Sequence[str] = ()
     """Subjects of the mails that came to its holder."""
@@ -92,7 +97,8 @@ class Story:
     @property
     def holds(self) -> bool:
         """Whether it was done, and a certificate that is there is good."""
-        good = self.completed and self.books_stand and self.late_is_dropped and self.trouble is None
+        taken = self.copy is not None and self.copy.holds
+        good = taken and self.completed and self.books_stand and self.late_is_dropped and self.trouble is None
         return good and (not self.certified or self.verdict == "valid")
 
 
@@ -141,19 +147,34 @@ class Deletion:
         await self._emitter.run(people.traces())
         await self._asked.wait()
         await self._is_known()
+        copy = await self._take_along()
         wish, case = people.asks(self._clock.now())
         await self._emitter.run([wish])
-        code = await self._code(people.address)
+        code = await self._in_mail(case, lambda text: next(iter(_CODE.findall(text)), None))
         self.story.sums_before = await self._reads.ledger_sums()
         await self._emitter.run([people.confirms(case, code, self._clock.now())])
         await self._see(case, lambda row: row["confirmed_at"] is not None, "it was not confirmed")
         self._confirmed.set()
+        copy.link_afterwards, _ = await fetch(copy.link)
         await self._see(
             case, lambda row: any(one["holder"] == "metering" for one in row["receipts"]), "metering gave no receipt"
         )
         self._gateway.leaver_is_gone = True
         self._effective.set()
         await self._emitter.run(people.late())
+
+    async def _take_along(self) -> Copy:
+        """It asks for all its data, in its settings, and opens the package with its passphrase."""
+        asked_at = time.monotonic()
+        wish, case = self._people.wants_copy(self._clock.now(), PASSPHRASE)
+        copy = self.story.copy = Copy(case)
+        await self._emitter.run([wish])
+        link = await self._in_mail(case, link_in)
+        try:
+            await look_into(copy, link, asked_at)
+        except (CannotOpen, aiohttp.ClientError) as error:
+            raise LocalError(f"the package cannot be opened: {error}") from None
+        return copy
 
     async def completed(self) -> None:
         """Waits until every holder has answered and the auditor has looked."""
@@ -186,7 +207,8 @@ class Deletion:
         story.sums_after = await self._reads.ledger_sums()
         if story.case is not None:
             story.case = await self._reads(_ROOM, "case", id=story.case["id"])
-            story.mails = [str(mail["Subject"]) for mail in self._mails(self._people.address)]
+            mails = [mail for mail in self._mails(self._people.address) if story.case["id"] in mail.get_content()]
+            story.mails = [str(mail["Subject"]) for mail in mails]
         for room in ("security", "insights"):
             counters = await self._reads(room, "counters")
             dropped = sum(n for name, n in counters.items() if name.startswith("erased:"))
@@ -220,17 +242,17 @@ class Deletion:
 
     # --- as its holder does it -------------------------------------------------------------------------------------
 
-    async def _code(self, address: str) -> str:
-        """The code, out of the mail."""
+    async def _in_mail(self, case: str, find: Callable[[str], str | None]) -> str:
+        """What a mail of a case brings: a code, a link."""
         found: list[str] = []
 
         async def came() -> bool:
-            for mail in self._mails(address):
-                found.extend(_CODE.findall(mail.get_content()))
+            texts = (mail.get_content() for mail in self._mails(self._people.address))
+            found.extend(what for text in texts if case in text and (what := find(text)) is not None)
             return bool(found)
 
         if not await until(came, _WAIT_SECONDS):
-            raise LocalError("the mail with the code did not come: see the log of notifications")
+            raise LocalError(f"a mail of case {case} did not come: see the log of notifications")
         return found[0]
 
     def _mails(self, address: str) -> list[Any]:

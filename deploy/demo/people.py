@@ -84,6 +84,16 @@ class People:
             topics.PRIVACY_REQUESTS, events.PrivacyRequested, self.leaver, data, self.leaver, microseconds(now)
         )
 
+    def wants_copy(self, now: datetime, passphrase: str) -> tuple[Record, str]:
+        """The wish to have all its data, out of the settings, and the case that it opens."""
+        data = {
+            "kind": "access", "scope": "account", "target": self.leaver, "channel": "settings",
+            "passphrase": self._sealed(passphrase),
+        }  # fmt: skip
+        return self._made(
+            topics.PRIVACY_REQUESTS, events.PrivacyRequested, self.leaver, data, self.leaver, microseconds(now)
+        )
+
     def confirms(self, case: str, code: str, now: datetime) -> Record:
         """The last word."""
         data = {"case": case, "code": code}

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -234,7 +234,7 @@ class Demo:
             books=books,
             dead_letters=by_reason(letters),
             quarantine=by_reason(quarantine["counts"], "n"),
-            by_model=use_by_model(by_model),
+            by_model=use_by_model(by_model["models"]),
             ledger=ledger,
             published=published,
             balances=balances,
@@ -246,7 +246,7 @@ class Demo:
         return Page(
             seed=self._options.seed,
             traces=[trace.path.name for trace in self._options.traces],
-            usage=by_model,
+            usage=by_model["models"],
             spend={name: account.credited[name] - balance for name, balance in published.items()},
             balances=published,
             letters=letters,
@@ -275,7 +275,9 @@ class Demo:
         story = page.deletion
         deletion = {
             "completed": story.completed, "certified": story.certified, "certificate": story.verdict,
-            "holds": story.holds, "case": story.case, "sums_before": story.sums_before, "sums_after": story.sums_after,
+            "holds": story.holds, "case": story.case,
+            "copy": None if story.copy is None else asdict(story.copy) | {"link": None},
+            "sums_before": story.sums_before, "sums_after": story.sums_after,
         }  # fmt: skip
         return {**page.books, "emitter": {"equal": equal, "account": account}, "deletion": deletion}
 

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from deploy.demo.copy import Copy
 from deploy.demo.deletion import Story
 from shared.contract.money import usd
 
@@ -27,6 +28,9 @@ def deletion(story: Story, plain: bool) -> Iterator[RenderableType]:
         (story.account, "bold"), f", {len(story.workspaces)} {own}, {story.sent:,} generations and "
         f"{usd(story.credit_pico, 2)} of credit, asked in its settings to be forgotten. Its traffic did not stop.",
     )  # fmt: skip
+    if story.copy is not None and story.copy.rows:
+        yield ""
+        yield _taken_along(story.copy)
     if story.trouble is not None:
         yield Text(f"{story.trouble}.", style="bold red")
     if case is None:
@@ -38,6 +42,22 @@ def deletion(story: Story, plain: bool) -> Iterator[RenderableType]:
         yield _receipts(case["receipts"])
     yield ""
     yield from _proofs(story, plain)
+
+
+def _taken_along(copy: Copy) -> RenderableType:
+    """What it asked for first."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    by_holder = ", ".join(f"{holder} {n:,}" for holder, n in sorted(copy.rows.items(), key=lambda one: -one[1]) if n)
+    table.add_row(
+        "its data first",
+        f"a package of {copy.size / 1e6:.2f} MB {copy.seconds:.1f} s after the wish, opened with its passphrase: "
+        f"{sum(copy.rows.values()):,} rows of {copy.tables} tables, {copy.logged:,} of them requests",
+    )
+    table.add_row("", Text(by_holder, style="dim"))
+    table.add_row("", Text(f"{copy.missing} notes say what is not in it, and why", style="dim"))
+    return table
 
 
 # --- when ---------------------------------------------------------------------------------------------------------
@@ -149,6 +169,15 @@ def _proofs(story: Story, plain: bool) -> Iterator[RenderableType]:
             f"{story.late:,} sent when it was gone); {late} sign-ins and clicks",
         )
     )
+    copy = story.copy
+    if copy is not None and copy.link_afterwards:
+        lines.append(
+            (
+                copy.holds,
+                "The package was whole, and is gone",
+                f"every file as its manifest says; since the last word its link answers {copy.link_afterwards}",
+            )
+        )
     used = story.credit_pico - story.ended_pico
     lines.append(
         (

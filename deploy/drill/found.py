@@ -30,8 +30,9 @@ COMES_BACK: Mapping[str, str] = {
         "certificate is with whoever was given it."
     ),
     "notifications": (
-        "Addresses since the copy are learned again. A mail that was sent since the copy is sent a second time, if its "
-        "account still has an address."
+        "Addresses since the copy are learned again; one that was changed since the copy is the old one. A mail that was sent "
+        "since the copy is sent a second time, with another code, if its account still has an address: the first code is not "
+        "known any more."
     ),
     "insights": "Activity and settings since the copy are read again, within the life of their topics.",
 }

@@ -55,6 +55,18 @@ def _wanted(at: datetime, setting: Setting) -> bool:
     return not setting.opted_out and (setting.kept_since is None or at >= setting.kept_since)
 
 
+def missing(setting: Setting | None, now: datetime) -> str | None:
+    """Why activity of the time that is kept may be missing; None if nothing stands in its way."""
+    if setting is None:
+        return None
+    if setting.opted_out:
+        return "not kept: the workspace has opted out of activity"
+    if setting.kept_since is not None and setting.kept_since > now - LIFE:
+        since = setting.kept_since.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return f"nothing from before {since} is kept: until then the workspace had opted out of activity"
+    return None
+
+
 def row(event: Any) -> Row:
     """The event as a row. It expires on the day of its last instant."""
     data = event.data

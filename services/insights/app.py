@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from services.insights import store
-from services.insights.activity import LIFE, judged, obeyed, row
+from services.insights.activity import LIFE, judged, missing, obeyed, row
 from services.insights.data_map import HOLDING
 from shared.contract import topics
 from shared.mesh import Batch, Partitioned, Service, Transaction
@@ -54,12 +54,16 @@ async def keep(batch: Batch, tx: Transaction) -> None:
 
 @service.reads("activity")
 async def read_activity(query: Mapping[str, str], tx: Transaction) -> Any:
-    """What happened in a workspace, the newest first: for a support case, which has to be named."""
+    """What happened in a workspace, the newest first, and why some of it is missing, if it is: for a support case, which
+    has to be named."""
     if tx.caller is None or not names_a_case(tx.caller.reason):
         raise NotAllowed("raw activity is read for a case only: give its ticket or id as the reason (e.g. SUP-4711)")
     limit = min(int(query.get("limit", "100")), 1_000)
     today = tx.now.astimezone(UTC).date()
-    return await store.activity(tx.db, query.get("workspace", ""), today, tx.now - LIFE, limit)
+    workspace = query.get("workspace", "")
+    setting = (await store.settings(tx.db, [workspace])).get(workspace)
+    rows = await store.activity(tx.db, workspace, today, tx.now - LIFE, limit)
+    return {"rows": rows, "reason": missing(setting, tx.now)}
 
 
 holder = attach(service, HOLDING)

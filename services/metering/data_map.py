@@ -31,7 +31,7 @@ DATA_MAP: DataMap = (
     ),
     *plain("request_log", "expires_on", "retention_days", "price_version"),
     *personal(
-        "workspace_setting", "workspace",
+        "workspace_setting", "workspace", "account",
         category="user.unique_id", use="essential.service", clock_start="account_closed", period="account_closure",
         on_erasure="delete_row", ground="contract",
     ),
@@ -135,6 +135,6 @@ HOLDING = Holding(
         Rows("request_log", _OWNERS, {"key": "key_id"}, when="occurred_at"),
         Rows("rollup_hourly", {"workspace": "workspace"}, {"key": "key_id"}, when="to_timestamp(hour * 3600.0)"),
         Rows("rollup_daily", {"workspace": "workspace"}, when="to_timestamp(day * 86400.0)"),
-        Rows("workspace_setting", {"workspace": "workspace"}),
+        Rows("workspace_setting", _OWNERS),
     ),
 )

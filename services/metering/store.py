@@ -18,7 +18,14 @@ from shared.privacy.store import Slice
 
 _FEW = 500
 _PENDING = ("workspaces", "keys", "models", "hours", "generations", "input_tokens", "output_tokens", "amounts")
+NO_GENERATION = "00000000-0000-7000-8000-000000000000"
+"""Stands where a waiting correction's original would, if its workspace keeps no log: no event has this id."""
 _SEEN = Struct(">hi16siQ").pack
+_ADD_DAYS = """ON CONFLICT (day, workspace) DO UPDATE
+               SET generations = r.generations + excluded.generations,
+                   input_tokens = r.input_tokens + excluded.input_tokens,
+                   output_tokens = r.output_tokens + excluded.output_tokens,
+                   amount_pico = r.amount_pico + excluded.amount_pico"""
 
 
 # --- de-duplication ----------------------------------------------------------------------------------------------
@@ -135,15 +142,17 @@ async def setting_versions(db: Connection, workspaces: Sequence[str]) -> dict[st
     return {row["workspace"]: row["version"] for row in rows}
 
 
-async def set_settings(db: Connection, settings: Sequence[tuple[str, int, int]], now: datetime) -> None:
-    """Takes over (workspace, version, days), each higher than what is known. What has ended by the setting until now
+async def set_settings(db: Connection, settings: Sequence[tuple[str, str, int, int]], now: datetime) -> None:
+    """Takes over (workspace, account, version, days), each higher than what is known. What has ended by the setting until now
     stays ended, whatever the new one is."""
     revision = await db.fetchval("UPDATE setting_revision SET revision = revision + 1 RETURNING revision")
     await db.executemany(
-        """INSERT INTO workspace_setting AS s (workspace, version, log_retention_days, revision) VALUES ($1, $2, $3, $4)
+        """INSERT INTO workspace_setting AS s (workspace, account, version, log_retention_days, revision)
+           VALUES ($1, $2, $3, $4, $5)
            ON CONFLICT (workspace) DO UPDATE
-             SET version = excluded.version, log_retention_days = excluded.log_retention_days, revision = excluded.revision,
-                 ended_before = greatest(s.ended_before, $5::timestamptz - s.log_retention_days * interval '1 day')
+             SET account = excluded.account, version = excluded.version, log_retention_days = excluded.log_retention_days,
+                 revision = excluded.revision,
+                 ended_before = greatest(s.ended_before, $6::timestamptz - s.log_retention_days * interval '1 day')
            WHERE s.version < excluded.version""",
         [(*setting, revision, now) for setting in sorted(settings)],
     )
@@ -160,6 +169,24 @@ async def settings_since(db: Connection, revision: int) -> dict[str, int]:
     return {row["workspace"]: row["log_retention_days"] for row in rows}
 
 
+async def kept_days(db: Connection, workspace: str) -> int | None:
+    """How long a workspace wants its log kept; None if it has never said so."""
+    days: int | None = await db.fetchval(
+        "SELECT log_retention_days FROM workspace_setting WHERE workspace = $1", workspace
+    )
+    return days
+
+
+async def shorter_than(db: Connection, account: str, days: int) -> dict[str, int]:
+    """workspace -> days, of those workspaces of an account that keep their log for less than `days`."""
+    rows = await db.fetch(
+        """SELECT workspace, log_retention_days FROM workspace_setting
+           WHERE account = $1 AND log_retention_days < $2 ORDER BY workspace""",
+        account, days,
+    )  # fmt: skip
+    return {row["workspace"]: row["log_retention_days"] for row in rows}
+
+
 async def settings_open(db: Connection) -> bool:
     """Whether rows on disk have still to be treated by a setting."""
     return bool(await db.fetchval("SELECT EXISTS (SELECT FROM workspace_setting WHERE treated < version)"))
@@ -173,8 +200,10 @@ async def begin_treating(db: Connection) -> None:
         """UPDATE quarantine q
            SET event_id = NULL, event_at = date_trunc('hour', q.event_at),
                usage = (q.usage - 'generation_ref') || '{"key": "not-kept", "log_retention_days": 0}'
+                 || CASE WHEN q.usage ? 'original' THEN jsonb_build_object('original', $1::text) ELSE '{}' END
            FROM workspace_setting s
-           WHERE q.usage->>'workspace' = s.workspace AND s.log_retention_days = 0 AND s.treated < s.treating"""
+           WHERE q.usage->>'workspace' = s.workspace AND s.log_retention_days = 0 AND s.treated < s.treating""",
+        NO_GENERATION,
     )
 
 
@@ -210,6 +239,25 @@ async def treat_logged(db: Connection, piece: Slice, expires_on: date, now: date
             SELECT count(*) FROM moved""",  # noqa: S608 -- a date
     )
     return deleted, moved
+
+
+async def treat_rollups(db: Connection, piece: Slice) -> int:
+    """Of a slice of the hourly sums: those of workspaces that keep no log any more become sums of days, without key and
+    model. Returns how many hourly sums that were."""
+    return int(
+        await db.fetchval(
+            f"""WITH taken AS (
+                DELETE FROM {piece.relation} t USING workspace_setting s
+                WHERE s.workspace = t.workspace AND s.treated < s.treating AND s.log_retention_days = 0 AND {piece.condition}
+                RETURNING t.*
+            ), by_day AS (
+                INSERT INTO rollup_daily AS r (workspace, day, generations, input_tokens, output_tokens, amount_pico)
+                SELECT workspace, hour / 24 AS day, sum(generations), sum(input_tokens), sum(output_tokens), sum(amount_pico)
+                FROM taken GROUP BY workspace, day ORDER BY day, workspace
+                {_ADD_DAYS})
+            SELECT count(*) FROM taken""",  # noqa: S608 -- a name of the catalogue
+        )
+    )
 
 
 # --- ratings of a range ------------------------------------------------------------------------------------------
@@ -483,7 +531,7 @@ async def roll_up(db: Connection, batches: int, from_hour: int) -> None:
     Sums of hours before `from_hour` (since 1970) have waited too long: the rollups do not reach back so far any more.
     """
     await db.execute(
-        """WITH taken AS (
+        f"""WITH taken AS (
              DELETE FROM pending WHERE id IN (SELECT id FROM pending ORDER BY id LIMIT $1) RETURNING *
            ), sums AS (
              SELECT s.workspace, s.key_id, s.model, s.hour::int, sum(s.generations)::bigint AS generations,
@@ -498,11 +546,7 @@ async def roll_up(db: Connection, batches: int, from_hour: int) -> None:
              INSERT INTO rollup_daily AS r (workspace, day, generations, input_tokens, output_tokens, amount_pico)
              SELECT workspace, (hour / 24)::int AS day, sum(generations), sum(input_tokens), sum(output_tokens), sum(amount_pico)
              FROM sums WHERE key_id IS NULL GROUP BY workspace, day
-             ON CONFLICT (day, workspace) DO UPDATE
-               SET generations = r.generations + excluded.generations,
-                   input_tokens = r.input_tokens + excluded.input_tokens,
-                   output_tokens = r.output_tokens + excluded.output_tokens,
-                   amount_pico = r.amount_pico + excluded.amount_pico
+             {_ADD_DAYS}
            )
            INSERT INTO rollup_hourly AS r (workspace, key_id, model, hour, generations, input_tokens, output_tokens,
                amount_pico)
@@ -510,7 +554,7 @@ async def roll_up(db: Connection, batches: int, from_hour: int) -> None:
            FROM sums WHERE key_id IS NOT NULL ORDER BY hour, workspace, key_id, model  -- as its index lies
            ON CONFLICT (hour, workspace, key_id, model) DO UPDATE
              SET generations = r.generations + excluded.generations, input_tokens = r.input_tokens + excluded.input_tokens,
-                 output_tokens = r.output_tokens + excluded.output_tokens, amount_pico = r.amount_pico + excluded.amount_pico""",
+                 output_tokens = r.output_tokens + excluded.output_tokens, amount_pico = r.amount_pico + excluded.amount_pico""",  # noqa: S608 -- a constant
         batches, from_hour,
     )  # fmt: skip
 
@@ -536,6 +580,35 @@ async def usage_by_model(db: Connection, since_hour: int, limit: int) -> list[di
         since_hour, limit,
     )  # fmt: skip
     return [dict(row) for row in rows]
+
+
+async def usage_without_model(db: Connection, since_day: int) -> dict[str, Any]:
+    """Usage since a day of workspaces that keep no log: of which model it is, is not kept."""
+    row = await db.fetchrow(
+        """SELECT coalesce(sum(generations), 0)::bigint AS generations, coalesce(sum(input_tokens), 0)::bigint AS input_tokens,
+                  coalesce(sum(output_tokens), 0)::bigint AS output_tokens, coalesce(sum(amount_pico), 0) AS amount_pico
+           FROM rollup_daily WHERE day >= $1""",
+        since_day,
+    )
+    assert row is not None
+    return dict(row)
+
+
+async def usage_of_workspace(
+    db: Connection, workspace: str, since_hour: int, limit: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A workspace's usage since an hour, the newest first: by hour, key and model, and by day where that is not kept."""
+    hours = await db.fetch(
+        """SELECT hour, key_id, model, generations, input_tokens, output_tokens, amount_pico FROM rollup_hourly
+           WHERE workspace = $1 AND hour >= $2 ORDER BY hour DESC, key_id, model LIMIT $3""",
+        workspace, since_hour, limit,
+    )  # fmt: skip
+    days = await db.fetch(
+        """SELECT day, generations, input_tokens, output_tokens, amount_pico FROM rollup_daily
+           WHERE workspace = $1 AND day >= $2 ORDER BY day DESC LIMIT $3""",
+        workspace, since_hour // 24, limit,
+    )  # fmt: skip
+    return [dict(row) for row in hours], [dict(row) for row in days]
 
 
 async def providers_of(db: Connection, account: str, now: datetime) -> list[str]:

@@ -156,7 +156,7 @@ ROWS = (
     Rows("barred", expires="expires_at"),
     Rows(
         "address", owners={"account": "account"}, sealed={"sealed": "address.sealed", "previous": "address.previous"},
-        corrects=("sealed",), ends="a previous address ends with the job `forget`, when the change has settled",
+        ends="a previous address ends with the job `forget`, when the change has settled",
     ),
 )  # fmt: skip
 

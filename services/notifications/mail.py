@@ -323,7 +323,8 @@ def _erasure_completed(facts: Facts, code: str | None) -> str:
             "`steward certificate verify` tells, by our public key, whether we signed it and whether anybody has changed it."
         ),
         _fold(
-            "This is our last mail to you. This address is not kept either: we destroy it now that this mail is sent."
+            "This is our last mail to you about your deletion. This address is not kept either: we destroy it now that this mail "
+            "is sent, unless a law makes us keep it for a while. Then the certificate says so."
         )
         if facts.get("scope", "account") == "account"
         else "",
@@ -457,7 +458,7 @@ def _corrected(facts: Facts, code: str | None) -> str:
     at = f" on {_when(facts['corrected'])}" if facts.get("corrected") else ""
     return _wrapped(
         "Hello,",
-        _fold(f"You asked us to correct {what}. It is corrected{at}, in every place in which we keep it."),
+        _fold(f"You asked us to correct {what}. It was corrected{at}, in every place in which we keep it."),
         _fold("We do not repeat here what it says now. You see it in your settings. Past invoices stay as they are."),
         "If you did not ask for this",
         _fold("Write to our support, by the reference below, and look at who can sign in to your account."),
@@ -571,7 +572,8 @@ def _extended(facts: Facts, code: str | None) -> str:
 def _status(facts: Facts, code: str | None) -> str:
     state = _STATES.get(facts.get("state", ""), _STATES["in_progress"])
     reason = _REASONS.get(facts.get("reason", ""), "") if facts.get("state") == "denied" else ""
-    by = f"An answer is due by {_when(facts['answer_by'])}." if facts.get("answer_by") else ""
+    waits = facts.get("answer_by") and facts.get("state", "in_progress") in ("open", "in_progress")
+    by = f"An answer is due by {_when(facts['answer_by'])}." if waits else ""
     return _wrapped(
         "Hello,",
         _fold(f"You act for somebody who has an account with us. This is how {_request(facts, 'the')} stands."),
@@ -593,11 +595,11 @@ def _disclosure(facts: Facts, code: str | None) -> str:
             ("What", "scope"))  # fmt: skip
     return _wrapped(
         "Hello,",
-        _fold(f"We had to disclose data of your account{at}. We tell you as soon as we may."),
+        _fold(f"We have disclosed data of your account{at}. We tell you as soon as we may."),
         _list(*(f"{title}: {facts[name]}." for title, name in told if facts.get(name))),
         _fold(
-            "We disclosed this and no more. If you want to do something about it, a lawyer can tell you what; the instrument "
-            "above is what they need to know."
+            "This, and no more. If you want to do something about it, a lawyer can tell you what, and needs to know what stands "
+            "above."
         ),
         _reference(facts),
     )
@@ -605,7 +607,7 @@ def _disclosure(facts: Facts, code: str | None) -> str:
 
 _REQUEST_FACTS = frozenset({"case", "scope", "until", "unused_credit", "workspaces", "without_administrator"})
 _ASKED = frozenset({"case", "kind", "received"})
-_CODE_FACTS = frozenset({"case", "until"})
+_CODE_FACTS = frozenset({"case", "until", "kind", "received"})
 
 TEMPLATES: Mapping[str, Template] = {
     "verify": Template(

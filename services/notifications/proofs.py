@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from shared.policy import policy
+
 Proves = Literal["account", "other"]
 Verdict = Literal["account", "other", "wrong", "used"]
 
-ATTEMPTS = 5
+ATTEMPTS = policy().code_attempts
 """Wrong codes that a case stands."""
-SETTLE = timedelta(days=7)
+SETTLE = timedelta(days=policy().address_settle_days)
 """How long after a change of address codes still go to the previous one: whoever took an account over, and changed its
 address, does not get them."""
 OLD, NEW = "address_old", "address_new"

@@ -136,13 +136,16 @@ async def keep_longer(db: Connection, case_id: str, not_after: datetime) -> bool
     )  # fmt: skip
 
 
-async def kept_until(db: Connection, subject_hashes: Sequence[bytes], now: datetime) -> datetime | None:
-    """Until when addresses of these subjects are kept for mails that the law does not allow yet."""
-    until: datetime | None = await db.fetchval(
-        "SELECT max(not_after) FROM kept_address WHERE subject_hash = ANY($1) AND not_after > $2",
+async def kept_until(db: Connection, subject_hashes: Sequence[bytes], now: datetime) -> tuple[datetime | None, bool]:
+    """Until when addresses of these subjects are kept for mails that the law does not allow yet, and whether any address is
+    barred at all: one question, since it is asked for every erasure."""
+    row = await db.fetchrow(
+        """SELECT (SELECT max(not_after) FROM kept_address WHERE subject_hash = ANY($1) AND not_after > $2) AS until,
+                  EXISTS (SELECT FROM barred) AS any_barred""",
         list(subject_hashes), now,
     )  # fmt: skip
-    return until
+    assert row is not None, "a query without FROM has one row"
+    return row["until"], row["any_barred"]
 
 
 async def envelope(db: Connection, case_id: str, now: datetime) -> str | None:

@@ -391,7 +391,9 @@ async def test_administrators_shorten_lengthen_and_switch_off(mesh: Mesh, clock:
     assert not await visible(runtime, last) and await workspace.on_disk() == []
     await workspace.wants(90)
     assert await workspace.on_disk() == [] and not await visible(runtime, last), "0 to 90 restores nothing"
-    assert await mesh.value("metering", "SELECT sum(generations) FROM rollup_daily") == 1
+    # What was summed up by hour, key and model before is summed up by day now, like the last one.
+    assert await mesh.value("metering", "SELECT sum(generations) FROM rollup_daily") == 4
+    assert await mesh.value("metering", "SELECT count(*) FROM rollup_hourly") == 0
 
 
 @pytest.mark.promise(6)
@@ -434,12 +436,23 @@ async def test_batch_in_flight_when_a_setting_changes(mesh: Mesh, clock: Time, w
                 "$1", f"'{workspace.name}'"
             )
         )
+        # Its sums have a key, too, and are on their way.
+        await late.execute(
+            f"""INSERT INTO pending (workspaces, keys, models, hours, generations, input_tokens, output_tokens, amounts)
+                SELECT ARRAY['{workspace.name}'], ARRAY['key-late'], ARRAY['m'], ARRAY[{int(clock.at.timestamp()) // 3600}],
+                       ARRAY[1], ARRAY[5], ARRAY[5], ARRAY[7]"""
+        )
         await late.execute("COMMIT")
 
     async def gone() -> bool:
         return not await workspace.on_disk()
 
     await mesh.until(gone, 20, "nothing is left")
+    await mesh.idle()
+    by_key = "SELECT count(*) FROM rollup_hourly WHERE workspace = $1"
+    by_day = "SELECT sum(generations)::int FROM rollup_daily WHERE workspace = $1"
+    assert await mesh.value("metering", by_key, workspace.name) == 0
+    assert await mesh.value("metering", by_day, workspace.name) == 2
     assert runtime.troubles() == []
 
 

@@ -150,15 +150,15 @@ async def test_a_read_without_a_case_is_refused_and_noted(mesh: Mesh, house: Hou
             await running.answer("activity", {"workspace": "ins-i"}, "ann", "support", reason)
     case = "01939f6e-0000-7000-8000-000000000000"
     for reason in ("SUP-4711", "SUP-4711: the customer asks", case):
-        rows = await running.answer("activity", {"workspace": "ins-i"}, "ann", "support", reason)
-        assert [row["member"] for row in rows] == ["mem-ins-i"] * 2
+        said = await running.answer("activity", {"workspace": "ins-i"}, "ann", "support", reason)
+        assert [row["member"] for row in said["rows"]] == ["mem-ins-i"] * 2 and said["reason"] is None
     noted = await mesh.fetch(
         "insights", "SELECT actor, role, reason FROM mesh_read WHERE name = 'activity' ORDER BY id"
     )
     assert len(noted) == 8 and {(row["actor"], row["role"]) for row in noted} == {("ann", "support")}
     # Hidden at the instant, though the day is not over yet.
     house.at(START + SECOND)
-    assert len(await running.answer("activity", {"workspace": "ins-i"}, "ann", "support", case)) == 1
+    assert len((await running.answer("activity", {"workspace": "ins-i"}, "ann", "support", case))["rows"]) == 1
     assert await kept(mesh) == {"ins-i": 2}
 
 
@@ -173,4 +173,4 @@ async def test_a_refused_read_says_what_is_missing(mesh: Mesh, house: House) -> 
         async with session.get(url) as answer:
             assert answer.status == 403 and "SUP-4711" in json.loads(await answer.read())["error"]
         async with session.get(url, headers={"x-steward-reason": "SUP-1"}) as answer:
-            assert answer.status == 200 and json.loads(await answer.read()) == []
+            assert answer.status == 200 and json.loads(await answer.read()) == {"rows": [], "reason": None}

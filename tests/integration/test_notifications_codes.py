@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from services.audit.app import make_service as make_audit
 from services.notifications.data_map import SECRET_LIFE
 from services.notifications.proofs import ATTEMPTS, SETTLE
 from shared.contract import events, topics
 from shared.mesh.runtime import Runtime
 from shared.mesh.transaction import rfc3339
-from tests.support.coordinator import Coordinator
+from tests.support.coordinator import Coordinator, new_case
 from tests.support.desk import ADDRESS, AGENT, CASE, CASE_2, CASE_3, DAY, LINK, NEW, Desk, opened_desk
 from tests.support.gateway import Sent
 from tests.support.post import Trouble
@@ -453,6 +454,39 @@ async def test_a_notice_finds_its_address_when_a_gag_ends_even_if_the_account_is
     assert (await desk.in_state("refused", "cause-2"))["reason"] == "no_address"
     assert await desk.rows("kept_address") == 0
     assert runtime.exit_reason is None
+
+
+@pytest.mark.promise(45)
+async def test_the_auditor_finds_nothing_of_the_erased_although_an_address_is_kept(desk: Desk) -> None:
+    await desk.know()
+    await desk.mesh.start("audit", service=make_audit(desk.mesh.env))
+    await desk.send(*both(desk, CASE_2), desk.asked())
+    await desk.send(desk.confirmed(await desk.code()), desk.confirmed(wrong(await desk.code("old-0")), case=CASE_2))
+    keep = await desk.order("envelope", case=CASE_3, not_after=rfc3339(desk.clock.now() + 400 * DAY))
+    await desk.send(keep, await desk.order("bar"))
+    await desk.mesh.idle()
+    await desk.erase()
+    tables = ("judgement", "kept_address", "barred", "envelope", "mail", "proof")
+    assert [await desk.rows(table) for table in tables] == [2, 1, 1, 1, 3, 0]
+    retention = Coordinator(desk.mesh, desk.gateway, own=desk.vault)
+    case, who = new_case(), [("account", "acc-1"), ("workspace", "ws-1")]
+    await desk.send(await retention.order(case, who, ["audit"], action="sweep"))
+    (scanned,) = await retention.receipts(case, 1)
+    verdicts = {one.store: one.verdict for one in scanned.stores if one.holder == "notifications"}
+    assert set(tables) < set(verdicts) and set(verdicts.values()) == {"clean"}
+
+
+async def test_an_order_to_keep_an_address_that_comes_again_after_the_mail_keeps_nothing(desk: Desk) -> None:
+    await desk.know()
+    keep = await desk.order("envelope", not_after=rfc3339(desk.clock.now() + DAY))
+    await desk.send(keep)
+    await desk.mesh.idle()
+    assert await desk.rows("kept_address") == 1
+    await desk.send(desk.asked("cause-1", "disclosure", account=None))
+    await desk.in_state("accepted")
+    await desk.send(keep)
+    await desk.mesh.idle()
+    assert await desk.rows("kept_address") == 0
 
 
 async def test_an_address_is_kept_until_its_day_and_not_without_one(desk: Desk) -> None:

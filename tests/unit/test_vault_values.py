@@ -118,6 +118,14 @@ def test_subjects_have_hashes_of_their_own() -> None:
     assert not set(hashes) & set(SubjectHasher(other).hashes(subjects))
 
 
+def test_what_must_not_be_remembered_has_the_same_hash_and_leaves_nothing_behind() -> None:
+    hasher = SubjectHasher(bytes(range(32)))
+    once = hasher.once("code", "case-1:7QK2M9XB")
+    assert "7QK2M9XB" not in repr(vars(hasher))
+    assert [once] == hasher.hashes([("code", "case-1:7QK2M9XB")])
+    assert once != hasher.once("code", "case-2:7QK2M9XB"), "a code is bound to its case"
+
+
 # --- master keys ---------------------------------------------------------------------------------------------------
 
 

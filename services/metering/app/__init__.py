@@ -25,6 +25,7 @@ from services.metering.identity import day_bound
 from services.metering.usage import hour_bound, ordinal_bound
 from shared.contract import topics
 from shared.mesh import Batch, Done, Partitioned, Received, Service, Task, Transaction
+from shared.mesh.http import NotFound
 from shared.policy import policy
 from shared.privacy.holder import attach
 
@@ -32,6 +33,9 @@ _CHUNK = 1_000
 _ROLLUP_BATCHES = 200
 _LOG = Partitioned("request_log", ahead=policy().request_log_max_days + 3, keeps=timedelta(0))
 _NO_LOG = "nothing of this account is in the request log: its log retention is 0, its rows are over, or nothing came"
+_NO_MODEL = "workspaces whose log retention is, or was, 0: of their usage sums by day are kept, without key and model"
+_NO_HOURS = "log retention is, or was, 0: usage of that time is kept as sums by day, without key and model"
+_HOUR = timedelta(hours=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -160,7 +164,26 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
 
     @service.reads("usage-by-model")
     async def usage_by_model(query: Mapping[str, str], tx: Transaction) -> Any:
-        return await store.usage_by_model(tx.db, int(query.get("since_hour", 0)), int(query.get("limit", 20)))
+        """Usage of all workspaces by model; apart from it, and with the reason, what cannot be told by model."""
+        since = int(query.get("since_hour", 0))
+        rest = await store.usage_without_model(tx.db, since // 24)
+        return {
+            "models": await store.usage_by_model(tx.db, since, int(query.get("limit", 20))),
+            "without_model": rest | {"reason": _NO_MODEL if rest["generations"] or rest["amount_pico"] else None},
+        }
+
+    @service.reads("usage")
+    async def usage(query: Mapping[str, str], tx: Transaction) -> Any:
+        """A workspace's usage since an hour (of the last 30 days): by hour, key and model, or by day, and then why."""
+        workspace = query.get("workspace", "")
+        since = int(query.get("since_hour", (tx.now - _EPOCH) // _HOUR - 24 * 30))
+        limit = min(int(query.get("limit", 1000)), 10_000)
+        hours, days = await store.usage_of_workspace(tx.db, workspace, since, limit)
+        kept = await store.kept_days(tx.db, workspace)
+        if kept is None and not hours and not days:
+            raise NotFound("nothing is known here of such a workspace: no usage, and no setting")
+        reason = _NO_HOURS if kept == 0 or days else None
+        return {"workspace": workspace, "log_retention_days": kept, "hours": hours, "days": days, "reason": reason}
 
     @service.reads("costs")
     async def costs(query: Mapping[str, str], tx: Transaction) -> Any:
@@ -168,9 +191,15 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
 
     @service.reads("recipients")
     async def recipients(query: Mapping[str, str], tx: Transaction) -> Any:
-        """The providers that served an account, as far as its request log goes back; without a log, why there is none."""
-        providers = await store.providers_of(tx.db, query.get("account", ""), tx.now)
-        return {"providers": providers, "reason": None if providers else _NO_LOG}
+        """The providers that served an account, as far as its request log goes back; why some are missing, if they may be."""
+        account = query.get("account", "")
+        providers = await store.providers_of(tx.db, account, tx.now)
+        shorter = await store.shorter_than(tx.db, account, policy().request_log_default_days)
+        reason = None if providers else _NO_LOG
+        if providers and shorter:
+            named = ", ".join(f"{workspace} ({days} days)" for workspace, days in shorter.items())
+            reason = f"not complete: these workspaces keep their request log for a shorter time: {named}"
+        return {"providers": providers, "reason": reason}
 
     @service.reads("interesting")
     async def interesting(query: Mapping[str, str], tx: Transaction) -> Any:

@@ -29,7 +29,11 @@ async def explained(room: Room, wanted: str, tx: Transaction) -> Any:
         if who.key and await store.known(tx.db, [who.key]):
             raise NotKept("not kept: log retention 0, or its retention is over")
     if row is None:
-        raise NotFound("no such generation is kept here")
+        # Whether there ever was one cannot be told: at log retention 0 no row says so, and `seen` ends.
+        raise NotFound(
+            "no such generation is kept here: it never came, its workspace keeps no request log (log retention 0), or its "
+            "time is over"
+        )
     version = room.book.version(row["price_version"])
     if version is None:
         raise NotFound("the price version of this generation is not known here")

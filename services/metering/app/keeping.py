@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from services.metering import store
+from services.metering.app.meter import rollups_from
 from services.metering.app.room import Room
 from shared.mesh import Batch, Done, Task, Transaction
 from shared.mesh.partitions import span_of
@@ -15,6 +16,8 @@ TREAT = "log-retention"
 # Pages of the log that one transaction goes over: 2 MB, some thousands of rows.
 _PAGES = 256
 _MANY = 2**31
+_HOURLY = "rollup_hourly"
+_BATCHES = 200
 
 
 async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
@@ -39,7 +42,7 @@ async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
     # Asked again: it may have been erased while this transaction waited.
     erased = await room.tombstones.erased([("workspace", one.workspace) for one in new], tx)
     wanted = [
-        (one.workspace, one.version, one.log_retention_days)
+        (one.workspace, one.account, one.version, one.log_retention_days)
         for one in new
         if ("workspace", one.workspace) not in erased
     ]
@@ -49,19 +52,24 @@ async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
 
 
 async def treat(log: Partitioned, task: Task, tx: Transaction) -> Any:
-    """One chunk of a pass over the log, for all settings that were waiting when it began."""
+    """One chunk of a pass over the log and the hourly sums, for all settings that were waiting when it began."""
     if task.position is None:
         await store.begin_treating(tx.db)
-        extents = await privacy_store.extents(tx.db, [log.table])
+        # Sums that were on their way when a setting came have a key and a model: they have to be where this pass looks.
+        await store.roll_up_all(tx.db, _BATCHES, rollups_from(tx.now))
+        extents = await privacy_store.extents(tx.db, [log.table, _HOURLY])
         return [[extent.relation, extent.blocks] for extent in extents], 0
     rest, block = task.position
     if not rest:
         return None if await store.end_treating(tx.db) else Done()
     (relation, blocks), after = rest[0], block + _PAGES
     last = after >= blocks
+    piece = privacy_store.Slice(relation, block, _MANY if last else after)
     span = span_of(log, relation)
-    if span is not None and await privacy_store.still_there(tx.db, relation):
-        piece = privacy_store.Slice(relation, block, _MANY if last else after)
+    if relation.startswith(_HOURLY):
+        if await privacy_store.still_there(tx.db, relation):
+            tx.count("rollups_folded_by_settings", await store.treat_rollups(tx.db, piece))
+    elif span is not None and await privacy_store.still_there(tx.db, relation):
         deleted, moved = await store.treat_logged(tx.db, piece, span[0], tx.now)
         tx.count("log_rows_ended_by_settings", deleted)
         tx.count("log_rows_moved_by_settings", moved)

@@ -209,12 +209,15 @@ class Metering:
         self, reason: str, missing: str, kind: str, event_id: str | None, usage: Any, key: bytes, event_at: datetime,
         known_at: datetime,
     ) -> None:  # fmt: skip
-        """Usage that waits. At log retention 0 it waits as a line does: no generation, no key, an hour."""
+        """Usage that waits. At log retention 0 it waits as a line does: no generation (nor one that it corrects), no key, an
+        hour."""
         kept = msgspec.to_builtins(usage)
         if not usage.log_retention_days:
             event_id = None
             kept["key"] = "not-kept"
             kept.pop("generation_ref", None)
+            if "original" in kept:
+                kept["original"] = store.NO_GENERATION
             event_at = event_at.replace(minute=0, second=0, microsecond=0)
         self._quarantine.append(
             (

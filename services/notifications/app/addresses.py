@@ -31,6 +31,7 @@ class Addresses:
             if received.event.type == events.AccountOpened.TYPE:
                 opened.setdefault(received.event.data.account, received)
         known = await store.known_accounts(tx.db, list(opened))
+        found: dict[str, str] = {}
         for account, received in opened.items():
             if account in known:
                 continue
@@ -39,9 +40,12 @@ class Addresses:
             if recipient is None:
                 why = "cannot be opened" if text is None else "is no mail address"
                 tx.refuse(received.record, "address", f"the sealed address {why}")
-                continue
-            if await self.is_barred(recipient, tx):
-                self._turn_away(account, received, tx)
+            else:
+                found[account] = recipient
+        barred = await self._barred(found.values(), tx)
+        for account, recipient in found.items():
+            if recipient in barred:
+                self._turn_away(account, opened[account], tx)
                 continue
             sealed = await self.seals.seal_address(account, recipient, tx.now)
             if await store.add_address(tx.db, account, sealed, tx.now):
@@ -118,12 +122,14 @@ class Addresses:
         accounts = [subject for subject in subjects if subject[0] == "account"]
         treated = []
         hashes = [self.seals.subject_hash(subject) for subject in accounts]
-        if (until := await store.kept_until(tx.db, hashes, tx.now)) is not None:
+        until, any_barred = await store.kept_until(tx.db, hashes, tx.now)
+        if until is not None:
             treated.append(_retained("kept_address", ["case_id", "sealed", "subject_hash"], until))
-        found = await self.seals.open_addresses(await store.addresses(tx.db, [account for _, account in accounts]))
-        barred = await store.barred(tx.db, [self.seals.address_hash(address) for address in found.values()], tx.now)
-        if barred:
-            treated.append(_retained("barred", ["hash"], max(barred.values())))
+        if any_barred:
+            found = await self.seals.open_addresses(await store.addresses(tx.db, [account for _, account in accounts]))
+            theirs = [self.seals.address_hash(address) for address in found.values()]
+            if barred := await store.barred(tx.db, theirs, tx.now):
+                treated.append(_retained("barred", ["hash"], max(barred.values())))
         return treated
 
     async def _keep(
@@ -140,7 +146,13 @@ class Addresses:
 
     async def is_barred(self, address: str, tx: Transaction) -> bool:
         """Whether an address may have no account."""
-        return bool(await store.barred(tx.db, [self.seals.address_hash(address)], tx.now))
+        return bool(await self._barred([address], tx))
+
+    async def _barred(self, addresses: Collection[str], tx: Transaction) -> set[str]:
+        """Those of the addresses that may have no account."""
+        hashes = {address: self.seals.address_hash(address) for address in addresses}
+        found = await store.barred(tx.db, list(hashes.values()), tx.now) if hashes else {}
+        return {address for address, digest in hashes.items() if digest in found}
 
     def _turn_away(self, account: str, received: Received, tx: Transaction) -> None:
         tx.count("accounts_barred")

@@ -22,6 +22,7 @@ from services.retention.speed import LAST
 from shared.contract import events, topics
 from shared.mesh import Batch, Received, Service, Task, Transaction
 from shared.mesh.http import NotFound
+from shared.mesh.service import Served
 from shared.mesh.store import Connection
 from shared.mesh.trim import hold_of, trim
 from shared.privacy.holder import attach
@@ -121,6 +122,10 @@ def make_service(
     @service.task(PACK, guarded=False)
     async def pack(task: Task, tx: Transaction) -> Any:
         return await packages.pack(room, task, tx)
+
+    @service.serves("packages")
+    async def fetch(token: str, tx: Transaction) -> Served:
+        return await packages.serve(room, token, tx)
 
     @service.job("forget-speeds", every=timedelta(minutes=5))
     async def forget_speeds(now: datetime, tx: Transaction) -> None:

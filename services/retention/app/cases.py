@@ -297,7 +297,7 @@ async def tell_extended(room: Room, tx: Transaction, row: store.Row) -> None:
     due = next(one for one in clocks.clocks(row.case, policy()) if one.name == "ccpa")
     await mail(
         tx, row, f"extended-{row.case.id}", "extended", account=row.account,
-        facts={"what": row.case.kind, "until": rfc3339(due.ends_at)},
+        facts={"kind": row.case.kind, "until": rfc3339(due.ends_at)},
     )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from shared.mesh.transaction import rfc3339
 from shared.policy import policy
 
 _SEALED_MAX = 380_000
+ADDRESSES = "notifications"
+"""Who keeps the addresses."""
 
 
 async def ask_last_word(room: Room, tx: Transaction, row: store.Row, request: str, channel: str) -> None:
@@ -106,6 +108,9 @@ async def _entomb(room: Room, tx: Transaction, row: store.Row) -> None:
             id=derived_id(ms(at), "tombstone", case.id, grave), subject=grave.hex(), key=grave.hex(), time=at,
             data={"hash": grave.hex(), "kind": kind, "case": case.id, "at": rfc3339(at)},
         )  # fmt: skip
+    if case.kind == "child_report":
+        # Before the erasure takes the address away.
+        _order(tx, row, "bar", 1, (ADDRESSES,))
     for key in circle.of("key"):
         tx.publish(
             topics.KEY_REFUSALS, events.KeyRefused,

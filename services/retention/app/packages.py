@@ -11,8 +11,12 @@ from services.retention.app import cases
 from services.retention.app.room import Room
 from shared.mesh import Done, Task, Transaction
 from shared.mesh.http import NotFound, NotKept
+from shared.mesh.service import Served
 from shared.policy import policy
+from shared.privacy import package
+from shared.privacy.age import Opener
 from shared.privacy.blobs import BlobsAway
+from shared.privacy.package_contents import Missing
 from shared.privacy.vault import Shredded
 
 log = logging.getLogger("steward.retention")
@@ -22,7 +26,11 @@ _CHUNK = 50
 
 
 def name_of(case_id: str) -> str:
-    """Where a case's package lies in the blob store."""
+    """Where a case's package lies in the blob store: apart from the copies that it was made of, which go before it."""
+    return f"{_place(case_id)}/_package"
+
+
+def _place(case_id: str) -> str:
     return f"packages/{case_id}"
 
 
@@ -45,7 +53,7 @@ async def pack(room: Room, task: Task, tx: Transaction) -> Any:
     row = (await store.lock_cases(tx.db, [case_id]))[case_id]
     gone = await store.entombed(tx.db, [row.marks.subject, row.marks.owner])
     if row.case.state != "packing" or gone:
-        await room.blobs.delete(name_of(case_id))
+        await room.blobs.delete(_place(case_id))
         if row.case.state == "packing":
             await cases.happen(room, tx, row, right.Gone(), by=cases.CLOCK)
         return Done()
@@ -58,19 +66,52 @@ async def pack(room: Room, task: Task, tx: Transaction) -> Any:
     return Done()
 
 
-async def _build(room: Room, tx: Transaction, row: store.Row) -> Any:
-    raise NotImplementedError
+async def _build(room: Room, tx: Transaction, row: store.Row) -> package.Built:
+    case, blobs = row.case, room.blobs
+    assert blobs is not None and row.target is not None
+    details = await room.open_details(case.id, row.details)
+    opener = Opener(None if details.recipient else details.passphrase, details.recipient)
+    (epoch,) = {one.epoch for one in case.holders.values()}
+    return await package.build(
+        blobs, case=case.id, epoch=epoch, holders=[name for name, one in case.holders.items() if one.waived_by is None],
+        key=await room.case_key(case.id), opener=opener, name=name_of(case.id), made_at=tx.now,
+        missing=await _missing(tx, row),
+    )  # fmt: skip
 
 
-async def serve(room: Room, token: str, tx: Transaction) -> Any:
-    """What a link leads to, in pieces. Raises NotFound for a link that was never given, NotKept for one that is over."""
+async def _missing(tx: Transaction, row: store.Row) -> list[Missing]:
+    """What is not in the package, as far as the directory knows why."""
+    assert row.target is not None
+    gaps = [
+        Missing(name, "This holder is gone; a person answers for that.")
+        for name, one in row.case.holders.items()
+        if one.waived_by is not None
+    ]
+    known = await store.known_around(tx.db, row.case.scope, row.target)
+    for settings in await store.settings_of(tx.db, sorted(known.workspaces)):
+        name, days = settings["workspace"], settings["log_retention_days"]
+        if days == 0:
+            gaps.append(
+                Missing(
+                    "metering.request_log",
+                    f"Logging is switched off in workspace {name}: no request of it is kept, by your own setting.",
+                )
+            )
+        if settings["activity_opt_out"]:
+            gaps.append(Missing("insights.activity", f"Workspace {name} has opted out: its activity is not kept."))
+    return gaps
+
+
+async def serve(room: Room, token: str, tx: Transaction) -> Served:
+    """What a link leads to. Raises NotFound for a link that was never given, NotKept for one that is over."""
     found = await store.package_of(tx.db, room.token_hash(token))
     if found is None:
         raise NotFound("there is nothing under this link")
     if found["gone_at"] is not None or found["not_after"] <= tx.now or room.blobs is None:
         raise NotKept("this package is not kept any more: ask for another one, if you need it")
     await store.note_fetch(tx.db, found["case_id"])
-    return found
+    blobs, name = room.blobs, name_of(found["case_id"])
+    return Served(f"your-data-{found['case_id'][:8]}.zip.age", found["size"], lambda start: blobs.read(name, start))
 
 
 async def tidy(room: Room, now: datetime, tx: Transaction) -> None:
@@ -81,7 +122,7 @@ async def tidy(room: Room, now: datetime, tx: Transaction) -> None:
         return
     try:
         for case_id in over:
-            await room.blobs.delete(name_of(case_id))
+            await room.blobs.delete(_place(case_id))
             await store.dropped_package(tx.db, case_id, now)
         for case_id in parts:
             await room.blobs.delete(case_id)
@@ -90,10 +131,10 @@ async def tidy(room: Room, now: datetime, tx: Transaction) -> None:
         log.error("copies that nobody needs stay for now: %s", error)
 
 
-def shown(package: Any) -> dict[str, Any] | None:
+def shown(row: Any) -> dict[str, Any] | None:
     """A package as the read API shows it: never its link."""
-    if package is None:
+    if row is None:
         return None
     return {
-        name: package[name] for name in ("size", "sha256", "made_at", "not_after", "fetched", "gone_at", "dropped_at")
+        name: row[name] for name in ("size", "sha256", "made_at", "not_after", "fetched", "gone_at", "dropped_at")
     }  # fmt: skip

@@ -61,21 +61,30 @@ async def judged(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
             else:
                 await cases.happen(room, tx, row, machine.Confirmed(False))
             continue
-        details = await room.open_details(row.case.id, row.details) if row.case.open else Details()
+        if row.case.state not in ("triage", "requested"):
+            continue
+        details = await room.open_details(row.case.id, row.details)
+        if data.right and not details.opener:
+            details = await _with_opener(room, tx, row, details, data)
         if data.right and wish.waits_for_opener(row.case.kind, details):
-            try:
-                given = await _opened(room, {"passphrase": data.passphrase})
-            except Invalid:
-                given = {}
-            details = replace(details, passphrase=given.get("passphrase"), recipient=data.recipient)
-            row.details = await room.seal_details(row.case.id, details, tx.now)
-            if not details.opener:
-                # The code stays good: the same person comes again, and says what opens the package.
-                await cases.happen(room, tx, row, None)
-                tx.count("proofs_without_opener")
-                continue
+            # A code is good once: there is another one, for who comes again and says what opens the package.
+            row.request = event.id
+            tx.count("proofs_without_opener")
+            await cases.happen(room, tx, row, rights.begin(row.case.kind, details))
+            continue
         begin = rights.begin(row.case.kind, details)
         await cases.happen(room, tx, row, right.Proved(data.of if data.right else None, begin.ready, begin.corrector))
+
+
+async def _with_opener(room: Room, tx: Transaction, row: store.Row, details: Details, said: Any) -> Details:
+    """What a request says, with what a confirmation says opens the package."""
+    try:
+        opened = await _opened(room, {"passphrase": said.passphrase})
+    except Invalid:
+        opened = {}
+    details = replace(details, passphrase=opened.get("passphrase"), recipient=said.recipient)
+    row.details = await room.seal_details(row.case.id, details, tx.now)
+    return details
 
 
 async def barred(room: Room, batch: Sequence[Any], tx: Transaction) -> None:

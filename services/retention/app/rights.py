@@ -59,7 +59,7 @@ async def acknowledge(room: Room, tx: Transaction, row: store.Row, request: str)
         return
     due = clocks.answer_by(row.case, request, policy())
     facts = {
-        "what": row.case.kind, "received": rfc3339(clocks.received(row.case, request)), "answer_by": rfc3339(due),
+        "kind": row.case.kind, "received": rfc3339(clocks.received(row.case, request)), "answer_by": rfc3339(due),
     }  # fmt: skip
     await mail(
         tx, row, f"received-{request}", "acknowledgement", facts=facts, account=whose, address=address, request=request
@@ -83,7 +83,7 @@ async def ask(room: Room, tx: Transaction, row: store.Row, of: tuple[str, ...]) 
     await store.note_coded(tx.db, request)
     details = await room.open_details(case.id, row.details)
     assert row.account is not None and case.lapses_at is not None
-    facts = {"what": case.kind, "until": rfc3339(case.lapses_at)}
+    facts = {"kind": case.kind, "received": rfc3339(case.requested_at), "until": rfc3339(case.lapses_at)}
     moves = case.kind == "rectification" and details.field == "address"
     if "account" in of:
         await mail(
@@ -140,8 +140,9 @@ async def _answer(room: Room, tx: Transaction, row: store.Row, template: str) ->
         row.unheard = True
         return
     facts = {
-        "what": case.kind, "scope": case.scope, "reason": case.reason or "", "field": details.field or "",
+        "kind": case.kind, "scope": case.scope, "reason": case.reason or "", "field": details.field or "",
         "received": rfc3339(case.requested_at), "until": "" if row.link_until is None else rfc3339(row.link_until),
+        "corrected": rfc3339(tx.now), "recorded": rfc3339(tx.now),
     }  # fmt: skip
     link = None if row.link is None else await room.seal_out(row.link, tx.now)
     await mail(tx, row, f"answered-{case.id}", template, account=whose, address=address, link=link, facts=facts)
@@ -156,5 +157,5 @@ async def tell_representative(room: Room, tx: Transaction, row: store.Row, statu
         return
     await mail(
         tx, row, f"status-{row.case.id}-{row.version}", "status", address=await room.seal_out(details.reply_to, tx.now),
-        facts={"status": status, "reason": reason or "", "what": row.case.kind},
+        facts={"state": status, "reason": reason or "", "kind": row.case.kind},
     )  # fmt: skip

@@ -1,0 +1,306 @@
+"""Rights, from the first word to the answer, with every holder at work and real mail."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from shared.contract import events, topics
+from shared.mesh.http import NotFound
+from tests.support.gateway import body
+from tests.support.retention import instant
+from tests.support.town import PASSPHRASE, Town, code_in, in_town, lines, link_in
+from tests.support.world import Mesh
+
+
+async def refusals(mesh: Mesh) -> list[str]:
+    rows = await mesh.fetch("retention", "SELECT reason FROM mesh_dead_letter ORDER BY id")
+    return [row["reason"] for row in rows]
+
+
+@pytest.fixture
+async def town(mesh: Mesh, seed: int, tmp_path: Path) -> AsyncIterator[Town]:
+    async with in_town(mesh, seed, tmp_path / "mail") as found:
+        yield found
+
+
+@pytest.mark.promise(39)
+@pytest.mark.promise(40)
+async def test_a_copy_from_the_settings(town: Town) -> None:
+    """Asked for, signed in: acknowledged, packed from every holder, fetched by the link, opened; 410 when its time is over."""
+    await town.used(60)
+    case = await town.wish("access", passphrase=PASSPHRASE)
+    row = await town.until_case(case, "fulfilled")
+    assert row["status"] == "fulfilled" and row["verified_at"] and row["answered_at"]
+    assert {clock["name"]: clock["open"] for clock in row["clocks"]} == {
+        "acknowledgement": False, "answer": False, "ccpa": False, "copy": False,
+    }  # fmt: skip
+    assert [mail["template"] for mail in row["mails"]] == ["acknowledgement", "copy_ready"]
+    manifest, archive = await town.package(case)
+    rows = await town.mesh.fetch("metering", "SELECT * FROM request_log WHERE workspace = $1", town.workspace)
+    logged = lines(archive, "data/metering/request_log.jsonl")
+    assert len(logged) == len(rows) == 60
+    assert {one["generation_id"] for one in logged} == {str(row["generation_id"]) for row in rows}
+    (account,) = lines(archive, "data/retention/account.jsonl")
+    assert account["account"] == town.account
+    (address,) = lines(archive, "data/notifications/address.jsonl")
+    assert address["sealed"] == "kim@example.org"
+    assert {source["holder"] for source in manifest["sources"]} == {*town.others, "retention"}
+    status, _ = await town.fetch(link_in(await town.mail(case, "")))
+    assert status == 200
+    assert (await town.case(case))["package"]["fetched"] == 2
+    link = link_in(await town.mail(case, ""))
+    town.clock.ahead = timedelta(days=7)
+    assert (await town.fetch(link))[0] == 410
+    assert (await town.fetch(link[:-1] + ("0" if link[-1] != "0" else "1")))[0] == 404
+    history = [(one["what"], one["actor"]) for one in (await town.case(case))["history"]]
+    assert history[0] == ("received", "person") and ("state:packing", "retention") in history
+
+
+@pytest.mark.promise(54)
+async def test_a_copy_by_mail_waits_for_the_proof(town: Town) -> None:
+    await town.used(5)
+    case = await town.wish("access", channel="support")
+    row = await town.case(case)
+    assert (row["status"], row["reason"]) == ("open", "need_user_verification") and row["proofs_needed"] == ["account"]
+    code = code_in(await town.mail(case, ""))
+    await town.give(case, "2" * 8, passphrase=PASSPHRASE)
+    assert (await town.case(case))["attempts"] == 1
+    await town.give(case, code, passphrase=PASSPHRASE)
+    await town.until_case(case, "fulfilled")
+    _, archive = await town.package(case)
+    assert len(lines(archive, "data/metering/request_log.jsonl")) == 5
+
+
+@pytest.mark.promise(72)
+async def test_the_same_wish_twice_is_one_case_with_clocks_of_its_own_each(town: Town) -> None:
+    await town.others["metering"].stop()
+    town.mesh.running.remove(town.others["metering"])
+    asked = [town.asked(events.PrivacyRequested, kind="access", scope="account", target=town.account, channel=channel,
+                        passphrase=await town.sealed(PASSPHRASE)) for channel in ("settings", "api")]  # fmt: skip
+    await town.send(asked[0], asked[0])
+    town.clock.ahead = timedelta(days=1)
+    await town.send(asked[1])
+    first, second = (str(body(one)["id"]) for one in asked)
+    row = await town.case(second)
+    assert row["id"] == first and [one["id"] for one in row["requests"]] == [first, second]
+    assert sum(clock["name"] == "acknowledgement" for clock in row["clocks"]) == 2
+    assert len({clock["due_at"] for clock in row["clocks"] if clock["name"] == "ccpa"}) == 2
+
+    async def both() -> bool:
+        return all(one["acknowledged_at"] for one in (await town.case(first))["requests"])
+
+    await town.mesh.until(both, 20, "each request is acknowledged")
+    assert [mail["template"] for mail in (await town.case(first))["mails"]] == ["acknowledgement"] * 2
+    town.others["metering"] = await town.room("metering")
+    await town.until_case(first, "fulfilled")
+    assert len((await town.case(first))["mails"]) == 3
+
+
+async def test_an_export_never_completes_after_an_erasure(town: Town) -> None:
+    """Whatever comes first: a holder that answers late, a package that lies there already."""
+    await town.used(10)
+    ready = await town.wish("access", passphrase=PASSPHRASE)
+    await town.until_case(ready, "fulfilled")
+    link = link_in(await town.mail(ready, ""))
+    assert (await town.fetch(link))[0] == 200
+    metering = town.others["metering"]
+    await metering.stop()
+    town.mesh.running.remove(metering)
+    late = await town.wish("portability", passphrase=PASSPHRASE)
+    await town.until_case(late, "working")
+    deletion = await town.wish("erasure")
+    await town.give(deletion, code_in(await town.mail(deletion, "")))
+    assert (await town.fetch(link))[0] == 410
+    row = await town.case(late)
+    assert (row["state"], row["status"]) == ("withdrawn", "revoked")
+    await town.room("metering")
+    await town.mesh.idle()
+    assert (await town.case(late))["package"] is None
+    assert [mail["template"] for mail in (await town.case(late))["mails"]] == ["acknowledgement"]
+
+    async def gone() -> bool:
+        return (await town.case(ready))["package"]["dropped_at"] is not None
+
+    await town.mesh.until(gone, 20, "the file is gone")
+    assert not [name for name in await town.blobs.names() if ready in name or late in name]
+    # Nor does one that asks afterwards get anything.
+    asked = town.asked(events.PrivacyRequested, kind="access", scope="account", target=town.account,
+                       passphrase=await town.sealed(PASSPHRASE))  # fmt: skip
+    await town.send(asked)
+    with pytest.raises(NotFound):
+        await town.case(str(body(asked)["id"]))
+
+
+@pytest.mark.promise(41)
+async def test_what_is_wrong_is_corrected_and_no_older_word_undoes_it(town: Town) -> None:
+    opened = town.said(
+        events.AccountOpened, address=await town.sealed("kim@example.org"), name=await town.sealed("Kin")
+    )
+    await town.send(opened)
+    name = await town.wish("rectification", field="name", value="Kim Possible")
+    key = f"key-{town.tag}"
+    other = await town.wish("rectification", field="key_name", key=key, value="Kim's desk")
+    for case in (name, other):
+        await town.until_case(case, "fulfilled")
+    # What was said before comes again.
+    await town.send(
+        opened,
+        town.said(events.AccountOpened, address=await town.sealed("kim@example.org"), name=await town.sealed("Old")),
+        town.said(
+            events.KeyCreated, workspace=town.workspace, key=key, member=town.member, name=await town.sealed("Old")
+        ),
+    )
+    case = await town.wish("access", passphrase=PASSPHRASE)
+    await town.until_case(case, "fulfilled")
+    _, archive = await town.package(case)
+    (account,) = lines(archive, "data/retention/account.jsonl")
+    keys = {one["key"]: one["name"] for one in lines(archive, "data/retention/api_key.jsonl")}
+    assert account["name"] == "Kim Possible" and keys[key] == "Kim's desk"
+    # Somebody else's key is nobody's to name.
+    asked = town.asked(events.PrivacyRequested, kind="rectification", scope="account", target=town.account, field="key_name",
+                       key="key-of-another", value=await town.sealed("mine"))  # fmt: skip
+    await town.send(asked)
+    assert await refusals(town.mesh) == ["not_theirs"]
+
+
+@pytest.mark.promise(42)
+async def test_a_new_address_and_who_took_the_account_over(town: Town) -> None:
+    """Two codes; the old address is told; a deletion that is asked for minutes later is confirmed through the older one."""
+    case = await town.wish("rectification", field="address", value="new@example.org")
+    old, new = await town.mail(case, ""), await town.mail(case, "", to="new@example.org")
+    await town.give(case, code_in(new))
+    assert (await town.case(case))["proofs_needed"] == ["account"]
+    await town.give(case, code_in(old))
+    await town.until_case(case, "fulfilled")
+    told = await town.mail(case, "changed")
+    assert told["To"] == "kim@example.org"
+    deletion = await town.wish("erasure")
+    mail = await town.mail(deletion, "confirm")
+    assert mail["To"] == "kim@example.org"
+    assert not [m for m in town.sink.mails() if m["To"] == "new@example.org" and deletion in m.get_content()]
+
+
+@pytest.mark.promise(51)
+async def test_an_opt_out_of_sale_is_kept_and_answered(town: Town) -> None:
+    asked = town.asked(events.PrivacyRequested, kind="sale:opt-out", scope="account", target=town.account, regime="ccpa",
+                       channel="support")  # fmt: skip
+    await town.send(asked)
+    case = str(body(asked)["id"])
+    row = await town.until_case(case, "fulfilled")
+    assert row["regulation"] == "ccpa" and {mail["template"] for mail in row["mails"]} == {
+        "acknowledgement",
+        "opted_out",
+    }
+    at = await town.mesh.value("retention", "SELECT sale_opt_out_at FROM account WHERE account = $1", town.account)
+    await town.send(asked, town.said(events.AccountOpened, address=await town.sealed("kim@example.org")))
+    again = await town.mesh.value("retention", "SELECT sale_opt_out_at FROM account WHERE account = $1", town.account)
+    assert at is not None and again == at
+
+
+@pytest.mark.promise(53)
+async def test_mails_to_support_open_cases_and_none_vanishes(town: Town) -> None:
+    async def mailed(subject: str, account: str | None) -> str:
+        sent = town.event(
+            "gateway-1", topics.PRIVACY_REQUESTS, events.SupportMailReceived, f"mail-{len(town.voices)}-{subject[:4].strip()}",
+            {
+                "mail": "mail-1", "account": account, "subject_line": await town.sealed(subject),
+                "sender": await town.sealed("kim@example.org" if account else "stranger@example.net"),
+            },
+        )  # fmt: skip
+        await town.send(sent)
+        return str(body(sent)["id"])
+
+    exact = await mailed("Re: CCPA Request.", town.account)
+    near = await mailed("CPPA requst", town.account)
+    other = await mailed("Hello", None)
+    rows = {case: await town.case(case) for case in (exact, near, other)}
+    assert {row["state"] for row in rows.values()} == {"triage"}
+    assert all("triage" in row["needs_person"] for row in rows.values())
+    assert [rows[case]["regulation"] for case in (exact, near, other)] == ["ccpa", "voluntary", "voluntary"]
+    # The policy's subject line asks for a proof at once; everybody is told that the mail is here.
+    code = code_in(await town.mail(exact, ""))
+    assert "We have" in (await town.mail(other, "", to="stranger@example.net")).get_content()
+    await town.give(exact, code, passphrase=PASSPHRASE)
+    await town.send(town.command("triage_case", exact, role="support", kind="access"))
+    await town.until_case(exact, "fulfilled")
+    assert (await town.fetch(link_in(await town.mail(exact, "copy"))))[0] == 200
+    # Of an address that is nobody's, a person says whose it is, or no.
+    await town.send(town.command("triage_case", other, role="support", kind="access"))
+    assert (await town.case(other))["state"] == "triage"
+    await town.send(town.command("deny_case", other, role="support", reason="no_match"))
+    assert await refusals(town.mesh) == ["refused", "role"] and (await town.case(other))["state"] == "triage"
+    await town.send(town.command("deny_case", other, role="privacy", reason="no_match"))
+    row = await town.until_case(other, "denied")
+    assert (row["status"], row["reason"]) == ("denied", "no_match")
+    await town.mail(other, "", to="stranger@example.net")
+    last = row["history"][[one["what"] for one in row["history"]].index("denied")]
+    assert (last["actor"], last["role"], last["reason"]) == ("kim", "privacy", "T-1")
+    await town.send(town.command("answer_case", near, role="privacy"))
+    assert (await town.case(near))["state"] == "fulfilled"
+
+
+@pytest.mark.promise(56)
+async def test_an_agent_hears_how_it_stands_and_the_person_gets_the_data(town: Town) -> None:
+    agent = {"channel": "api", "representative": "agent-1", "reply_to": "agent@example.net", "regime": "ccpa"}
+    without = await town.wish("access:categories", **agent)
+    row = await town.until_case(without, "denied")
+    assert row["reason"] == "insuf_verification" and row["mails"][-1]["template"] != "verify_identity"
+    case = await town.wish("access", authorisation="POA-7", **agent)
+    assert (await town.case(case))["proofs_needed"] == ["account"]
+    code = code_in(await town.mail(case, ""))
+    await town.give(case, code, passphrase=PASSPHRASE)
+    await town.until_case(case, "fulfilled")
+
+    async def told() -> bool:
+        mails = [
+            m.get_content() for m in town.sink.mails() if m["To"] == "agent@example.net" and case in m.get_content()
+        ]
+        assert not any("/packages/" in text or "kim@" in text for text in mails)
+        return any("It is done" in text for text in mails)
+
+    await town.mesh.until(told, 20, "the agent is told that it is done")
+    assert "/packages/" in (await town.mail(case, "copy")).get_content()
+
+
+@pytest.mark.promise(57)
+async def test_a_childs_account_goes_when_a_person_says_so_and_its_address_stays_out(town: Town) -> None:
+    case = await town.wish("child_report", channel="support", reply_to="teacher@example.edu")
+    row = await town.case(case)
+    assert row["needs_person"] == ["decide"] and {clock["name"] for clock in row["clocks"]} >= {"child_erasure"}
+    await town.mail(case, "", to="teacher@example.edu")
+    town.clock.ahead = timedelta(days=9)
+    await town.send()
+    assert (await town.case(case))["state"] == "requested" and await town.published(topics.TOMBSTONES, case=case) == []
+    await town.send(town.command("decide_child", case, role="support", decision="delete"))
+    assert await refusals(town.mesh) == ["role"]
+    await town.send(town.command("decide_child", case, role="privacy", decision="delete"))
+    assert await town.published(topics.TOMBSTONES, case=case)
+    await town.until_ordered(case, "probe")
+    # The same address, written another way, opens another account: it ends again.
+    back = town.said(events.AccountOpened, account="acc-back", address=await town.sealed("KIM@example.org"))
+    await town.send(back)
+
+    async def ended() -> bool:
+        rows = await town.mesh.fetch("retention", "SELECT account FROM account WHERE account = 'acc-back'")
+        graves = town.vault.hasher.hashes([("account", "acc-back")])[0].hex()
+        return not rows and bool(await town.published(topics.TOMBSTONES, hash=graves))
+
+    await town.mesh.until(ended, 30, "the account is erased")
+
+
+@pytest.mark.promise(39)
+async def test_the_usage_of_a_workspace_in_a_span_of_time(town: Town) -> None:
+    await town.used(20)
+    middle = town.clock.now() + timedelta(hours=1)
+    town.clock.ahead = timedelta(hours=2)
+    await town.used(30)
+    case = await town.wish("portability", "workspace", town.workspace, since=instant(middle), passphrase=PASSPHRASE)
+    await town.until_case(case, "fulfilled")
+    manifest, archive = await town.package(case)
+    assert len(lines(archive, "data/metering/request_log.jsonl")) == 30
+    assert "data/retention/workspace.jsonl" not in archive.namelist()
+    assert manifest["since"] == instant(middle)
