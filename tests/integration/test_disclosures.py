@@ -82,7 +82,10 @@ async def history(stage: Stage, entry: str) -> list[str]:
 
 def is_(stage: Stage, entry: str, state: str) -> Callable[[], Awaitable[bool]]:
     async def there() -> bool:
-        return bool((await whole(stage, entry))["state"] == state)
+        try:
+            return bool((await whole(stage, entry))["state"] == state)
+        except NotFound:
+            return False
 
     return there
 

@@ -286,7 +286,9 @@ async def test_a_copy_of_named_tables_is_of_them_alone(mesh: Mesh, seed: int) ->
     await ordered(retention, nothing, "export", arguments={"tables": "nobodys"})
     (receipt,) = await retention.receipts(copy, 1)
     assert {table.table for table in receipt.treated} == {"request_log", "rollup_daily"}
-    assert {name.split("/")[3] for name in await blob_names(mesh, copy)} == {"request_log", "rollup_daily", "_map"}
+    # The rollup may have no rows yet, and then it has no part.
+    parts = {name.split("/")[3] for name in await blob_names(mesh, copy)}
+    assert parts - {"rollup_daily"} == {"request_log", "_map"}
     (receipt,) = await retention.receipts(nothing, 1)
     assert receipt.treated == []
 
