@@ -18,9 +18,11 @@ from services.retention.disclosure import COPY_LIFE, ENVELOPE_AFTER, EXTRACTABLE
 from services.security.app import make_service as make_security
 from shared.contract import events, topics
 from shared.mesh.http import NotAllowed, NotFound, NotKept
+from shared.mesh.runtime import Runtime
 from shared.mesh.store import open_pool
 from shared.privacy.blobs import open_blobs
 from shared.privacy.errands import Errands
+from shared.privacy.holder import Holder
 from shared.privacy.vault import CASE
 from tests.support.gateway import Gateway, Sent, body
 from tests.support.post import post
@@ -498,3 +500,45 @@ async def test_the_notice_reaches_somebody_who_is_erased(mesh: Mesh, seed: int, 
 
 async def _heard(stage: Stage, entry: str, what: str) -> bool:
     return what in await history(stage, entry)
+
+
+@pytest.mark.promise(31)
+@pytest.mark.parametrize("looks_ahead", [True, False], ids=["guarded", "unguarded"])
+async def test_the_notice_reaches_somebody_who_is_erased_while_notifications_are_away(
+    mesh: Mesh, seed: int, tmp_path: Path, looks_ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is erased at the start, by tombstones that were quicker than the order, is put aside before."""
+    (tmp_path / "post").mkdir()
+    async with post(tmp_path / "post") as office:
+
+        async def notifications() -> Runtime:
+            smtp = {"smtp_url": office.url}
+            runtime = await mesh.start("notifications", service=make_notifications(), clock=stage.clock, settings=smtp)
+            await mesh.owned()
+            return runtime
+
+        stage = Stage(mesh, seed)
+        await stage.start()
+        room = await notifications()
+        await stage.a_customer()
+        await mesh.stop(room)
+        entry = await gagged(stage)
+        await stage.until_ordered(entry, "envelope")
+        await stage.confirmed()
+        if not looks_ahead:
+            monkeypatch.setattr(Holder, "_put_aside", _nothing)
+        await notifications()
+        await mesh.until(lambda: _heard(stage, entry, "envelope_kept"), 20, "the order is answered")
+        await mesh.until(lambda: _no_address(mesh), 20, "erased")
+        await stage.send(stage.command("end_gag", entry, role="legal"))
+        await mesh.until(is_(stage, entry, "told" if looks_ahead else "unheard"), 30, "the notice is settled")
+        told = [m["To"] for m in office.mails() if "disclosed" in str(m["Subject"])]
+        assert told == (["kim@example.org"] if looks_ahead else [])
+
+
+async def _no_address(mesh: Mesh) -> bool:
+    return bool(await mesh.value("notifications", "SELECT count(*) FROM address") == 0)
+
+
+async def _nothing(self: Holder, tx: Any) -> None:
+    """In place of a guard that is switched off."""
