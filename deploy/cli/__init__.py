@@ -46,7 +46,8 @@ COMMANDS: dict[str, Lazy] = {
         "deploy.cli.certificate:certificate", "Show and verify certificates of erasure. Needs no running stack."
     ),
     "package": Lazy(
-        "deploy.cli.package:package", "Open a package of somebody's data, and check it. Needs no running stack."
+        "deploy.cli.package:package",
+        "Open a package of somebody's data, and check that it is whole. Needs no running stack.",
     ),
     "retention": Lazy(
         "deploy.cli.retention:retention", "Show how much time each store has until it keeps something too long."

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 import click
@@ -35,22 +35,22 @@ def actor() -> str:
     return re.sub(r"[^A-Za-z0-9_.:-]", "-", name).lstrip("_.:-")[:64] or "unknown"
 
 
-class Asker(NamedTuple):
-    """As what somebody asks, and why."""
-
-    role: str = "operator"
-    reason: str = "steward command"
+def ask(known: Mapping[str, str], room: str, name: str, **query: object) -> Any:
+    """The answer of a read that needs no reason; else as `ask_because`."""
+    return ask_because("steward command", known, room, name, **query)
 
 
-_OPERATOR = Asker()
+def ask_because(reason: str, known: Mapping[str, str], room: str, name: str, **query: object) -> Any:
+    """The answer of a read, which logs who asks and why; of one that a role may ask as `ask_as`."""
+    return ask_as("operator", reason, known, room, name, **query)
 
 
-def ask(known: Mapping[str, str], room: str, name: str, asker: Asker = _OPERATOR, /, **query: object) -> Any:
-    """The answer of a read.
+def ask_as(role: str, reason: str, known: Mapping[str, str], room: str, name: str, **query: object) -> Any:
+    """The answer of a read that looks at the role, too.
 
     Ends the command when there is none: 1 not found, 2 not a question, 3 no answer, 4 not kept by a promise.
     """
-    status, said = _get(known, room, f"/reads/{name}" + (f"?{urlencode(query)}" if query else ""), asker)
+    status, said = _get(known, room, f"/reads/{name}" + (f"?{urlencode(query)}" if query else ""), role, reason)
     if status == 200:
         return said
     why = str(said.get("error", status)) if isinstance(said, dict) else str(status)
@@ -83,11 +83,11 @@ def pages(known: Mapping[str, str], room: str, name: str, limit: int, **query: o
         after = rows[-1]["id"]
 
 
-def _get(known: Mapping[str, str], room: str, path: str, asker: Asker) -> tuple[int, Any]:
+def _get(known: Mapping[str, str], room: str, path: str, role: str, reason: str) -> tuple[int, Any]:
     port = known.get(f"STEWARD_{room.upper()}_PORT")
     if not port:
         raise Unavailable(f"no stack has been started here (no port of {room} is known): start one with `steward up`")
-    headers = {"x-steward-actor": actor(), "x-steward-role": asker.role, "x-steward-reason": asker.reason}
+    headers = {"x-steward-actor": actor(), "x-steward-role": role, "x-steward-reason": reason}
     connection = http.client.HTTPConnection(HOST, int(port), timeout=_SECONDS)
     try:
         connection.request("GET", path, headers=headers)

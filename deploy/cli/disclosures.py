@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import click
 
-from deploy.cli.ask import Asker, ask, moment, settings
+from deploy.cli.ask import ask_as, moment, settings
 from deploy.cli.command import command_options, new_id, order, until, who
 from deploy.cli.errors import Refused
 from deploy.cli.shapes import CASE, ID, Shape
 
 _ROOM = "retention"
+_REASON = "steward command"
 _F = TypeVar("_F", bound=Callable[..., Any])
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 _role = click.option("--role", default="legal", show_default=True, help="As what you ask: the policy says who may.")
@@ -119,7 +120,7 @@ def _written(known: Mapping[str, str], entry: str, number: int, out: Path, role:
     files: dict[str, Path] = {}
     at, parts = 0, 1
     while at < parts:
-        page = ask(known, _ROOM, "disclosure_extract", Asker(role, ticket), id=entry, extract=number, part=at)
+        page = ask_as(role, ticket, known, _ROOM, "disclosure_extract", id=entry, extract=number, part=at)
         parts = page["parts"]
         if page["part"] is not None:
             file = out / f"{page['part']}.jsonl"
@@ -176,7 +177,7 @@ def settle(entry: str, by: str | None, ticket: str, timeout: float, role: str) -
 @_json
 def list_(limit: int, role: str, as_json: bool) -> None:
     """List entries, the newest first. Nobody's id is in it."""
-    rows = ask(settings(), _ROOM, "disclosures", Asker(role), limit=limit)
+    rows = ask_as(role, _REASON, settings(), _ROOM, "disclosures", limit=limit)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif not rows:
@@ -235,12 +236,12 @@ def _instant(option: str, text: str) -> str:
 
 
 def _whole(known: Mapping[str, str], entry: str, role: str) -> dict[str, Any]:
-    found: dict[str, Any] = ask(known, _ROOM, "disclosure", Asker(role), id=entry)
+    found: dict[str, Any] = ask_as(role, _REASON, known, _ROOM, "disclosure", id=entry)
     return found
 
 
 def _is_there(known: Mapping[str, str], entry: str, role: str) -> bool:
-    return any(row["id"] == entry for row in ask(known, _ROOM, "disclosures", Asker(role), limit=1000))
+    return any(row["id"] == entry for row in ask_as(role, _REASON, known, _ROOM, "disclosures", limit=1000))
 
 
 def _why(row: Mapping[str, Any]) -> str:

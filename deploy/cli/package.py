@@ -1,4 +1,4 @@
-"""`steward package open`: open a package that a person was given of their data, and check it, offline."""
+"""`steward package fetch | open`: fetch a package of somebody's data by its link; open it and check it, offline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from deploy.cli.errors import Refused
+from deploy.cli.errors import NotKept, Refused, Unavailable
 
 # Everything that a package may hold: a name of another shape could lead out of the folder.
 _NAMES = re.compile(
@@ -29,6 +29,46 @@ _PIECE = 256 * 1024
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def package() -> None:
     """Open a package of somebody's data, and check that it is whole. Needs no running stack."""
+
+
+@package.command(epilog="Example: steward package fetch http://127.0.0.1:8104/packages/3f... --out package.zip.age")
+@click.argument("link")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A file that is not there yet."
+)
+def fetch(link: str, out: Path) -> None:
+    """Fetch a package by the link from the mail. Shows how far it is.
+
+    Exit codes: 0 fetched, 1 no such link, 3 no answer, 4 not kept any more.
+    """
+    import urllib.error
+    import urllib.request
+
+    from rich.progress import Progress
+
+    if not re.fullmatch(r"https?://[^\s/]+(/[^\s/]+)*/packages/[0-9a-f]{40}", link):
+        raise click.UsageError("this is no link to a package")
+    if out.exists():
+        raise click.UsageError("--out: there is something already; name a new file")
+    beside = out.with_name(out.name + ".part")
+    try:
+        with urllib.request.urlopen(link, timeout=60) as answer:  # noqa: S310 - http or https, as the pattern says
+            total = int(answer.headers.get("Content-Length", "0")) or None
+            with Progress(console=Console(stderr=True), transient=True) as progress, beside.open("wb") as file:
+                bar = progress.add_task("package", total=total)
+                while piece := answer.read(_PIECE):
+                    file.write(piece)
+                    progress.advance(bar, len(piece))
+        beside.replace(out)
+    except urllib.error.HTTPError as error:
+        if error.code == 410:
+            raise NotKept("this package is not kept any more: ask for another one, if you need it") from None
+        raise Refused(f"there is nothing under this link ({error.code})") from None
+    except OSError as error:
+        raise Unavailable(f"the link does not answer ({type(error).__name__}): try again later") from None
+    finally:
+        beside.unlink(missing_ok=True)
+    click.echo(f"{out}: open it with `steward package open {out} --out FOLDER`, or any program for the age format.")
 
 
 @package.command(name="open", epilog="Example: steward package open package.zip.age --out my-data")

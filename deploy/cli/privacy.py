@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from deploy.cli import staff
-from deploy.cli.ask import ask, settings
+from deploy.cli.ask import ask, ask_because, settings
 from deploy.cli.case_page import show, shown, table
 from deploy.cli.command import new_id, publish, until
 from deploy.cli.errors import Refused
@@ -304,6 +304,41 @@ def _wait(
 
     until(timeout, f"{trouble} (see `steward dead-letters list`)", there)
     return found
+
+
+@privacy.command(epilog="Example: steward privacy held acc-71 --reason SUP-4711")
+@click.argument("subject", type=ID)
+@click.option(
+    "--kind", type=click.Choice(["account", "workspace", "member", "key"]), default="account", show_default=True
+)
+@click.option("--reason", required=True, help="The ticket or case for which you look.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Rows of a table.")
+@_json
+def held(subject: str, kind: str, reason: str, limit: int, as_json: bool) -> None:
+    """Show what is held of somebody right now, as a copy would have it; every look is logged with its reason.
+
+    Security shows nothing here: its rows are for a flagged case alone, and for the person's own copy.
+    """
+    from rich.table import Table
+
+    known = settings()
+    found = {
+        room: ask_because(reason, known, room, "held", kind=kind, id=subject, limit=limit)
+        for room in ("retention", "notifications", "metering", "billing", "insights")
+    }
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    page = Table(box=None, pad_edge=False)
+    for name in ("holder", "table", "rows", "what"):
+        page.add_column(name, justify="right" if name == "rows" else "left", overflow="fold")
+    for room, said in found.items():
+        for name, rows in said["tables"].items():
+            more = "+" if said["truncated"] and len(rows) == limit else ""
+            what = ", ".join(str(key) for key, value in rows[0].items() if value is not None) if rows else ""
+            if rows:
+                page.add_row(room, name, f"{len(rows):,}{more}", what)
+    show(page)
 
 
 # --- inside -------------------------------------------------------------------------------------------------------

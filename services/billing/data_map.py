@@ -231,6 +231,19 @@ HOLDING = Holding(
         Rows("line_late", ends="deleted by the job forget-late-lines, W after they came"),
         Rows("erased_workspace", ends="taken by the job end-erased-balances, when their last word is out"),
     ),
+    # A person's billing history: what was bought, granted, disputed and charged, by month. Single charges stand in the request
+    # log, for as long as the workspace keeps one.
+    kept=tuple(
+        Rows(table, {"workspace": "workspace"}, through=("workspace_id", "workspace_ref", "id"), when=when)
+        for table, when in (
+            ("balance", None),
+            ("purchase", "settled_at"),
+            ("credit_grant", "granted_at"),
+            ("dispute", None),
+            ("waiting_payment", "event_at"),
+            ("period_total", None),
+        )
+    ),
 )
 
 

@@ -105,7 +105,7 @@ DATA_MAP: DataMap = (
         "privacy_case", "id", "kind", "scope", "channel", "state", "subjects", "attempts", "requested_at",
         "confirmed_at", "completed_at", "answered_at", "ended_at", "moved_at", "due_at", "next_at", "expires_at",
         "needs_person", "key_destroyed", "regime", "state_at", "needed", "proofs", "verified_at", "lapses_at", "outcome",
-        "reason", "extended_at", "escalated_to", "unanswerable", "version", "told", "entries", "parts",
+        "reason", "extended_at", "escalated_to", "unanswerable", "version", "told", "entries", "parts", "risks",
         category="system.operations",
     ),
     *plain(

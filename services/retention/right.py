@@ -19,10 +19,10 @@ from services.retention.case import Case, Deed, Progress, State, Timing, World
 
 PACKAGED: frozenset[str] = frozenset(("access", "portability", "access:categories"))
 """Kinds whose answer is a package."""
-ACTIONS: Mapping[str, Literal["export", "discover", "rectify"]] = {
+ACTIONS: Mapping[str, Literal["export", "rectify"]] = {
     "access": "export",
     "portability": "export",
-    "access:categories": "discover",
+    "access:categories": "export",
     "rectification": "rectify",
 }
 """What holders are told to do for a kind."""
@@ -83,7 +83,7 @@ class AskProofs:
 class OrderErrand:
     """Holders are told what to do."""
 
-    action: Literal["export", "discover", "rectify"]
+    action: Literal["export", "rectify"]
     holders: tuple[str, ...]
     epoch: int
 

@@ -312,6 +312,7 @@ class Row:
         "pseudonym",
         "regime",
         "request",
+        "risks",
         "sealed",
         "sealed_account",
         "subjects",
@@ -333,6 +334,7 @@ class Row:
         self.subjects: int = row["subjects"]
         self.marks = Marks(row["subject_pseudonym"], row["owner"], row["wish"])
         self.regime: str = row["regime"]
+        self.risks: tuple[str, ...] = tuple(row["risks"])
         self.details: str | None = row["details"]
         self.version: int = row["version"]
         self.told: str = row["told"]
@@ -444,7 +446,7 @@ async def put_cases(db: Connection, puts: Sequence[Put], now: datetime) -> None:
                next_at = $15, expires_at = $16, needs_person = $17, requested_at = $18, sealed_account = $19, kind = $20,
                state_at = $21, needed = $22, proofs = $23, verified_at = $24, lapses_at = $25, outcome = $26, reason = $27,
                extended_at = $28, escalated_to = $29, unanswerable = $30, version = $31, told = $32, entries = $33, details = $34,
-               scope = $35, subject_pseudonym = $36, owner = $37, wish = $38
+               scope = $35, subject_pseudonym = $36, owner = $37, wish = $38, risks = $39
            WHERE id = $1""",
         [
             (case.id, case.state, row.account, row.target, row.sealed, row.subjects, case.attempts, case.confirmed_at,
@@ -452,7 +454,7 @@ async def put_cases(db: Connection, puts: Sequence[Put], now: datetime) -> None:
              expires_at, list(row.needs_person), case.requested_at, row.sealed_account, case.kind, case.state_at,
              sorted(case.needed), sorted(case.proofs), case.verified_at, case.lapses_at, case.outcome, case.reason,
              case.extended_at, case.escalated_to, case.unanswerable, row.version, row.told, row.entries + len(row.news),
-             row.details, case.scope, *row.marks)
+             row.details, case.scope, *row.marks, list(row.risks))
             for row, due_at, next_at, expires_at in puts
             for case in (row.case,)
         ],

@@ -75,7 +75,7 @@ def make_service() -> Service:
         after = tx.now - timedelta(hours=hours)
         return await store.counts(tx.db, last_day(after, ROW_LIFE), after)
 
-    attach(service, HOLDING)
+    attach(service, HOLDING, shows=False)
     return service
 
 

@@ -180,16 +180,25 @@ class _Head:
 
     def file_key(self, passphrase: str | None, identity: str | None) -> bytes:
         """Raises `CannotOpen`."""
+        if passphrase is not None:
+            for said, body in self.stanzas:
+                if (match := _SCRYPT.fullmatch(said)) and int(match[2]) <= _MOST_WORK:
+                    found = _unwrapped(_stretched(passphrase, _decoded(match[1]), int(match[2])), body)
+                    if found is None:
+                        raise CannotOpen("this passphrase does not open the file")
+                    return found
+            raise CannotOpen("this file is not opened by a passphrase")
+        secret = X25519PrivateKey.from_private_bytes(
+            _bech32("age-secret-key-", (identity or "").strip().lower(), "this is no identity of age")
+        )
+        own = secret.public_key().public_bytes_raw()
+        # A file can be for several, and does not say for whom.
         for said, body in self.stanzas:
-            if passphrase is not None and (match := _SCRYPT.fullmatch(said)) and int(match[2]) <= _MOST_WORK:
-                return _unwrapped(_stretched(passphrase, _decoded(match[1]), int(match[2])), body, "passphrase")
-            if identity is not None and (match := _X25519.fullmatch(said)):
-                secret = X25519PrivateKey.from_private_bytes(
-                    _bech32("age-secret-key-", identity.strip().lower(), "this is no identity of age")
-                )
-                share, own = _decoded(match[1]), secret.public_key().public_bytes_raw()
-                return _unwrapped(_agreed(secret, share, share + own), body, "identity")
-        raise CannotOpen("this file is not opened by a " + ("passphrase" if passphrase is not None else "key of age"))
+            if match := _X25519.fullmatch(said):
+                share = _decoded(match[1])
+                if (found := _unwrapped(_agreed(secret, share, share + own), body)) is not None:
+                    return found
+        raise CannotOpen("this identity does not open the file")
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -217,14 +226,13 @@ def _stanza(opener: Opener, file_key: bytes) -> bytes:
     return b"-> " + said + b"\n" + _encoded(body) + b"\n"
 
 
-def _unwrapped(key: bytes, body: bytes, what: str) -> bytes:
+def _unwrapped(key: bytes, body: bytes) -> bytes | None:
+    """The key of a file; None when this key does not open it."""
     try:
         found = ChaCha20Poly1305(key).decrypt(bytes(12), body, None)
     except (InvalidTag, ValueError):
-        raise CannotOpen(f"this {what} does not open the file") from None
-    if len(found) != 16:
-        raise CannotOpen("the file is damaged: its head was changed")
-    return found
+        return None
+    return found if len(found) == 16 else None
 
 
 def _stretched(passphrase: str, salt: bytes, work: int) -> bytes:

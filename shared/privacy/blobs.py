@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
@@ -152,7 +153,8 @@ class DirectoryBlobs:
     def _size(path: Path) -> int | None:
         with _away():
             try:
-                return path.stat().st_size if path.is_file() else None
+                found = path.stat()
+                return found.st_size if S_ISREG(found.st_mode) else None
             except FileNotFoundError:
                 return None
 

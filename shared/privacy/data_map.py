@@ -191,16 +191,20 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """All that a service holds: its columns, and how their rows lead to subjects."""
+    """All that a service holds: its columns, and how their rows lead to subjects.
+
+    `kept`: what an erasure leaves to the law and takes the name from, for as long as the name is there: a copy has it.
+    """
 
     holder: str
     columns: DataMap
     rows: tuple[Rows, ...] = ()
+    kept: tuple[Rows, ...] = ()
 
     @property
     def version(self) -> str:
         """Digest of the map: a receipt says by which one it was made."""
-        content = repr((self.columns, self.rows))
+        content = repr((self.columns, self.rows, self.kept))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

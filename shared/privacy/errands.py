@@ -33,6 +33,8 @@ log = logging.getLogger("steward.privacy")
 
 ERRAND = "mesh-errand"
 WHERE = "case.export"
+CONTENTS = "contents"
+"""`only` of an order to copy: no rows, but what each table holds, why and how many."""
 VALUE = "case.value"
 """Where parts of a copy, and the value of a correction, are sealed for."""
 EXPORT_LIFE = timedelta(days=7)
@@ -216,7 +218,7 @@ class Errands:
             count = 0
             if order["action"] == "rectify":
                 count = await self._correct(order, self._rows[table], piece, subjects, tx)
-            elif order["action"] == "discover":
+            elif order["action"] == "discover" or order["arguments"].get("only") == CONTENTS:
                 count = len(await store.rows_as_json(tx.db, self._rows[table], piece, subjects))
             else:
                 span = _span(order)
@@ -262,7 +264,8 @@ class Errands:
         subjects: Mapping[str, Sequence[str]],
         tx: Transaction,
     ) -> int:
-        """Puts what is right in place of what was there, under the same key. Returns how many values that were."""
+        """Puts what is right in place of what was there, under the same key. Returns how many values that were. Tables with
+        something to correct belong to an account."""
         column = order["arguments"].get("column")
         if order["arguments"].get("table") != rows.table or column not in rows.corrects:
             return 0
@@ -272,12 +275,17 @@ class Errands:
         except (Shredded, Tampered):
             log.warning("what is right cannot be read: nothing is corrected")
             return 0
-        cells = await store.sealed_cells(tx.db, rows, piece, subjects, column)
-        keys = await keys_of([value for _, value, _ in cells], tx)
+        cells = [(place, value, json.loads(row)) for place, value, row in
+                 await store.sealed_cells(tx.db, rows, piece, subjects, column)]  # fmt: skip
+        keys = await keys_of([value for _, value, _ in cells if value is not None], tx)
+        # What was never said is incomplete: it comes under the key of the account that the row belongs to.
+        owner = rows.owners["account"]
+        owners = [("account", row[owner]) for _, value, row in cells if value is None]
+        own = await vault_of(tx).subject_keys(owners, at=tx.now) if owners else {}
         right = [
-            (place, seal_value(keys[value], text, where=rows.sealed[column].format(**json.loads(row))))
+            (place, seal_value(found, text, where=rows.sealed[column].format(**row)))
             for place, value, row in cells
-            if value in keys
+            if (found := own[("account", row[owner])] if value is None else keys.get(value)) is not None
         ]
         await store.put_cells(tx.db, piece, column, right)
         return len(right)

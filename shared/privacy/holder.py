@@ -439,6 +439,7 @@ def attach(
     also: Also | None = None,
     reports: topics.Topic | None = None,
     last: bool = False,
+    shows: bool = True,
     suppress: bool = True,
 ) -> Holder:
     """Makes `service` a holder of what `holding` says. Call it once, when everything else is declared.
@@ -447,6 +448,7 @@ def attach(
     out orders of other actions, in their order, and the holder answers them;
     `reports`: a topic whose end offsets the receipt tells, when all that was published before the erasure has been sent.
     `last`: its orders come when the others have answered, and name what it has to read before.
+    `shows`: whoever names a case may read what is held of somebody; off, it goes to its person alone, in a copy.
     `suppress` off is for tests that show what tombstones prevent.
     """
     holder = Holder(
@@ -475,7 +477,8 @@ def attach(
     service.consumes(topics.PRIVACY_COMMANDS, guarded=False)(holder.obey)
     service.task(ERASE)(holder.erase)
     service.task(ERRAND)(holder.errands.run)
-    service.reads("held")(holder.held)
+    if shows:
+        service.reads("held")(holder.held)
     service.job(ERASE, every=timedelta(seconds=2))(holder.look)
     service.job("mesh-forget", every=timedelta(hours=1))(holder.forget)
     attach_expiry(service, (*MESH_ROWS, *holding.rows))

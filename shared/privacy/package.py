@@ -13,9 +13,8 @@ import zipfile
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal
 from io import BufferedReader
 from typing import Any, BinaryIO, TypeVar
 
@@ -25,9 +24,9 @@ from shared.mesh.transaction import rfc3339
 from shared.policy import policy
 from shared.privacy import sheets, told
 from shared.privacy.age import CannotOpen, Decrypting, Encrypting, Opener
-from shared.privacy.blobs import Blobs, Sink
+from shared.privacy.blobs import Blobs, BlobsAway, Sink
 from shared.privacy.errands import WHERE
-from shared.privacy.package_contents import Contents, Missing, Source
+from shared.privacy.package_contents import Contents, Disclosed, Missing, Source
 from shared.privacy.package_page import page
 from shared.privacy.told import ToldColumn
 from shared.privacy.values import Key, open_bytes
@@ -40,7 +39,6 @@ _LARGE = 2**30
 _LEVEL = 1
 # Seconds after which a part that does not come is not waited for any more.
 _PATIENCE = 120.0
-_read = msgspec.json.Decoder(float_hook=Decimal)
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 
@@ -81,15 +79,17 @@ async def build(
     name: str,
     made_at: datetime,
     missing: Sequence[Missing] = (),
+    disclosed: Sequence[Disclosed] = (),
 ) -> Built:
     """Packs the copies that `holders` have made for (case, epoch), and keeps the package as the blob `name`.
 
     `key`: the case's. `missing`: what the caller knows of that is not in it; what the copies themselves leave out is added.
+    `disclosed`: what was disclosed of the person, as far as they may know it.
     Raises `NotWhole`, `Shredded` and `Tampered` for a part that is not as it was written, `BlobsAway`; then there is no
     package. Needs some 60 MB, and 128 MB for a moment at the beginning where the opener is a passphrase.
     """
     parts = _Parts(blobs, f"{case}/{epoch}", key)
-    packer = _Packer(parts, case, made_at, sorted(set(holders)), tuple(missing))
+    packer = _Packer(parts, case, made_at, sorted(set(holders)), tuple(missing), tuple(disclosed))
     try:
         # The packing happens in the thread of `write`; this loop only fetches the parts for it.
         await blobs.write(name, lambda out: packer.pack(out, opener))
@@ -146,7 +146,10 @@ class _Parts:
         if self._over.is_set():
             raise NotWhole("the package was given up")
         name = f"{self._place}/{holder}/{table}/{number:06d}"
-        found = asyncio.run_coroutine_threadsafe(ask(name), self._loop).result(_PATIENCE)
+        try:
+            found = asyncio.run_coroutine_threadsafe(ask(name), self._loop).result(_PATIENCE)
+        except TimeoutError:
+            raise BlobsAway("a part of a copy does not come") from None
         if found is None:
             raise NotWhole(f"{holder}: a part of {table} is not there")
         return found
@@ -162,9 +165,10 @@ class _Packer:
         made_at: datetime,
         holders: Sequence[str],
         missing: tuple[Missing, ...],
+        disclosed: tuple[Disclosed, ...],
     ) -> None:
         self._parts, self._case, self._made_at = parts, case, made_at
-        self._holders, self._missing = holders, missing
+        self._holders, self._missing, self._disclosed = holders, missing, disclosed
         self._built: Built | None = None
 
     def built(self) -> Built:
@@ -180,7 +184,7 @@ class _Packer:
         with _Zip(sealed, self._made_at) as archive, ThreadPoolExecutor(1, "steward-package") as ahead:
             archive.add("index.html", page(contents).encode())
             for source in contents.sources:
-                if source.told.rows:
+                if source.told.parts:
                     self._rows(archive, source, ahead)
                     archive.add(source.files[2], _json(schema(source)))
             archive.add(MANIFEST, _json(manifest(contents, archive.files)))
@@ -203,7 +207,9 @@ class _Packer:
         if len(spans) > 1:
             raise NotWhole("the holders' copies are of different spans of time")
         since, until = spans.pop() if spans else (None, None)
-        return Contents(self._case, self._made_at, policy(), tuple(sources), tuple(missing), since, until)
+        return Contents(
+            self._case, self._made_at, policy(), tuple(sources), tuple(missing), since, until, self._disclosed
+        )
 
     def _rows(self, archive: _Zip, source: Source, ahead: ThreadPoolExecutor) -> None:
         lines, sheet, _ = source.files
@@ -221,8 +227,7 @@ class _Packer:
         columns = source.columns
 
         def as_sheet(number: int) -> bytes:
-            rows = _read.decode_lines(self._parts.open(*place, number))
-            return sheets.lines(columns, rows).encode()
+            return sheets.of_json(columns, self._parts.open(*place, number)).encode()
 
         with archive.member(sheet, large) as write:
             write(sheets.header(columns).encode())
@@ -316,6 +321,7 @@ def manifest(contents: Contents, files: Mapping[str, Any]) -> dict[str, Any]:
             for source in contents.sources
         ],
         "missing": [{"source": gap.source, "why": gap.why} for gap in contents.missing],
+        "disclosures": [asdict(one) for one in contents.disclosed],
         "files": dict(files),
     }  # fmt: skip
 
@@ -373,3 +379,9 @@ def _left_out(holder: str, said: told.Told) -> Iterator[Missing]:
 
 def _json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+__all__ = [
+    "FORMAT", "MANIFEST", "Built", "Contents", "Missing", "NotWhole", "Opener", "Source", "build", "is_package", "manifest",
+    "manifest_of", "opened", "package_name", "schema",
+]  # fmt: skip

@@ -18,6 +18,17 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Disclosed:
+    """What was disclosed of the person to somebody outside, as they may know it. `date`: RFC 3339."""
+
+    date: str
+    recipient: str
+    basis: str
+    instrument: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """One table of one holder in the package."""
 
@@ -32,8 +43,8 @@ class Source:
 
     @property
     def files(self) -> list[str]:
-        """Its files. A table without a row has none."""
-        if not self.told.rows:
+        """Its files. A table without a row has none, nor has one whose rows were not asked for."""
+        if not self.told.parts:
             return []
         place = f"{self.holder}/{self.table}"
         return [f"data/{place}.jsonl", f"data/{place}.csv", f"schema/{self.holder}.{self.table}.json"]
@@ -50,3 +61,9 @@ class Contents:
     missing: tuple[Missing, ...]
     since: str | None
     until: str | None
+    disclosed: tuple[Disclosed, ...] = ()
+
+    @property
+    def rows_asked_for(self) -> bool:
+        """Whether it holds the rows themselves, or only says what there is."""
+        return any(source.files for source in self.sources) or not any(source.told.rows for source in self.sources)

@@ -11,7 +11,7 @@ from html import escape
 from typing import NamedTuple
 
 from shared.policy import Policy
-from shared.privacy.package_contents import Contents, Missing, Source
+from shared.privacy.package_contents import Contents, Disclosed, Missing, Source
 from shared.privacy.told import ToldColumn
 
 
@@ -124,15 +124,19 @@ def page(contents: Contents) -> str:
     held = [source for source in contents.sources if source.told.rows]
     rows = sum(source.told.rows for source in held)
     body = [
-        "<h1>A copy of your data</h1>",
-        "<p>You asked what this service holds about you. This package is the answer: a copy of your data as it was when the "
-        "copy was made, and this page, which says what each file is, what the data is used for, how long it is kept, "
-        "who has received it, and what you can ask for next.</p>",
+        "<h1>A copy of your data</h1>" if contents.rows_asked_for else "<h1>What is held about you</h1>",
+        "<p>You asked what this service holds about you. This package is the answer: "
+        + (
+            "a copy of your data as it was when the copy was made, and this page, which says what each file is, "
+            if contents.rows_asked_for
+            else "this page says, by category, what is held, "
+        )
+        + "what the data is used for, how long it is kept, who has received it, and what you can ask for next.</p>",
         _facts(contents, rows, len(held)),
         "<p><strong>Keep this package to yourself.</strong> It is encrypted so that only you can open it; what you have "
         "unpacked is not encrypted any more.</p>",
         "<h2 id='files'>What is in it</h2>",
-        *_overview(held),
+        *_overview(held, contents.rows_asked_for),
         *(line for holder, group in _by_holder(held) for line in _holder(holder, group, said)),
         *_empty([source for source in contents.sources if not source.told.rows and source.told.left_out is None]),
         "<h2 id='missing'>What is not in it, and why</h2>",
@@ -141,8 +145,8 @@ def page(contents: Contents) -> str:
         f"<p>Your data is stored and processed in <strong>{escape(_region(said.region))}</strong>.</p>",
         *_recipients(said),
         *_never(said),
-        "<h2 id='read'>How to read the files</h2>",
-        *_reading(),
+        *_disclosed(contents.disclosed),
+        *(["<h2 id='read'>How to read the files</h2>", *_reading()] if contents.rows_asked_for else []),
         "<h2 id='rights'>What you can ask for next</h2>",
         *_rights(),
     ]
@@ -168,7 +172,7 @@ def _facts(contents: Contents, rows: int, tables: int) -> str:
     return "<dl class='facts'>" + "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts) + "</dl>"
 
 
-def _overview(held: Sequence[Source]) -> Iterator[str]:
+def _overview(held: Sequence[Source], files: bool) -> Iterator[str]:
     if not held:
         yield "<p>The services hold nothing about you.</p>"
         return
@@ -177,16 +181,21 @@ def _overview(held: Sequence[Source]) -> Iterator[str]:
         "<th scope='col'>Table</th><th scope='col' class='n'>Rows</th><th scope='col'>Files</th></tr></thead><tbody>"
     )
     for source in held:
-        lines, sheet, schema = source.files
         links = ", ".join(
             f"<a href='{escape(path)}'>{kind}</a>"
-            for kind, path in (("JSON Lines", lines), ("CSV", sheet), ("schema", schema))
+            for kind, path in zip(("JSON Lines", "CSV", "schema"), source.files, strict=False)
         )
         yield (
             f"<tr><th scope='row'><a href='#{escape(_anchor(source))}'>{escape(source.holder)}: {escape(_title(source))}</a></th>"
             f"<td class='n'>{source.told.rows:,}</td><td>{links}</td></tr>"
         )
     yield "</tbody></table></div>"
+    if not files:
+        yield (
+            "<p>You asked what there is, not for the rows themselves: you get them, too, when you ask for a copy. "
+            "<a href='manifest.json'>manifest.json</a> says the same in a form for programs.</p>"
+        )
+        return
     yield (
         "<p>Each table comes twice, with the same rows: as JSON Lines for programs and as CSV for spreadsheets. "
         "<a href='manifest.json'>manifest.json</a> lists every file with its SHA-256 digest, and all that this page says in "
@@ -254,6 +263,28 @@ def _recipients(said: Policy) -> Iterator[str]:
 def _never(said: Policy) -> Iterator[str]:
     if {"sales", "marketing", "train_ai_system"} <= set(said.uses.forbidden):
         yield "<p>Your data is not sold, and is not used for advertising or to train models.</p>"
+
+
+def _disclosed(disclosed: Sequence[Disclosed]) -> Iterator[str]:
+    """Never says that there is nothing: of some disclosures a law forbids to speak."""
+    yield "<h3>Disclosures</h3>"
+    if not disclosed:
+        yield (
+            "<p>There is no disclosure of your data, to an authority or to protect rights, property or safety, that we may "
+            "tell you of.</p>"
+        )
+        return
+    yield (
+        "<div class='wide'><table><caption>Each disclosure that we may tell you of</caption><thead><tr><th scope='col'>When</th>"
+        "<th scope='col'>To whom</th><th scope='col'>On what basis</th><th scope='col'>What</th></tr></thead><tbody>"
+    )
+    for one in disclosed:
+        basis = ", ".join(filter(None, (one.basis, one.instrument))).replace("_", " ")
+        yield (
+            f"<tr><th scope='row'>{escape(one.date[:10])}</th><td>{escape(one.recipient)}</td><td>{escape(basis)}</td>"
+            f"<td>{escape(one.scope)}</td></tr>"
+        )
+    yield "</tbody></table></div>"
 
 
 def _reading() -> Iterator[str]:

@@ -36,7 +36,7 @@ class Shown:
 
     def __init__(self, holding: Holding) -> None:
         self._holding = holding
-        self.rows: Mapping[str, Rows] = {rows.table: rows for rows in holding.rows if rows.owners}
+        self.rows: Mapping[str, Rows] = {rows.table: rows for rows in (*holding.rows, *holding.kept) if rows.owners}
         self.personal: Mapping[str, list[str]] = {
             table: sorted(c.column for c in holding.columns if c.table == table and c.personal) for table in self.rows
         }

@@ -454,14 +454,14 @@ async def shown_rows(
 
 async def sealed_cells(
     db: Connection, rows: Rows, piece: Slice, subjects: Mapping[str, Sequence[str]], column: str
-) -> list[tuple[str, str, str]]:
-    """(place, value, the row as JSON) of what a sealed column says in the rows of these owners, locked."""
+) -> list[tuple[str, str | None, str]]:
+    """(place, value or None, the row as JSON) of a sealed column in the rows of these owners, locked."""
     kinds, condition, arguments = _owners(rows, subjects)
     if not kinds:
         return []
     found = await db.fetch(
         f"SELECT t.ctid::text AS place, t.{column} AS value, to_jsonb(t)::text AS row FROM {piece.relation} t "  # noqa: S608
-        f"WHERE {_mine(rows, condition)} AND {piece.condition} AND t.{column} IS NOT NULL FOR UPDATE",
+        f"WHERE {_mine(rows, condition)} AND {piece.condition} FOR UPDATE",
         *arguments,
     )
     return [(row["place"], row["value"], row["row"]) for row in found]

@@ -18,7 +18,8 @@ from shared.contract.units import Subject
 
 _NONCE_BYTES = 12
 _SHORTEST = _NONCE_BYTES + 16
-_VALUE = re.compile(r"v1:([A-Za-z0-9_-]{1,64}):([A-Za-z0-9_-]+)")
+# What follows is base64url, which is looked at when it is decoded: a value can be megabytes.
+_VALUE = re.compile(r"v1:([A-Za-z0-9_-]{1,64}):(?=[A-Za-z0-9_-])")
 HASH_BYTES = 16
 # How many subjects a hasher remembers: twice this, some 200 bytes each.
 _REMEMBERED = 50_000
@@ -81,7 +82,7 @@ def open_value(key: Key, value: str, *, where: str) -> str:
 
 def key_id_of(value: str) -> str:
     """The id of the key that sealed a value. Raises `Tampered`."""
-    match = _VALUE.fullmatch(value)
+    match = _VALUE.match(value)
     if match is None:
         raise Tampered("not a sealed value")
     return match[1]

@@ -31,6 +31,7 @@ from tests.bench.idle import idle_lines
 from tests.bench.lab import Lab
 from tests.bench.latency import latency_lines
 from tests.bench.naive import naive_line
+from tests.bench.package import package_lines
 from tests.bench.rating import rating_lines
 from tests.bench.report import Report
 from tests.bench.tombstones import latency_lines as tombstone_latency_lines
@@ -80,7 +81,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Erasing:
-    """How much is erased, entombed and ended: what the limits speak about."""
+    """How much is erased, entombed, ended and packed: what the limits speak about."""
 
     account_rows: int = 1_000_000
     queue: int = 10_000
@@ -89,11 +90,12 @@ class Erasing:
     tombstone_events: int = 400_000
     tombstone_pairs: int = 2
     day_rows: int = 10_000_000
+    package_rows: int = 1_000_000
 
     @classmethod
     def quick(cls) -> Erasing:
         """Enough to see that it works."""
-        return cls(20_000, 200, 10, 50_000, 100_000, 1, 200_000)
+        return cls(20_000, 200, 10, 50_000, 100_000, 1, 200_000, 20_000)
 
     def changed(self, options: argparse.Namespace) -> Erasing:
         """With the sizes that the command line names."""
@@ -184,6 +186,10 @@ class Bench:
         """A large day ends."""
         await expiry_lines(self.lab, self.report, self.erasing.day_rows)
 
+    async def package(self) -> None:
+        """A large account gets a copy of its data."""
+        await package_lines(self.lab, self.report, self.erasing.package_rows)
+
 
 # What each measurement gives, in the order in which they run: those that share the backlog follow each other.
 MEASUREMENTS: tuple[tuple[Callable[[Bench], Awaitable[None]], tuple[str, ...]], ...] = (
@@ -203,6 +209,10 @@ MEASUREMENTS: tuple[tuple[Callable[[Bench], Awaitable[None]], tuple[str, ...]], 
     (Bench.tombstone_latency, ("tombstone_latency_p50", "tombstone_latency_p99")),
     (Bench.tombstones_million, ("tombstones_million", "metering_tombstones*", "billing_tombstones*")),
     (Bench.expiry_day, ("expiry_day",)),
+    (
+        Bench.package,
+        ("package_holder", "package_packing", "package_together", "package_holder_rss", "package_packing_rss"),
+    ),
 )
 
 

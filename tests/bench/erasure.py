@@ -162,7 +162,7 @@ async def account_lines(lab: Lab, report: Report, rows: int, rate: int = TRAFFIC
     lab.need("metering", "billing", "retention", "notifications", "audit")
     await lab.reset()
     victim, *others = crowd("one", 50)
-    await _fill(lab, victim, rows)
+    await fill(lab, victim, rows)
     await start_house(lab)
     async with people(lab) as world, lab.owner("retention") as cases, lab.owner("billing") as billing:
         await world.send([*world.joins(victim, 2_000), *of_all(others, world.joins)])
@@ -218,7 +218,8 @@ async def account_lines(lab: Lab, report: Report, rows: int, rate: int = TRAFFIC
     )  # fmt: skip
 
 
-async def _fill(lab: Lab, who: Person, rows: int) -> None:
+async def fill(lab: Lab, who: Person, rows: int) -> None:
+    """The account's rows of the request log, as many of others among them, and its rollups."""
     since = datetime.now(UTC) - timedelta(days=_DAYS)
     hour = int(since.timestamp()) // 3600
     with lab.progress() as progress:

@@ -23,6 +23,7 @@ from shared.mesh.store import open_pool
 from shared.privacy.blobs import open_blobs
 from shared.privacy.errands import Errands
 from shared.privacy.holder import Holder
+from shared.privacy.package_contents import Disclosed
 from shared.privacy.vault import CASE
 from tests.support.gateway import Gateway, Sent, body
 from tests.support.post import post
@@ -109,7 +110,7 @@ async def reasons(stage: Stage) -> list[str]:
     return [row["reason"] for row in found]
 
 
-async def known_of(stage: Stage, account: str) -> list[dict[str, Any]]:
+async def known_of(stage: Stage, account: str) -> list[Disclosed]:
     """What the account may know was disclosed of it."""
     digest = stage.vault.hasher.hashes([("account", account)])[0]
     async with stage.runtime.pool.acquire() as db:
@@ -140,7 +141,7 @@ async def test_without_a_gag_the_person_is_told_at_once_and_once(stage: Stage) -
     row = await whole(stage, entry)
     assert (row["state"], row["needs_person"]) == ("told", [])
     assert len(await notices(stage, entry)) == 1 and await reasons(stage) == []
-    assert [each["id"] for each in await known_of(stage, stage.account)] == [entry]
+    assert [each.recipient for each in await known_of(stage, stage.account)] == ["us-doj"]
     assert await stage.published(topics.PRIVACY_COMMANDS, case=entry) == []
     # Nobody's id is in the register, and when nothing more is to be read the key ends, and the hash alone stays.
     assert stage.tag not in json.dumps(row, default=str)
@@ -189,7 +190,7 @@ async def test_a_gag_says_nothing_until_its_end_even_if_the_account_is_erased(st
     await stage.mesh.idle()
     (mail,) = await notices(stage, entry)
     assert (mail.get("account"), mail.get("address"), mail["case"]) == (None, None, entry)
-    assert [each["id"] for each in await known_of(stage, stage.account)] == [entry]
+    assert [each.recipient for each in await known_of(stage, stage.account)] == ["us-doj"]
     await stage.send(stage.accepted(entry, mail["cause"]))
     await stage.mesh.until(lambda: _keyless(stage, entry), 20, "its key is destroyed")
     assert await history(stage, entry) == [
@@ -509,6 +510,7 @@ async def test_the_notice_reaches_somebody_who_is_erased_while_notifications_are
 ) -> None:
     """What is erased at the start, by tombstones that were quicker than the order, is put aside before."""
     (tmp_path / "post").mkdir()
+    stage = Stage(mesh, seed)
     async with post(tmp_path / "post") as office:
 
         async def notifications() -> Runtime:
@@ -517,7 +519,6 @@ async def test_the_notice_reaches_somebody_who_is_erased_while_notifications_are
             await mesh.owned()
             return runtime
 
-        stage = Stage(mesh, seed)
         await stage.start()
         room = await notifications()
         await stage.a_customer()

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import io
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
+from deploy.rooms import ROOMS
 from services.audit.app import make_service as make_audit
 from shared.contract import events, topics
 from shared.contract.sealing import seal
 from shared.contract.units import Subject
+from shared.mesh.http import NotAllowed, encode
 from shared.mesh.runtime import Runtime
-from shared.privacy import errands, store
+from shared.mesh.transaction import rfc3339
+from shared.privacy import errands, store, told
+from shared.privacy.age import Opener
 from shared.privacy.blobs import open_blobs
+from shared.privacy.data_map import Holding
 from shared.privacy.errands import EXPORT_LIFE, VALUE, WHERE
+from shared.privacy.package import build, opened, package_name
 from shared.privacy.told import MAP
 from shared.privacy.vault import open_value, seal_value
 from tests.support.coordinator import Coordinator, new_case
 from tests.support.gateway import Gateway
+from tests.support.life import life, prices, subjects_of
 from tests.support.world import Faults, Mesh
 
 WHO: list[Subject] = [("account", "acc-ws-0"), ("workspace", "ws-0"), ("key", "key-ws-0")]
@@ -327,3 +338,179 @@ async def test_a_copy_without_a_place_waits_and_holds_up_nobody(mesh: Mesh, seed
     retention.runtime = await mesh.start("metering")
     await retention.receipts(copy, 1)
     assert await lines(retention, copy)
+
+
+# --- what a copy holds, and what a read shows --------------------------------------------------------------------
+
+
+async def held(runtime: Runtime, kind: str, name: str, **query: str) -> Any:
+    """The read, as it comes over HTTP."""
+    answer = await runtime.answer(
+        "held", {"kind": kind, "id": name, **query}, "ada", "support", "SUP-4711 asked by phone"
+    )
+    return json.loads(encode(answer), parse_float=Decimal)
+
+
+@pytest.mark.promise(38)
+async def test_what_is_read_is_what_is_copied(mesh: Mesh, seed: int) -> None:
+    """In three rooms, for each of a person's subjects: the same rows, field by field, and as they stand in the tables."""
+    gateway = Gateway(seed)
+    names = ("metering", "notifications", "retention")
+    rooms = {name: await mesh.start(name) for name in names}
+    await mesh.owned()
+    retention = Coordinator(mesh, gateway, rooms["retention"])
+    now = rooms["retention"].clock.now()
+    await retention.vault.make_ingress([now.date()], now)
+    key = await retention.vault.ingress(now.date())
+    said = {
+        topic.name for topic in topics.TOPICS if set(names) & set(topic.readers) and not set(names) & set(topic.writers)
+    }
+    for who in ("ada", "bob"):
+        await gateway.send(mesh.env, [prices(gateway), *life(gateway, who, said, lambda text: seal(text, *key))])
+    await mesh.idle()
+    seen: set[tuple[str, str]] = set()
+    for subject in subjects_of("ada"):
+        case = new_case()
+        order = await retention.order(case, [subject], names, action="export")
+        await gateway.send(mesh.env, [order])
+        await retention.receipts(case, len(names))
+        for name in names:
+            copied: dict[str, list[dict[str, Any]]] = {}
+            for line in await lines(retention, case, name):
+                copied.setdefault(line.pop("table"), []).append(line)
+            read = await held(rooms[name], *subject)
+            assert _sorted(read["tables"]) == _sorted(copied) and read["truncated"] is False, (name, subject[0])
+            assert "bob" not in json.dumps(read, default=str)
+            seen |= {(name, table) for table in copied}
+            for table, rows in copied.items():
+                await _as_in_the_table(mesh, name, table, rows)
+    assert seen >= {
+        ("metering", "request_log"), ("metering", "rollup_hourly"), ("metering", "quarantine"), ("notifications", "address"),
+        ("retention", "account"), ("retention", "workspace"), ("retention", "api_key"), ("retention", "member"),
+    }  # fmt: skip
+    assert (await held(rooms["notifications"], "account", "acc-ada"))["tables"]["address"][0]["sealed"].count("@") == 1
+
+
+def _sorted(tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+    return {
+        table: sorted(json.dumps(row, sort_keys=True, default=str) for row in rows) for table, rows in tables.items()
+    }
+
+
+async def _as_in_the_table(mesh: Mesh, name: str, table: str, rows: list[dict[str, Any]]) -> None:
+    """Each row of a copy stands so in its table: what is shown is the same, to the last digit, and what is not is null."""
+    found = await mesh.fetch(name, f"SELECT to_jsonb(t)::text FROM {table} t")
+    stored = [json.loads(row[0], parse_float=Decimal) for row in found]
+    opened = {("notifications", "address"): {"sealed"}, ("retention", "api_key"): {"name"}}.get((name, table), set())
+    for row in rows:
+        shown = {column: value for column, value in row.items() if value is not None and column not in opened}
+        assert any(all(one[column] == value for column, value in shown.items()) for one in stored), (table, row)
+
+
+async def test_a_read_of_what_is_held_needs_a_case_and_knows_its_limits(mesh: Mesh, seed: int) -> None:
+    gateway = Gateway(seed, workspaces=2)
+    retention = await used(mesh, gateway)
+    runtime = retention.runtime
+    assert runtime is not None
+    for reason in ("", "just looking"):
+        with pytest.raises(NotAllowed, match="case"):
+            await runtime.answer("held", {"kind": "account", "id": "acc-ws-0"}, "ada", "support", reason)
+    for wrong in ({"kind": "price", "id": "x"}, {"kind": "account"}, {"kind": "account", "id": "x", "limit": "0"}):
+        with pytest.raises(ValueError):
+            await runtime.answer("held", wrong, "ada", "support", "SUP-1")
+    everything = await held(runtime, "workspace", "ws-0")
+    some = await held(runtime, "workspace", "ws-0", limit="5")
+    assert some["truncated"] and len(some["tables"]["request_log"]) == 5 < len(everything["tables"]["request_log"])
+    assert await held(runtime, "account", "nobody") == {"tables": {}, "truncated": False}
+    assert await mesh.value("metering", "SELECT count(*) FROM mesh_read WHERE name = 'held'") == 8
+    # Of the erased nothing is shown, from the tombstone on.
+    await gateway.send(mesh.env, retention.tombstones(new_case(), [("workspace", "ws-0")]))
+    await mesh.idle()
+    assert await held(runtime, "workspace", "ws-0") == {"tables": {}, "truncated": False}
+
+
+async def test_a_copy_of_a_span_of_time_has_what_happened_in_it(mesh: Mesh, seed: int) -> None:
+    """From `since` on and before `until`; how things are is in no such copy, and in no receipt of one."""
+    gateway = Gateway(seed, workspaces=1)
+    retention = Coordinator(mesh, gateway, await mesh.start("metering"))
+    assert retention.runtime is not None
+    now = retention.runtime.clock.now().replace(minute=0, second=0, microsecond=0)
+    at = [now - timedelta(hours=hours) for hours in (4, 3, 2, 1)]
+    said = [gateway.generation("ws-0", at_ms=int(one.timestamp() * 1000)) for one in at]
+    setting = {
+        "account": "acc-ws-0", "workspace": "ws-0", "version": 1, "log_retention_days": 30, "activity_opt_out": False,
+        "changed_at": rfc3339(now),
+    }  # fmt: skip
+    await mesh.owned()
+    stated = gateway.event(topics.SETTINGS, events.SettingsChanged, setting, key="ws-0", subject="ws-0")
+    await gateway.send(mesh.env, [gateway.price(), stated, *said])
+    await mesh.idle()
+    spans = {
+        (at[1], at[3]): at[1:3], (at[2], None): at[2:], (None, at[2]): at[:2], (None, None): at,
+        (at[0] + timedelta(milliseconds=1), at[0] + timedelta(milliseconds=2)): [],
+    }  # fmt: skip
+    for (since, until), expected in spans.items():
+        case = new_case()
+        asked = {name: rfc3339(end) for name, end in (("since", since), ("until", until)) if end is not None}
+        await ordered(retention, case, "export", arguments=asked)
+        (receipt,) = await retention.receipts(case, 1)
+        found = [line for line in await lines(retention, case) if line["table"] == "request_log"]
+        assert sorted(datetime.fromisoformat(line["occurred_at"]) for line in found) == expected
+        treated = {table.table: table.rows for table in receipt.treated}
+        assert treated["request_log"] == len(expected)
+        assert treated["rollup_hourly"] == len(expected), "an hour each"
+        assert ("workspace_setting" in treated) is (not asked) and receipt.arguments == asked
+        about = await described(retention, case)
+        assert about.tables["workspace_setting"].left_out == ("range" if asked else None)
+        assert {t: about.tables[t].rows for t in treated} == treated
+    for wrong in ("yesterday", "2026-11-28T12:00:00", "2026-13-01T00:00:00Z"):
+        case = new_case()
+        await ordered(retention, case, "export", arguments={"since": wrong})
+        (receipt,) = await retention.receipts(case, 1)
+        assert receipt.treated == [] and await blob_names(mesh, case) == []
+
+
+async def test_every_map_says_when_by_an_expression_that_its_table_knows(mesh: Mesh) -> None:
+    """Each room's `when` gives an instant: PostgreSQL has to say so."""
+    for name in ROOMS:
+        module = importlib.import_module(f"services.{name}.data_map")
+        for rows in getattr(module, "HOLDING", Holding(name, ())).rows:
+            if rows.when is not None:
+                kind = f"SELECT pg_typeof({rows.when})::text FROM (SELECT NULL) AS one LEFT JOIN {rows.table} t ON true LIMIT 1"
+                assert await mesh.value(name, kind) == "timestamp with time zone", (name, rows.table)
+
+
+async def described(retention: Coordinator, case: str, holder: str = "metering") -> told.Told:
+    """What a copy says of itself."""
+    blobs, key = open_blobs(retention.mesh.env["STEWARD_BLOBS"]), await retention.vault.case_key(case)
+    raw = await blobs.get(f"{case}/1/{holder}/{MAP}/000000")
+    return told.read(open_value(key, (raw or b"").decode(), where=WHERE).encode())
+
+
+async def test_a_copy_becomes_a_package(mesh: Mesh, seed: int) -> None:
+    """From two real holders to what their person opens: every row that the receipts count."""
+    gateway = Gateway(seed, workspaces=2)
+    retention = await used(mesh, gateway)
+    await mesh.start("insights")
+    await mesh.owned()
+    case = new_case()
+    order = await retention.order(case, WHO, ["metering", "insights"], action="export")
+    await gateway.send(mesh.env, [order])
+    receipts = await retention.receipts(case, 2)
+    blobs, name = open_blobs(mesh.env["STEWARD_BLOBS"]), package_name(case, 1)
+    built = await build(
+        blobs, case=case, epoch=1, holders=["metering", "insights"], key=await retention.vault.case_key(case),
+        opener=Opener(passphrase="correct horse battery"), name=name, made_at=datetime(2026, 11, 28, tzinfo=UTC),
+    )  # fmt: skip
+    counted = {f"{r.holder}.{t.table}": t.rows for r in receipts for t in r.treated}
+    assert built.sources == counted and built.rows == sum(counted.values()) > 50
+    raw = io.BytesIO(b"".join([piece async for piece in blobs.read(name)]))
+    with opened(raw, passphrase="correct horse battery") as archive:
+        log = [json.loads(line) for line in archive.read("data/metering/request_log.jsonl").splitlines()]
+        assert log == [
+            {k: v for k, v in line.items() if k != "table"} for line in await lines(retention, case)
+            if line["table"] == "request_log"
+        ]  # fmt: skip
+        checked = Draft202012Validator(json.loads(archive.read("schema/metering.request_log.json")))
+        for line in log:
+            checked.validate(line)

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from services.retention.app import make_service
 from tests.support.gateway import Gateway
 from tests.support.hands import Hands
-from tests.support.retention import FAST, OTHERS, Stage
+from tests.support.retention import OTHERS
+from tests.support.town import PASSPHRASE, Town, code_in, in_town, link_in
 from tests.support.world import Mesh
 
 MISSING = "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b"
+PLAYED = [name for name in OTHERS if name != "notifications"]
 
 
 @pytest.fixture
-async def desk(mesh: Mesh, seed: int, tmp_path: Path) -> tuple[Hands, Stage]:
-    """Retention with its HTTP port, a customer, and a person's hands."""
-    env = {**mesh.env, "STEWARD_HOME": str(tmp_path / "home"), "STEWARD_ACTOR": "tester", "COLUMNS": "200"}
-    hands = Hands(mesh, Gateway(seed), tmp_path, env)
-    await hands.start("retention", make_service(timing=FAST, trims=False))
-    await mesh.owned()
-    stage = Stage(mesh, seed)
-    stage.runtime = mesh.running[-1]
-    await stage.a_customer()
-    return hands, stage
+async def desk(mesh: Mesh, seed: int, tmp_path: Path) -> AsyncIterator[tuple[Hands, Town]]:
+    """Retention with its HTTP port, notifications with real mail, a customer, and a person's hands."""
+    async with in_town(mesh, seed, tmp_path / "mail", "notifications") as town:
+        env = {**mesh.env, "STEWARD_HOME": str(tmp_path / "home"), "STEWARD_ACTOR": "tester", "COLUMNS": "200"}
+        env["STEWARD_RETENTION_PORT"] = str(town.runtime.settings.port)
+        yield Hands(mesh, Gateway(seed), tmp_path, env), town
 
 
-async def test_a_person_follows_a_deletion_to_its_certificate(desk: tuple[Hands, Stage], tmp_path: Path) -> None:
+async def test_a_person_follows_a_deletion_to_its_certificate(desk: tuple[Hands, Town], tmp_path: Path) -> None:
     hands, stage = desk
     asked = ("privacy", "request", "--scope", "account", "--account", stage.account)
     case = (await hands(*asked)).stdout.strip()
@@ -40,9 +37,10 @@ async def test_a_person_follows_a_deletion_to_its_certificate(desk: tuple[Hands,
     assert "wrong (1 of 5 attempts)" in (await hands(*confirm, "2" * 8, code=1)).output
     assert "no code of the contract" in (await hands(*confirm, "short", code=2)).output
     assert "is not certified" in (await hands("privacy", "certificate", case, code=1)).output
-    await hands(*confirm, await stage.code(case))
+    await hands(*confirm, code_in(await stage.mail(case, "")))
     assert "nothing left" in (await hands("privacy", "withdraw", case, "--account", stage.account, code=1)).output
-    await stage.first_wave(case, [name for name in OTHERS if name != "insights"])
+    await stage.first_wave(case, [name for name in PLAYED if name != "insights"])
+    await stage.mesh.idle()
     (row,) = await hands.json("privacy", "list")
     assert row["id"] == case and row["missing"] == ["billing", "insights"]
     text = (await hands("privacy", "status", case)).output
@@ -73,7 +71,7 @@ async def test_a_person_follows_a_deletion_to_its_certificate(desk: tuple[Hands,
     assert "No case is open" in (await hands("privacy", "list")).output
 
 
-async def test_requests_that_cannot_be(desk: tuple[Hands, Stage]) -> None:
+async def test_requests_that_cannot_be(desk: tuple[Hands, Town]) -> None:
     hands, stage = desk
     await hands("privacy", "request", "--scope", "member", "--account", stage.account, code=2)
     await hands("privacy", "request", "--scope", "account", "--account", "not an id", code=2)
@@ -86,7 +84,7 @@ async def test_requests_that_cannot_be(desk: tuple[Hands, Stage]) -> None:
     assert await stage.state(case) == "withdrawn"
 
 
-async def test_a_hold_from_its_placing_to_its_release(desk: tuple[Hands, Stage]) -> None:
+async def test_a_hold_from_its_placing_to_its_release(desk: tuple[Hands, Town]) -> None:
     hands, stage = desk
     until = (stage.clock.now() + timedelta(days=30)).date().isoformat()
     place = (
@@ -110,43 +108,59 @@ async def test_a_hold_from_its_placing_to_its_release(desk: tuple[Hands, Stage])
     assert "already" in (await hands("holds", "release", hold, "--ticket", "T-9", code=1)).output
 
 
-async def test_a_disclosure_from_its_entry_to_its_notice(desk: tuple[Hands, Stage], tmp_path: Path) -> None:
-    hands, stage = desk
-    day = stage.clock.now().date()
-    since, until = (day - timedelta(days=5)).isoformat(), (day + timedelta(days=5)).isoformat()
-    assert "Nothing is disclosed" in (await hands("disclosures", "list")).output
-    enter = ("disclosures", "enter", stage.account, "--authority", "us-doj", "--since", since, "--until", until)
-    process = ("--instrument", "court_order", "--reference", "22-cv-117")
-    tables = ("--from", "retention=workspace.account")
-    assert "--ticket" in (await hands(*enter, *process, *tables, code=2)).output
-    assert "--from" in (await hands(*enter, *process, "--ticket", "L-1", code=2)).output
-    assert "--from" in (await hands(*enter, *process, "--from", "nobody=x", "--ticket", "L-1", code=2)).output
-    assert "dead-letters" in (await hands(*enter, *tables, "--ticket", "L-1", code=1)).output
-    whole = ("disclosures", "enter", stage.account, "--authority", "us-doj", *process, *tables, "--ticket", "L-1")
-    gag = (day + timedelta(days=100)).isoformat()
-    assert "may" in (await hands(*whole, "--gag-until", gag, "--role", "support", code=1)).output
-    entry = (await hands.json(*whole, "--gag-until", gag))["entry"]
-    (row,) = await hands.json("disclosures", "list")
-    assert (row["id"], row["state"], row["actor"], row["ticket"]) == (entry, "gagged", "tester", "L-1")
-    assert "may not" in (await hands("disclosures", "list", "--role", "support", code=1)).output
-    out = tmp_path / "out"
-    extract = ("disclosures", "extract", entry, "--out", str(out), "--ticket", "L-2")
-    assert "dead-letters" in (await hands(*extract, "--from", "retention=api_key", code=1)).output
-    written = (await hands(*extract)).stdout.split()
-    assert sorted(Path(file).name for file in written) == ["retention.account.jsonl", "retention.workspace.jsonl"]
-    (line,) = (out / "retention.workspace.jsonl").read_text().splitlines()
-    assert json.loads(line)["workspace"] == stage.workspace
-    assert all(file.stat().st_mode & 0o077 == 0 for file in out.iterdir())
-    later = (day + timedelta(days=200)).isoformat()
-    await hands("disclosures", "end-gag", entry, "--extend", later, "--ticket", "L-3")
-    refused = ("disclosures", "end-gag", entry, "--extend", since, "--ticket", "L-4")
-    assert "dead-letters" in (await hands(*refused, code=1)).output
-    await stage.send(stage.receipt("notifications", entry, 2, "envelope", treated=[]))
-    assert "nothing to settle" in (await hands("disclosures", "settle", entry, "--ticket", "L-5", code=1)).output
-    await hands("disclosures", "end-gag", entry, "--ticket", "L-5")
-    assert "over" in (await hands("disclosures", "end-gag", entry, "--ticket", "L-5", code=1)).output
-    await stage.send(stage.accepted(entry, f"disclosed-{entry}", "refused"))
-    assert "needs a person" in (await hands("disclosures", "show", entry)).output
-    await hands("disclosures", "settle", entry, "--ticket", "L-6")
-    shown = (await hands("disclosures", "show", entry)).output
-    assert "court_order 22-cv-117" in shown and "gag_extended" in shown and "L-2" in shown and stage.tag not in shown
+async def test_a_person_asks_for_what_is_kept_and_staff_do_their_part(desk: tuple[Hands, Town], tmp_path: Path) -> None:
+    """Every verb: by mail, proved by a code, waived where a holder is gone, packed, opened; mails to support, and no."""
+    hands, town = desk
+    (tmp_path / "pass.txt").write_text(PASSPHRASE)
+    (tmp_path / "from.txt").write_text("kim@example.org")
+    (tmp_path / "name.txt").write_text("Kim")
+    account = ("--account", town.account)
+    case = (await hands("privacy", "request", "--kind", "access", *account, "--ccpa")).stdout.strip()
+    assert "this is a deletion" in (
+        await hands(
+            "privacy", "verify", (await hands("privacy", "request", *account)).stdout.strip(), *account, "--code", "2" * 8,
+            code=1,
+        )
+    ).output  # fmt: skip
+    code = code_in(await town.mail(case, ""))
+    verify = ("privacy", "verify", case, *account, "--passphrase-file", str(tmp_path / "pass.txt"), "--code")
+    assert "wrong (1 of 5 attempts)" in (await hands(*verify, "2" * 8, code=1)).output
+    assert "Proved" in (await hands(*verify, code)).output
+    text = (await hands("privacy", "status", case)).output
+    assert "in_progress" in text and "copy due" in text and "proved" in text
+    for holder in [name for name in (*PLAYED, "billing") if name not in town.others]:
+        await hands("privacy", "waive", case, "--holder", holder, "--ticket", "OPS-1")
+    await town.until_case(case, "fulfilled")
+    link = link_in(await town.mail(case, "copy"))
+    await hands("package", "fetch", link, "--out", str(tmp_path / "data.zip.age"))
+    await hands("package", "fetch", link[:-1] + "x", "--out", str(tmp_path / "other"), code=2)
+    await hands("package", "fetch", link[:-1] + ("0" if link[-1] != "0" else "1"), "--out", str(tmp_path / "o"), code=1)
+    hands.env["STEWARD_PASSPHRASE"] = PASSPHRASE
+    text = (await hands("package", "open", str(tmp_path / "data.zip.age"), "--out", str(tmp_path / "out"))).output
+    assert "retention" in text and (tmp_path / "out" / "index.html").exists()
+    assert "gone" in (tmp_path / "out" / "manifest.json").read_text(), "who is waived is named"
+
+    correct = ("privacy", "request", "--kind", "rectification", *account, "--field", "name", "--channel", "settings")
+    await hands(*correct, code=2)
+    named = (await hands(*correct, "--value-file", str(tmp_path / "name.txt"))).stdout.strip()
+    assert (await town.until_case(named, "fulfilled"))["status"] == "fulfilled"
+
+    mail = ("privacy", "mail", "--from-file", str(tmp_path / "from.txt"), "--subject")
+    asked = (await hands(*mail, "my data please")).stdout.strip()
+    (row,) = [one for one in await hands.json("privacy", "list") if one["id"] == asked]
+    assert row["needs_person"] == ["triage"]
+    assert "refused" in (await hands("privacy", "deny", asked, "--reason", "other", "--role", "support", code=1)).output
+    assert "refused" in (await hands("privacy", "extend", asked, code=1)).output, "the longer time is off in the policy"
+    await hands("privacy", "escalate", asked, "--to", "privacy")
+    await hands("privacy", "triage", asked, "--kind", "sale:opt-out", *account)
+    assert (await town.until_case(asked, "fulfilled"))["kind"] == "sale:opt-out"
+    asked = (await hands(*mail, "a question")).stdout.strip()
+    await hands("privacy", "answer", asked, "--ticket", "SUP-1")
+    denied = (await hands(*mail, "another")).stdout.strip()
+    await hands("privacy", "deny", denied, "--reason", "claim_not_covered", "--ticket", "PRIV-1")
+    assert (await town.until_case(denied, "denied"))["reason"] == "claim_not_covered"
+    report = (await hands("privacy", "request", "--kind", "child_report", *account)).stdout.strip()
+    await hands("privacy", "decide", report, "--dismiss", "--ticket", "PRIV-2")
+    assert (await town.case(report))["status"] == "denied"
+    said = "".join([(await hands("privacy", "list", "--all")).output, (await hands("privacy", "status", case)).output])
+    assert town.tag not in said and "example.org" not in said

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.retention.app import cases, staff
+from services.retention.app import shown as clocks_shown
 from services.retention.case import Timing
 from services.retention.data_map import RECORDS
 from shared.contract import events, topics
 from shared.mesh.http import NotFound
+from shared.policy import policy
 from shared.privacy.certificate import verify
 from shared.privacy.vault import CASE, SUBJECT
 from tests.support.gateway import Gateway, body
 from tests.support.retention import OTHERS, Stage, instant
 from tests.support.world import Mesh
 
+# A public key of the age format; nobody has its other half.
+RECIPIENT = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"
 TABLES = """SELECT c.relname AS name FROM pg_class c
             WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition"""
 
@@ -522,3 +528,73 @@ async def test_two_gateways_do_not_wait_for_each_other(mesh: Mesh, seed: int) ->
     await stage.first_wave(case)
     await stage.until_ordered(case, "erase", holder="billing")
     assert len(await stage.published(topics.TOMBSTONES, case=case)) >= 5
+
+
+# --- deadlines of rights -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise(55)
+@pytest.mark.promise(67)
+@pytest.mark.promise(68)
+async def test_deadlines_run_from_receipt_and_a_breach_is_foretold(stage: Stage) -> None:
+    """Slow verification moves nothing; the acknowledgement does not stop the answer's clock; it is said before it is late."""
+    await stage.a_customer()
+    asked = stage.asked(
+        events.PrivacyRequested, kind="access", scope="account", target=stage.account, channel="support"
+    )
+    case = str(body(asked)["id"])
+    await stage.send(asked)
+    start = (await stage.case(case))["requests"][0]["received_at"]
+    ends = {clock["name"]: clock["due_at"] for clock in (await stage.case(case))["clocks"]}
+    assert ends == {name: policy().clock(name, start).ends_at for name in ("acknowledgement", "answer", "ccpa")}
+    (mail,) = await stage.published(topics.MESSAGES, case=case)
+    await stage.send(stage.accepted(case, mail["cause"]))
+    row = await stage.case(case)
+    assert {clock["name"]: clock["open"] for clock in row["clocks"]} == {
+        "acknowledgement": False, "answer": True, "ccpa": True,
+    }  # fmt: skip
+    assert row["expected_completion_time"] == ends["answer"]
+    # Verified five days later: only now does the copy's own clock start.
+    stage.clock.ahead = timedelta(days=5)
+    await stage.send(stage.judged(case, recipient=RECIPIENT))
+    row = await stage.case(case)
+    after = {clock["name"]: clock["due_at"] for clock in row["clocks"]}
+    assert {name: after[name] for name in ends} == ends
+    assert after["copy"] == row["verified_at"] + timedelta(days=30)
+    # No holder answers: within the time that the policy warns it is said, and the case is not late yet.
+    stage.clock.ahead = ends["answer"] - timedelta(hours=60) - datetime.now(UTC)
+
+    async def foretold() -> bool:
+        await stage.runtime.worker.run_job("forecast", force=True)
+        return any(
+            one["what"].startswith("forecast:") and "answer" in one["what"]
+            for one in (await stage.case(case))["history"]
+        )
+
+    await stage.mesh.until(foretold, 20, "the breach is foretold")
+    assert (await stage.case(case))["at_risk"] and stage.clock.now() < ends["answer"]
+    assert stage.clock.now() > start + timedelta(days=5)
+
+
+async def test_the_longer_time_is_taken_only_where_the_policy_grants_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage.a_customer()
+    asked = stage.asked(
+        events.PrivacyRequested, kind="access", scope="account", target=stage.account, channel="support"
+    )
+    case = str(body(asked)["id"])
+    await stage.send(asked)
+    await stage.send(stage.command("extend_case", case, role="privacy"))
+    assert await refusals(stage.mesh) == ["refused"] and (await stage.case(case))["extended_at"] is None
+    granted = dict(policy().deadlines) | {"ccpa": replace(policy().deadlines["ccpa"], extension=45)}
+    other = replace(policy(), deadlines=granted)
+    for module in (cases, staff, clocks_shown):
+        monkeypatch.setattr(module, "policy", lambda: other)
+    start = (await stage.case(case))["requests"][0]["received_at"]
+    await stage.send(stage.command("extend_case", case, role="privacy"))
+    row = await stage.case(case)
+    assert next(clock["due_at"] for clock in row["clocks"] if clock["name"] == "ccpa") == start + timedelta(days=90)
+    assert (await stage.published(topics.MESSAGES, case=case, template="extended"))[0]["account"] == stage.account
+    await stage.send(stage.command("extend_case", case, role="privacy"))
+    assert await refusals(stage.mesh) == ["refused"] * 2, "once"

@@ -74,8 +74,12 @@ class Town(Stage):
             "agent": "browser",
             "ip": await self.sealed("192.0.2.17"),
         }
+        bought = {
+            "account": self.account, "workspace": self.workspace, "payment": f"pay-{self.tag}", "credit_pico": "5000000000000",
+        }  # fmt: skip
         await self.send(
             voice.price(), *usage,
+            self.event("gateway-1", topics.PAYMENTS, events.PaymentSettled, self.workspace, bought),
             self.event("gateway-1", topics.ACTIVITY, events.ActivityRecorded, self.workspace, activity),
             self.event("gateway-1", topics.ACCESS, events.AccessRecorded, self.account, access),
         )  # fmt: skip
@@ -92,21 +96,34 @@ class Town(Stage):
 
     # --- people ------------------------------------------------------------------------------------------------------
 
-    async def wish(self, kind: str, scope: str = "account", target: str | None = None, **data: Any) -> str:
-        """Somebody asks for something; returns the case. Plain texts of sealed fields are sealed here."""
+    async def wish(
+        self, kind: str, scope: str = "account", target: str | None = None, *, settle: bool = True, **data: Any
+    ) -> str:
+        """Somebody asks for something; returns the case, when all is quiet again (`settle`) or when it is open. Plain texts of
+        sealed fields are sealed here."""
         for name in ("passphrase", "value", "reply_to"):
             if name in data:
                 data[name] = await self.sealed(data[name])
         data.setdefault("account", self.account)
         asked = self.asked(events.PrivacyRequested, kind=kind, scope=scope, target=target or data["account"], **data)
-        await self.send(asked)
-        return str((await self.case(body(asked)["id"]))["id"])
+        if settle:
+            await self.send(asked)
+            return str((await self.case(body(asked)["id"]))["id"])
+        await self.voices["gateway-1"].send(self.mesh.env, [asked])
+        case = str(body(asked)["id"])
 
-    async def give(self, case: str, code: str, **data: Any) -> None:
-        """Somebody gives a code back."""
+        async def there() -> bool:
+            return bool(await self.mesh.value("retention", "SELECT count(*) FROM case_request WHERE id = $1", case))
+
+        await self.mesh.until(there, 20, "the case is open")
+        return case
+
+    async def give(self, case: str, code: str, *, settle: bool = True, **data: Any) -> None:
+        """Somebody gives a code back; returns when all is quiet again (`settle`)."""
         if "passphrase" in data:
             data["passphrase"] = await self.sealed(data["passphrase"])
-        await self.send(self.asked(events.PrivacyConfirmed, case=case, code=code, **data))
+        said = self.asked(events.PrivacyConfirmed, case=case, code=code, **data)
+        await (self.send(said) if settle else self.voices["gateway-1"].send(self.mesh.env, [said]))
 
     async def mail(self, case: str, subject: str, to: str = "kim@example.org") -> EmailMessage:
         """The latest mail of a case to somebody, by words of its subject, when it has come."""

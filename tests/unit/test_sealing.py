@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 import pytest
@@ -62,6 +63,21 @@ def test_padding_has_an_end_wherever_it_falls(raw: bytes) -> None:
 
 
 @pytest.mark.promise(60)
+@given(st.text("AQgw_-+/= é\n9", max_size=12) | st.binary(max_size=12).map(encoded))
+def test_bytes_have_one_text_and_no_other(text: str) -> None:
+    """Padding, the other alphabet, blanks, and bits behind the end: none of it is taken for the same."""
+    alphabet = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+    good = set(text) <= alphabet and len(text) % 4 != 1
+    if good:
+        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        good = encoded(raw) == text
+    if good:
+        assert decoded(text) == raw
+    else:
+        with pytest.raises(ValueError):
+            decoded(text)
+
+
 def test_a_length_tells_nothing_about_an_address() -> None:
     texts = (
         "1.2.3.4",

@@ -99,6 +99,10 @@ def make_service(
         await disclosures.tick(room, now, tx)
         await packages.tidy(room, now, tx)
 
+    @service.job("forecast", every=timedelta(seconds=30))
+    async def foresee(now: datetime, tx: Transaction) -> None:
+        await cases.foresee(room, now, tx)
+
     @service.job("ingress-keys", every=timedelta(hours=1))
     async def make_ingress_keys(now: datetime, tx: Transaction) -> None:
         await room.make_ingress_keys(now)

@@ -11,6 +11,7 @@ from services.retention import case as machine
 from services.retention import clocks, right, steps, store, wish
 from services.retention.app import deletions, disclosures, holds, rights
 from services.retention.app.certify import Untrue
+from services.retention.app.forecast import speeds
 from services.retention.app.mails import mail, ms
 from services.retention.app.receipts import kept, plain
 from services.retention.app.room import Room
@@ -139,10 +140,36 @@ async def mailed(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
 async def tick(room: Room, now: datetime, tx: Transaction) -> None:
     """Orders that are due again, lapsed requests, keys that are over, accounts whose time after closing is over."""
     due = await store.lock_due(tx.db, now, _CHUNK)
-    await happen_each(room, tx, [(row, machine.Tick()) for row in due.values()])
+    await happen_each(room, tx, [(row, _of_time(row)) for row in due.values()])
     closed = await store.closed_accounts(tx.db, now - (clocks.closes_at(now, policy()) - now), _CHUNK)
     if closed:
         await _close(room, [(one["account"], one["closed_at"]) for one in closed], tx)
+
+
+def _of_time(row: store.Row) -> Happening:
+    """What time brings. Of a restored case whose person is erased nobody is left to ask, or to write to."""
+    nobody = row.account is None and row.case.state in ("requested", "working")
+    return right.Gone() if nobody and not steps.is_deletion(row.case) else machine.Tick()
+
+
+async def foresee(room: Room, now: datetime, tx: Transaction) -> None:
+    """Says it of every case, once, when a clock of it is going to be missed at the speed that things have."""
+    measured = await speeds(tx.db)
+    found = {
+        row.case.id: risks
+        for row in (await store.running(tx.db)).values()
+        if (risks := clocks.at_risk(row.case, now, room.timing, policy(), measured)) != row.risks
+    }
+    changed = list((await store.lock_cases(tx.db, found)).values()) if found else []
+    for row in changed:
+        new = sorted(set(found[row.case.id]) - set(row.risks))
+        row.risks = found[row.case.id]
+        if new:
+            log.error("case %s is going to be late: %s", row.case.id, ", ".join(new))
+            tx.count("deadlines_forecast", len(new))
+            row.news.append((f"forecast:{','.join(new)}", "retention", "service", ""))
+    if changed:
+        await _keep(room, tx, changed)
 
 
 async def _close(room: Room, closed: Sequence[tuple[str, datetime]], tx: Transaction) -> None:
@@ -259,6 +286,9 @@ async def _do(room: Room, tx: Transaction, row: store.Row, deed: right.RightDeed
     match deed:
         case machine.Forget():
             row.account = row.target = None
+            if row.case.state in ("withdrawn", "lapsed") and row.details is not None:
+                await room.destroy_case_key(row.case.id)
+                row.details = None
             tx.count(f"cases_{row.case.state}")
         case machine.DestroyKey():
             await room.destroy_case_key(row.case.id)

@@ -7,14 +7,16 @@ from datetime import datetime
 from typing import Any
 
 from services.retention import store
-from services.retention.app.disclosures import words
+from services.retention.app.disclosures import basis, words
 from services.retention.app.room import Room
 from services.retention.disclosures import store as register
 from services.retention.disclosures.store import Row
 from shared.mesh import Transaction
 from shared.mesh.http import NotAllowed, NotFound, NotKept
 from shared.mesh.store import Connection
+from shared.mesh.transaction import rfc3339
 from shared.policy import policy
+from shared.privacy.package_contents import Disclosed
 from shared.privacy.vault import Shredded, Tampered
 
 _LIST = 1_000
@@ -28,14 +30,16 @@ def may(tx: Transaction) -> None:
         raise NotAllowed(why)
 
 
-async def disclosures_of(db: Connection, pseudonyms: Sequence[bytes], now: datetime) -> list[dict[str, Any]]:
+async def disclosures_of(db: Connection, pseudonyms: Sequence[bytes], now: datetime) -> list[Disclosed]:
     """What was disclosed of these subjects and accounts (keyed hashes), as they may know it: nothing while a gag lasts."""
-    found = []
-    for row in await register.visible_to(db, pseudonyms, now):
-        one = dict(row)
-        one["date"] = one.pop("entered_at")
-        found.append(one)
-    return found
+    return [
+        Disclosed(
+            date=rfc3339(row["entered_at"]), recipient=row["authority"], basis=basis(row["protects"]),
+            instrument=" ".join(filter(None, (row["instrument"], row["reference"]))),
+            scope=words(register.scope(row["tables"], row["since"], row["until"])),
+        )
+        for row in await register.visible_to(db, pseudonyms, now)
+    ]  # fmt: skip
 
 
 async def listed(query: Mapping[str, str], tx: Transaction) -> list[dict[str, Any]]:

@@ -358,7 +358,7 @@ async def _tell(room: Room, tx: Transaction, row: Row, enveloped: bool) -> None:
     facts = {
         "recipient": said.authority, "instrument": (said.instrument or "").replace("_", " "),
         "reference": said.reference or "",
-        "basis": "legal process" if said.protects is None else f"protection of {said.protects}",
+        "basis": basis(said.protects),
         "scope": words(said.scope), "date": rfc3339(one.entered_at),
     }  # fmt: skip
     tx.publish(
@@ -394,6 +394,11 @@ def words(scope: Scope) -> str:
     if scope.since is None or scope.until is None:
         return said
     return f"{said}, from {rfc3339(scope.since)} on and before {rfc3339(scope.until)}"
+
+
+def basis(protects: str | None) -> str:
+    """On what basis, for a person."""
+    return "legal process" if protects is None else f"protection of {protects}"
 
 
 def _cause(id: str) -> str:

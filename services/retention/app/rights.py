@@ -14,6 +14,7 @@ from shared.contract.ids import derived_id
 from shared.mesh import Transaction
 from shared.mesh.transaction import rfc3339
 from shared.policy import policy
+from shared.privacy.errands import CONTENTS
 
 PACK = "package"
 ANSWERS = (
@@ -116,6 +117,8 @@ async def _order(
         known = await store.known_around(tx.db, case.scope, row.target)
         about = [*subjects.circle(case.scope, row.target, known, {}).subjects]
         arguments = {name: at for name in ("since", "until") if (at := getattr(details, name)) is not None}
+        if case.kind == "access:categories":
+            arguments["only"] = CONTENTS
     if row.sealed is None:
         row.sealed = await room.seal_subjects(case.id, tuple(about), tx.now)
         row.subjects = len(about)

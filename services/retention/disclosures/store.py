@@ -39,7 +39,7 @@ class Said(NamedTuple):
     @property
     def scope(self) -> Scope:
         """What may be extracted."""
-        return _scope(self.tables, self.since, self.until)
+        return scope(self.tables, self.since, self.until)
 
 
 class Row:
@@ -66,7 +66,8 @@ class Row:
         self.news: list[tuple[str, str, str, str, str]] = []
 
 
-def _scope(tables: Any, since: datetime | None, until: datetime | None) -> Scope:
+def scope(tables: Any, since: datetime | None, until: datetime | None) -> Scope:
+    """A scope as its columns have it."""
     return Scope({holder: tuple(names) for holder, names in tables.items()}, since, until)
 
 
@@ -190,7 +191,7 @@ async def extract(db: Connection, id: str, epoch: int | None) -> tuple[int, Scop
            ORDER BY epoch DESC LIMIT 1""",
         id, epoch,
     )  # fmt: skip
-    return None if row is None else (row["epoch"], _scope(row["tables"], row["since"], row["until"]))
+    return None if row is None else (row["epoch"], scope(row["tables"], row["since"], row["until"]))
 
 
 async def keep_receipt(db: Connection, id: str, epoch: int, holder: str, body: Any) -> None:

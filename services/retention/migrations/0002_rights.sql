@@ -26,6 +26,7 @@ ALTER TABLE privacy_case
     ADD COLUMN version       int         NOT NULL DEFAULT 0,          -- of what the platform was told last
     ADD COLUMN told          text        NOT NULL DEFAULT '',
     ADD COLUMN entries       int         NOT NULL DEFAULT 0,          -- of its history
+    ADD COLUMN risks         text[]      NOT NULL DEFAULT '{}',       -- clocks that are going to be missed, as forecast
     ADD COLUMN parts         boolean     NOT NULL DEFAULT false;      -- copies for it lie in the blob store
 UPDATE privacy_case SET wish = subject_pseudonym, owner = subject_pseudonym;
 ALTER TABLE privacy_case
