@@ -28,6 +28,10 @@ COMMANDS: dict[str, Lazy] = {
     "quarantine": Lazy("deploy.cli.quarantine:quarantine", "See usage that could not be priced, and release it."),
     "privacy": Lazy("deploy.cli.privacy:privacy", "What people may ask for: deletion, a copy, a correction."),
     "holds": Lazy("deploy.cli.holds:holds", "Keep what the law wants kept of somebody, for as long as it does."),
+    "disclosures": Lazy(
+        "deploy.cli.disclosures:disclosures",
+        "Disclose what the law demands, within its entry, and tell whom it is about.",
+    ),
     "dead-letters": Lazy(
         "deploy.cli.dead_letters:dead_letters", "See the records that could not be handled, and send them again."
     ),

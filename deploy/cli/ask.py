@@ -41,11 +41,16 @@ def ask(known: Mapping[str, str], room: str, name: str, **query: object) -> Any:
 
 
 def ask_because(reason: str, known: Mapping[str, str], room: str, name: str, **query: object) -> Any:
-    """The answer of a read, which logs who asks and why.
+    """The answer of a read, which logs who asks and why; of one that a role may ask as `ask_as`."""
+    return ask_as("operator", reason, known, room, name, **query)
+
+
+def ask_as(role: str, reason: str, known: Mapping[str, str], room: str, name: str, **query: object) -> Any:
+    """The answer of a read that looks at the role, too.
 
     Ends the command when there is none: 1 not found, 2 not a question, 3 no answer, 4 not kept by a promise.
     """
-    status, said = _get(known, room, f"/reads/{name}" + (f"?{urlencode(query)}" if query else ""), reason)
+    status, said = _get(known, room, f"/reads/{name}" + (f"?{urlencode(query)}" if query else ""), role, reason)
     if status == 200:
         return said
     why = str(said.get("error", status)) if isinstance(said, dict) else str(status)
@@ -78,11 +83,11 @@ def pages(known: Mapping[str, str], room: str, name: str, limit: int, **query: o
         after = rows[-1]["id"]
 
 
-def _get(known: Mapping[str, str], room: str, path: str, reason: str) -> tuple[int, Any]:
+def _get(known: Mapping[str, str], room: str, path: str, role: str, reason: str) -> tuple[int, Any]:
     port = known.get(f"STEWARD_{room.upper()}_PORT")
     if not port:
         raise Unavailable(f"no stack has been started here (no port of {room} is known): start one with `steward up`")
-    headers = {"x-steward-actor": actor(), "x-steward-role": "operator", "x-steward-reason": reason}
+    headers = {"x-steward-actor": actor(), "x-steward-role": role, "x-steward-reason": reason}
     connection = http.client.HTTPConnection(HOST, int(port), timeout=_SECONDS)
     try:
         connection.request("GET", path, headers=headers)

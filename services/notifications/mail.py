@@ -590,7 +590,8 @@ def _status(facts: Facts, code: str | None) -> str:
 
 def _disclosure(facts: Facts, code: str | None) -> str:
     at = f" on {_when(facts['date'])}" if facts.get("date") else ""
-    told = (("To whom", "recipient"), ("By which instrument", "instrument"), ("On which legal basis", "basis"),
+    told = (("To whom", "recipient"), ("By which instrument", "instrument"), ("Its reference", "reference"),
+            ("On which legal basis", "basis"),
             ("What", "scope"))  # fmt: skip
     return _wrapped(
         "Hello,",
@@ -649,7 +650,7 @@ TEMPLATES: Mapping[str, Template] = {
     "disclosure": Template(
         "privacy",
         "Data of your account was disclosed",
-        frozenset({"case", "recipient", "instrument", "basis", "scope", "date"}),
+        frozenset({"case", "recipient", "instrument", "reference", "basis", "scope", "date"}),
         _disclosure,
     ),
 }

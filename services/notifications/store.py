@@ -126,6 +126,16 @@ async def keep_address(
     )  # fmt: skip
 
 
+async def keep_longer(db: Connection, case_id: str, not_after: datetime) -> bool:
+    """Keeps the address of a case until `not_after`, if that is later. False if there is none."""
+    return bool(
+        await db.fetchval(
+            """UPDATE kept_address SET not_after = GREATEST(not_after, $2) WHERE case_id = $1 RETURNING true""",
+            case_id, not_after,
+        )
+    )  # fmt: skip
+
+
 async def kept_until(db: Connection, subject_hashes: Sequence[bytes], now: datetime) -> tuple[datetime | None, bool]:
     """Until when addresses of these subjects are kept for mails that the law does not allow yet, and whether any address is
     barred at all: one question, since it is asked for every erasure."""

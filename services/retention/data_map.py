@@ -29,6 +29,15 @@ def _record(table: str, *columns: str, note: str = "") -> DataMap:
     )  # fmt: skip
 
 
+def _disclosed(table: str, *columns: str, note: str = "") -> DataMap:
+    """What the law had us disclose: kept as long as other records, from the notice on."""
+    return personal(
+        table, *columns,
+        category="user.unique_id.pseudonymous", use="third_party_sharing.legal_obligation", clock_start="event", period=RECORDS,
+        on_erasure="retain", ground="legal_obligation", note=note,
+    )  # fmt: skip
+
+
 def _staff(table: str, *columns: str) -> DataMap:
     """Which member of staff decided what."""
     return personal(
@@ -144,6 +153,33 @@ DATA_MAP: DataMap = (
         category="system.operations",
     ),
     *plain("case_hold", "case_id", "hold", category="system.operations"),
+    *_disclosed("disclosure", "subject_pseudonym", "owner", note="keyed hashes: whose data, and who is told"),
+    *_disclosed("disclosure", "reference", note="of the instrument: in its issuer's files it leads to somebody"),
+    *_staff("disclosure", "actor", "role", "ticket", "decided_by"),
+    *plain(
+        "disclosure", "id", "kind", "basis", "instrument", "protects", "authority", "tables", "since", "until", "gag_until",
+        "entered_at", category="system.operations",
+    ),
+    *personal(
+        "disclosure_course", "sealed", "sealed_owner",
+        category="user.unique_id", use="third_party_sharing.legal_obligation", clock_start="arrival", period=RECORDS,
+        on_erasure="shred", ground="legal_obligation",
+        note="whose data, and who is told, under the entry's own key, which is destroyed when both are settled",
+    ),
+    *plain(
+        "disclosure_course", "id", "state", "gag_until", "epoch", "kept", "sends", "first_sent_at", "order_at", "asked_at",
+        "told_at", "copies_until", "next_at", "needs_person", "expires_at", "key_destroyed", category="system.operations",
+    ),
+    *_staff("disclosure_event", "actor", "role", "reason"),
+    *plain("disclosure_event", "number", "id", "at", "what", "detail", category="system.operations"),
+    *plain(
+        "disclosure_extract", "command", "id", "epoch", "tables", "since", "until", "ordered_at",
+        category="system.operations",
+    ),
+    *plain(
+        "disclosure_errand", "id", "epoch", "holder", "due_at", "sends", "first_sent_at", "done_at", "receipt",
+        category="system.operations",
+    ),
     *_record("certificate", "document", note="names the subject by its keyed hash alone"),
     *plain("certificate", "case_id", "number", "signed_at", category="system.operations"),
     *plain("certificate_log", "one", "size"),
@@ -175,6 +211,11 @@ ROWS: tuple[Rows, ...] = (
     ),
     Rows("hold", expires="expires_at"),
     Rows("tombstone", expires="expires_at"),
+    Rows("disclosure_course", expires="expires_at"),
+    *(
+        Rows(table, ends="goes with its course")
+        for table in ("disclosure", "disclosure_event", "disclosure_extract", "disclosure_errand")
+    ),
     *(
         Rows(table, through=("case_id", "privacy_case", "id"), ends="goes with its case")
         for table in (

@@ -800,9 +800,12 @@ async def holds(db: Connection, *, all_of_them: bool, limit: int) -> list[asyncp
 
 
 async def being_placed(db: Connection, pseudonyms: Sequence[bytes]) -> set[str]:
-    """Holders that have not yet put aside what a hold on one of these subjects keeps."""
+    """Holders that have not yet put aside what a hold on one of these subjects keeps, or the address for its notice."""
     rows = await db.fetch(
-        """SELECT DISTINCT holder FROM hold WHERE subject_pseudonym = ANY($1) AND state = 'placing'""", pseudonyms
+        """SELECT holder FROM hold WHERE subject_pseudonym = ANY($1) AND state = 'placing'
+           UNION SELECT 'notifications' FROM disclosure d JOIN disclosure_course c USING (id)
+           WHERE d.owner = ANY($1) AND c.epoch > 0 AND c.kept = 0 AND c.asked_at IS NULL""",
+        pseudonyms,
     )
     return {row["holder"] for row in rows}
 
@@ -811,7 +814,10 @@ async def deferring(db: Connection, case_ids: Iterable[str]) -> dict[str, set[st
     """The same for cases that are under way; those without such a hold are left out."""
     rows = await db.fetch(
         """SELECT DISTINCT c.case_id, h.holder FROM hold h JOIN case_hold c ON c.hold = h.id
-           WHERE h.state = 'placing' AND c.case_id = ANY($1)""",
+           WHERE h.state = 'placing' AND c.case_id = ANY($1)
+           UNION SELECT t.case_id, 'notifications' FROM disclosure_course c JOIN disclosure d USING (id)
+           JOIN tombstone t ON t.hash = d.owner
+           WHERE c.epoch > 0 AND c.kept = 0 AND c.asked_at IS NULL AND t.case_id = ANY($1)""",
         sorted(set(case_ids)),
     )
     found: dict[str, set[str]] = {}

@@ -249,10 +249,12 @@ class Errands:
         await self._blobs.put(where, seal_value(key, text, where=WHERE).encode())
 
     def _asked(self, order: Mapping[str, Any]) -> list[str]:
-        """The tables that an errand goes over, in the map's order."""
+        """The tables that an errand goes over, in the map's order: all, or those of `tables`, names with dots between."""
+        named = order["arguments"].get("tables")
+        found = [table for table in self._rows if named is None or table in named.split(".")]
         if order["action"] == "export" and _span(order) != (None, None):
-            return [table for table, rows in self._rows.items() if rows.when is not None]
-        return list(self._rows)
+            return [table for table in found if self._rows[table].when is not None]
+        return found
 
     async def _correct(
         self,

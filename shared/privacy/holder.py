@@ -386,13 +386,17 @@ class Holder:
             await tx.flush()
 
     async def _put_aside(self, tx: Transaction) -> None:
-        """Obeys the holds that wait among the commands: this service was away when they were ordered, and what is erased
-        now would be missing when it comes to read them."""
+        """Obeys the holds and the envelopes that wait among the commands: this service was away when they were ordered, and
+        what is erased now would be missing when it comes to read them."""
         topic = topics.PRIVACY_COMMANDS
         passed = await mesh_store.next_offsets(tx.db, f"steward.{self._service.name}.{topic.name}", topic.name)
         for event in await unread(tx.plugged["kafka"], topic, passed):
-            if event.data.action == "hold" and self._service.name in event.data.holders:
+            if self._service.name not in event.data.holders:
+                continue
+            if event.data.action == "hold":
                 await self._hold(event.data, tx)
+            elif event.data.action == "envelope" and self._also is not None:
+                await self._also(event.data, tx)
 
 
 def _passed(after: Mapping[str, Mapping[str, int]], reached: Mapping[str, Mapping[int, int]]) -> bool:

@@ -290,6 +290,20 @@ async def test_a_copy_names_nobody_else(mesh: Mesh, seed: int) -> None:
     assert (line["workspace"], line["member"], line["model"]) == ("ws-0", None, "m")
 
 
+async def test_a_copy_of_named_tables_is_of_them_alone(mesh: Mesh, seed: int) -> None:
+    retention = await used(mesh, Gateway(seed, workspaces=3))
+    copy, nothing = new_case(), new_case()
+    await ordered(retention, copy, "export", arguments={"tables": "rollup_daily.request_log.nobodys"})
+    await ordered(retention, nothing, "export", arguments={"tables": "nobodys"})
+    (receipt,) = await retention.receipts(copy, 1)
+    assert {table.table for table in receipt.treated} == {"request_log", "rollup_daily"}
+    # The rollup may have no rows yet, and then it has no part.
+    parts = {name.split("/")[3] for name in await blob_names(mesh, copy)}
+    assert parts - {"rollup_daily"} == {"request_log", "_map"}
+    (receipt,) = await retention.receipts(nothing, 1)
+    assert receipt.treated == []
+
+
 async def test_an_order_that_names_nobody_holds_up_nobody(mesh: Mesh, seed: int) -> None:
     retention = await used(mesh, Gateway(seed, workspaces=3))
     bad, case = new_case(), new_case()

@@ -99,6 +99,13 @@ class Addresses:
         account with this address any more). Both find nothing where no address is known, or it is erased."""
         if order.sealed is None or order.action not in ("envelope", "bar"):
             return
+        not_after = _instant(order.arguments.get("not_after", ""))
+        if (
+            order.action == "envelope"
+            and not_after is not None
+            and await store.keep_longer(tx.db, order.case, not_after)
+        ):
+            return  # it is there, and its account may be gone by now
         account = await self.seals.account_of(order.case, order.sealed)
         recipient = None if account is None else (await self.of_account(account, code=False, tx=tx))[1]
         if account is None or recipient is None:
@@ -108,7 +115,7 @@ class Addresses:
             await store.bar(tx.db, [hashed], tx.now, tx.now + BAR_LIFE)
             tx.count("addresses_barred")
         else:
-            await self._keep(order, account, recipient, tx)
+            await self._keep(order, account, recipient, not_after, tx)
 
     async def kept(self, subjects: Collection[Subject], tx: Transaction) -> list[dict[str, Any]]:
         """What the law keeps of subjects that are about to be erased, and until when: tables of a receipt."""
@@ -125,8 +132,9 @@ class Addresses:
                 treated.append(_retained("barred", ["hash"], max(barred.values())))
         return treated
 
-    async def _keep(self, order: Any, account: str, recipient: str, tx: Transaction) -> None:
-        not_after = _instant(order.arguments.get("not_after", ""))
+    async def _keep(
+        self, order: Any, account: str, recipient: str, not_after: datetime | None, tx: Transaction
+    ) -> None:
         sealed = await self.seals.seal_envelopes({order.case: recipient})
         if not_after is None or not_after <= tx.now or not sealed:
             tx.count("envelopes_empty")

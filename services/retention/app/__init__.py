@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from services.retention import case as machine
 from services.retention import store
-from services.retention.app import cases, directory, holds, packages, requests, shown, staff
+from services.retention.app import cases, directory, disclosed, disclosures, holds, packages, requests, shown, staff
 from services.retention.app.forecast import speeds
 from services.retention.app.gauges import observe
 from services.retention.app.rights import PACK
@@ -96,6 +96,7 @@ def make_service(
     async def go_on(now: datetime, tx: Transaction) -> None:
         await cases.tick(room, now, tx)
         await holds.tick(room, now, tx)
+        await disclosures.tick(room, now, tx)
         await packages.tidy(room, now, tx)
 
     @service.job("forecast", every=timedelta(seconds=30))
@@ -171,6 +172,17 @@ def make_service(
         if staff.may("hold", received, tx):
             await holds.release(room, received, tx)
 
+    def on_disclosure(command: str, deed: Callable[[Room, Received, Transaction], Awaitable[None]]) -> None:
+        @service.command(command)
+        async def obey(received: Received, tx: Transaction) -> None:
+            if staff.may("disclose", received, tx):
+                await deed(room, received, tx)
+
+    on_disclosure("enter_disclosure", disclosures.enter)
+    on_disclosure("extract_disclosure", disclosures.extract)
+    on_disclosure("end_gag", disclosures.end_gag)
+    on_disclosure("settle_notice", disclosures.settle)
+
     @service.reads("case")
     async def read_case(query: Mapping[str, str], tx: Transaction) -> Any:
         case_id = await store.case_of_request(tx.db, query.get("id", ""))
@@ -204,6 +216,18 @@ def make_service(
         limit = min(int(query.get("limit", "100")), _LIST)
         rows = await store.holds(tx.db, all_of_them=query.get("all") == "yes", limit=limit)
         return [dict(row) for row in rows]
+
+    @service.reads("disclosures")
+    async def read_disclosures(query: Mapping[str, str], tx: Transaction) -> Any:
+        return await disclosed.listed(query, tx)
+
+    @service.reads("disclosure")
+    async def read_disclosure(query: Mapping[str, str], tx: Transaction) -> Any:
+        return await disclosed.whole(query, tx)
+
+    @service.reads("disclosure_extract")
+    async def read_disclosure_extract(query: Mapping[str, str], tx: Transaction) -> Any:
+        return await disclosed.page(room, query, tx)
 
     room.tombstones = attach(service, HOLDING).tombstones
     return service

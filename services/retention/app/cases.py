@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from services.retention import case as machine
 from services.retention import clocks, right, steps, store, wish
-from services.retention.app import deletions, holds, rights
+from services.retention.app import deletions, disclosures, holds, rights
 from services.retention.app.certify import Untrue
 from services.retention.app.forecast import speeds
 from services.retention.app.mails import mail, ms
@@ -68,7 +68,9 @@ async def answered(room: Room, batch: Batch, tx: Transaction) -> None:
                 tx.refuse(received.record, "unknown_case", "no such hold is known here")
             continue
         if row is None:
-            tx.refuse(received.record, "unknown_case", "no such case is known here")
+            ours = event.type == events.PrivacyDone.TYPE and data.action in ("envelope", "export")
+            if not (ours and await disclosures.receive(room, data, tx)):
+                tx.refuse(received.record, "unknown_case", "no such case is known here")
             continue
         if event.type == events.PrivacyScanned.TYPE:
             stores = holds.seen(_stores(data), await store.holds_on(tx.db, data.case))
@@ -111,6 +113,7 @@ async def mailed(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
     for data in batch:
         mail = await store.settle_mail(tx.db, data.cause, data.outcome, data.at)
         if mail is None:
+            await disclosures.mailed(room, data, tx)
             continue
         accepted = data.outcome == "accepted"
         if accepted and mail["request"] is not None:

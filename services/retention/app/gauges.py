@@ -10,6 +10,7 @@ from prometheus_client import Gauge
 from services.retention import clocks, store
 from services.retention.app.forecast import speeds
 from services.retention.case import ENDED, State, Timing
+from services.retention.disclosures import store as register
 from shared.mesh import metrics
 from shared.mesh.store import Connection
 from shared.policy import policy
@@ -28,7 +29,9 @@ BREACHES = Gauge(
 )
 LATE = Gauge("steward_cases_late", "Open cases that have missed a clock.", registry=metrics.REGISTRY)
 NEED_PERSON = Gauge(
-    "steward_cases_needing_person", "Open cases and holds that do not get on by themselves.", registry=metrics.REGISTRY
+    "steward_cases_needing_person",
+    "Open cases, holds and disclosures that do not get on by themselves.",
+    registry=metrics.REGISTRY,
 )
 
 
@@ -45,4 +48,5 @@ async def observe(db: Connection, now: datetime, timing: Timing) -> None:
         BREACHES.labels(name).set(sum(name in found for found in risks))
     LATE.set(sum(clocks.late(row.case, now, policy()) for row in rows))
     needing = sum(bool(row.case.needs_person(now, timing)) for row in rows)
-    NEED_PERSON.set(needing + await store.silent_holds(db, now - timing.silence))
+    needing += await store.silent_holds(db, now - timing.silence)
+    NEED_PERSON.set(needing + await register.needing_person(db))

@@ -29,7 +29,7 @@ async def place(room: Room, received: Received, tx: Transaction) -> None:
     event = received.event
     command = event.data
     told = command.arguments
-    until = _instant(told.get("until", ""))
+    until = instant(told.get("until", ""))
     holder, table, kind = told.get("holder", ""), told.get("table", ""), told.get("kind", "")
     ground = told.get("ground", "")
     troubles = {
@@ -53,7 +53,8 @@ async def place(room: Room, received: Received, tx: Transaction) -> None:
         await _go_on(room, event.id, tx)
 
 
-def _instant(text: str) -> datetime | None:
+def instant(text: str) -> datetime | None:
+    """An instant of a command's arguments, UTC without a zone; None for what is none."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

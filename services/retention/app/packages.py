@@ -8,6 +8,7 @@ from typing import Any
 
 from services.retention import right, store
 from services.retention.app import cases
+from services.retention.app.disclosed import disclosures_of
 from services.retention.app.room import Room
 from shared.mesh import Done, Task, Transaction
 from shared.mesh.http import NotFound, NotKept
@@ -80,6 +81,7 @@ async def _build(room: Room, tx: Transaction, row: store.Row) -> package.Built:
         blobs, case=case.id, epoch=epoch, holders=[name for name, one in case.holders.items() if one.waived_by is None],
         key=await room.case_key(case.id), opener=opener, name=name_of(case.id), made_at=tx.now,
         missing=await _missing(tx, row),
+        disclosed=await disclosures_of(tx.db, [row.marks.subject, row.marks.owner], tx.now),
     )  # fmt: skip
 
 

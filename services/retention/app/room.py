@@ -22,7 +22,7 @@ from shared.mesh.settings import Misconfigured
 from shared.policy import policy
 from shared.privacy.blobs import Blobs, open_blobs
 from shared.privacy.certificate import signing_key
-from shared.privacy.errands import VALUE
+from shared.privacy.errands import VALUE, WHERE
 from shared.privacy.tombstones import Tombstones
 from shared.privacy.vault import CASE, Key, Shredded, Tampered, Vault, open_value, open_vault, seal_value
 
@@ -154,6 +154,10 @@ class Room:
     async def open_account(self, case_id: str, sealed: str) -> str:
         """Whom to tell."""
         return open_value(await self._vault.key(CASE, case_id), sealed, where=f"case:{case_id}:account")
+
+    async def open_part(self, case_id: str, raw: bytes) -> str:
+        """A part of a copy. Raises `Shredded` or `Tampered`."""
+        return open_value(await self._vault.key(CASE, case_id), raw.decode("ascii", "replace"), where=WHERE)
 
     async def destroy_subject_keys(self, subjects: Sequence[Subject]) -> None:
         """The second lock, when every holder has erased: what a copy still has of these subjects cannot be opened any more."""
