@@ -861,7 +861,7 @@ class Receipt(Closed):
     case: EventId
     epoch: Annotated[int, Field(ge=1)]
     holder: Holder
-    action: Literal["envelope", "bar", "erase", "hold", "release", "discover", "export", "rectify"]
+    action: Literal["envelope", "bar", "end_proofs", "erase", "hold", "release", "discover", "export", "rectify"]
     treated: list[Treated] = Field(default=[])
     offsets: Offsets = Field(default={}, description="How far this holder had published when it was done.")
     map_version: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
