@@ -22,6 +22,7 @@ from deploy.cli.shapes import CASE, CODE, ID, RECIPIENT
 
 _ROOM = "retention"
 _PACE = 0.5
+_OPEN = ("triage", "requested", "working", "packing")
 _ENDED = ("certified", "withdrawn", "lapsed", "fulfilled", "denied")
 _KINDS = ("erasure", "access", "portability", "access:categories", "rectification", "sale:opt-out", "child_report")
 _PACKAGED = ("access", "portability", "access:categories")
@@ -215,15 +216,17 @@ def verify(
 @_account
 @_timeout
 def withdraw(case: str, account: str, timeout: float) -> None:
-    """Take a request back, as long as it is not confirmed."""
+    """Take a request back, as long as it is not answered; a deletion, as long as it is not confirmed."""
     from shared.contract import events
 
     known = settings()
-    if (state := ask(known, _ROOM, "case", id=case)["state"]) != "requested":
+    if (state := ask(known, _ROOM, "case", id=case)["state"]) not in _OPEN:
         raise Refused(f"the case is {state}: there is nothing left to take back")
     _say(known, events.PrivacyWithdrawn, account, {"case": case, "account": account})
     if timeout:
-        _wait(known, case, timeout, lambda row: row["state"] != "requested", "the case is not withdrawn")
+        row = _wait(known, case, timeout, lambda row: row["state"] not in _OPEN, "the case is not withdrawn")
+        if row["state"] != "withdrawn":
+            raise Refused(f"it was too late: the case is {row['state']}")
         click.echo("Withdrawn.")
     else:
         click.echo("The withdrawal is sent.")
@@ -377,6 +380,8 @@ def _prove(case: str, data: Mapping[str, Any], timeout: float) -> dict[str, Any]
         != (before["state"], before["attempts"], before["proofs_needed"]),
         "the code is not judged",
     )  # fmt: skip
+    if row["attempts"] == before["attempts"] and row["state"] in ("withdrawn", "lapsed", "denied"):
+        raise Refused(f"it was too late: the case is {row['state']}")
     if row["attempts"] > before["attempts"]:
         raise Refused(
             f"the code is wrong ({row['attempts']} of 5 attempts)"

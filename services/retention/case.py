@@ -134,7 +134,7 @@ class Case:
     needed: frozenset[str] = frozenset()
     proofs: frozenset[str] = frozenset()
     verified_at: datetime | None = None
-    lapses_at: datetime | None = None  # a right: when its codes are over
+    lapses_at: datetime | None = None  # when its latest code is over
     outcome: Literal["fulfilled", "denied"] | None = None
     reason: str | None = None
     extended_at: datetime | None = None  # the person was told that the law grants more time
@@ -385,7 +385,7 @@ def step(case: Case, what: Happening, world: World) -> tuple[Case, list[Deed]]:
             case = replace(case, escalated_to=role)
         case Extended() if case.open and case.answered_at is None:
             case = replace(case, extended_at=case.extended_at or now)
-        case Tick() if _lapses(case) and now >= case.requested_at + world.timing.lapse:
+        case Tick() if _lapses(case) and now >= _over_at(case, world.timing):
             case = _end(case, "lapsed", now, deeds)
         case Tick() if case.state == "certified" and not case.key_destroyed:
             deeds.append(DestroyKey())
@@ -410,10 +410,15 @@ def _lapses(case: Case) -> bool:
     return case.state == "requested" and case.kind != "child_report"
 
 
+def _over_at(case: Case, timing: Timing) -> datetime:
+    """When a wish that nobody has confirmed is over: with its latest code."""
+    return case.lapses_at or case.requested_at + timing.lapse
+
+
 def next_at(case: Case, timing: Timing) -> datetime | None:
     """When time alone changes something; None = never."""
     if case.state == "requested":
-        return case.requested_at + timing.lapse if _lapses(case) else None
+        return _over_at(case, timing) if _lapses(case) else None
     if case.state == "certified":
         return None if case.key_destroyed else case.ended_at
     if case.state not in ERASING:
@@ -427,7 +432,7 @@ def next_at(case: Case, timing: Timing) -> datetime | None:
 
 def _confirm(case: Case, right: bool, world: World, deeds: list[Deed]) -> Case:
     now = world.now
-    if case.kind == "erasure" and now >= case.requested_at + world.timing.lapse:
+    if case.kind == "erasure" and now >= _over_at(case, world.timing):
         return _end(case, "lapsed", now, deeds)
     if not right:
         case = replace(case, attempts=case.attempts + 1)

@@ -109,7 +109,7 @@ DATA_MAP: DataMap = (
         category="system.operations",
     ),
     *plain(
-        "case_request", "id", "case_id", "channel", "received_at", "acknowledged_at", "coded", category="system.operations"
+        "case_request", "id", "case_id", "channel", "received_at", "acknowledged_at", category="system.operations"
     ),
     *plain("case_entry", "case_id", "number", "at", "what", "state", category="system.operations"),
     *_staff("case_entry", "actor", "role", "reason"),

@@ -280,9 +280,13 @@ async def add_request(db: Connection, request: str, case_id: str, channel: str, 
     )  # fmt: skip
 
 
-async def coded(db: Connection, case_id: str) -> int:
-    """How many of a case's requests had a mail with a code."""
-    found: int = await db.fetchval("SELECT count(*) FROM case_request WHERE case_id = $1 AND coded", case_id)
+async def coded(db: Connection, case_id: str, templates: Sequence[str]) -> int:
+    """How many mails with a code went out for a case."""
+    found: int = await db.fetchval(
+        "SELECT count(*) FROM case_mail WHERE case_id = $1 AND template = ANY($2) AND request IS NOT NULL",
+        case_id,
+        templates,
+    )
     return found
 
 
@@ -300,6 +304,7 @@ class Row:
         "account",
         "before",
         "case",
+        "channel",
         "circle",
         "details",
         "entries",
@@ -346,10 +351,11 @@ class Row:
         self.news: list[tuple[str, str, str, str]] = []
         # Everybody's progress as the database has it.
         self.known: dict[str, Progress] = {one.holder: one for one in _everybody(self.case)}
-        # For the transaction that takes it: whom a confirmation concerns; the request that is at hand; the link that an
-        # answer carries, and until when; whether there was nobody to answer to.
+        # For the transaction that takes it: whom a confirmation concerns; the request that is at hand and its channel; the
+        # link that an answer carries, and until when; whether there was nobody to answer to.
         self.circle: Circle | None = None
         self.request: str | None = None
+        self.channel: str = self.case.channel
         self.link: str | None = None
         self.link_until: datetime | None = None
         self.unheard = False
@@ -590,11 +596,12 @@ async def history(db: Connection, case_id: str) -> list[asyncpg.Record]:
 
 
 async def rights_of(db: Connection, subjects: Sequence[bytes], owners: Sequence[bytes]) -> list[str]:
-    """Cases that are no deletions and are open, or have a package that can be fetched: those about these subjects, and all of
-    these accounts."""
+    """Cases that are no deletion under way and are open, or have a package that can be fetched: those about these subjects,
+    and all of these accounts."""
     rows = await db.fetch(
         """SELECT c.id FROM privacy_case c LEFT JOIN package p ON p.case_id = c.id
-           WHERE (c.subject_pseudonym = ANY($1) OR c.owner = ANY($2)) AND c.kind NOT IN ('erasure', 'closure', 'child_report')
+           WHERE (c.subject_pseudonym = ANY($1) OR c.owner = ANY($2)) AND c.kind NOT IN ('erasure', 'closure')
+             AND (c.kind <> 'child_report' OR c.state = 'requested')
              AND (c.ended_at IS NULL OR (p.case_id IS NOT NULL AND p.dropped_at IS NULL))
            ORDER BY c.id""",
         subjects, owners,
@@ -680,11 +687,6 @@ async def forget_taken(db: Connection, last: int) -> None:
     )
 
 
-async def note_coded(db: Connection, request: str) -> None:
-    """A mail with a code goes out for a request."""
-    await db.execute("UPDATE case_request SET coded = true WHERE id = $1", request)
-
-
 async def note_parts(db: Connection, case_id: str, *, there: bool) -> None:
     """Whether copies for a case lie in the blob store."""
     await db.execute("UPDATE privacy_case SET parts = $2 WHERE id = $1 AND parts <> $2", case_id, there)
@@ -711,8 +713,18 @@ async def to_sweep(db: Connection) -> list[str]:
 
 
 async def running(db: Connection) -> dict[str, Row]:
-    """All cases with an open clock."""
-    return await _with_holders(db, await db.fetch("SELECT * FROM privacy_case WHERE ended_at IS NULL"))
+    """All cases with an open clock, without what they have sealed: for eyes, not to be written back."""
+    return await _with_holders(
+        db,
+        await db.fetch(
+            """SELECT id, kind, scope, channel, state, account, target, subject_pseudonym, owner, wish, NULL::text AS sealed,
+                      NULL::text AS sealed_account, NULL::text AS details, subjects, attempts, requested_at, confirmed_at,
+                      completed_at, answered_at, ended_at, moved_at, needs_person, key_destroyed, regime, risks, state_at,
+                      needed, proofs, verified_at, lapses_at, outcome, reason, extended_at, escalated_to, unanswerable, version,
+                      told, entries
+               FROM privacy_case WHERE ended_at IS NULL"""
+        ),
+    )
 
 
 # --- holds --------------------------------------------------------------------------------------------------------

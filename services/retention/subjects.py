@@ -54,6 +54,12 @@ def stranger(scope: str, account: str, target: str, known: Known) -> bool:
             return bool(owners) and account not in owners
 
 
+def owns(scope: str, account: str, target: str, known: Known) -> bool:
+    """Whether what a right is about is the account's own, as the directory knows it: nobody gets a copy of what may be
+    somebody else's."""
+    return target == account if scope == "account" else known.workspaces.get(target) == account
+
+
 def left_alone(scope: str, target: str, known: Known) -> tuple[str, ...]:
     """The workspaces that would be without an administrator when this member goes."""
     if scope != "member":

@@ -61,10 +61,10 @@ class Details:
 
 
 def wish(kind: str, scope: str, target: str, details: Details) -> str:
-    """A text that is the same for the same wish: whoever asks twice gets one case."""
-    return "|".join(
-        (kind, scope, target, *(value or "" for value in (details.since, details.until, details.field, details.key)))
-    )
+    """A text that is the same for the same wish: whoever asks twice gets one case. It is kept as a keyed hash alone. What
+    somebody else asks is a wish of its own: it must not get in the way of the person's."""
+    said = (details.since, details.until, details.field, details.key, details.value, details.representative)
+    return "|".join((kind, scope, target, *(value or "" for value in said)))
 
 
 def needed(kind: str, channel: str, details: Details) -> frozenset[str]:

@@ -604,6 +604,10 @@ class PrivacyRequest(Closed):
             raise ValueError("key: for the name of a key, and for nothing else")
         if data.kind == "inquiry":
             raise ValueError("an inquiry comes as a mail to support")
+        if data.scope == "member" and data.kind != "erasure":
+            raise ValueError("a member has no address of its own: the account that owns the workspace asks")
+        if data.scope != "account" and data.kind in ("rectification", "sale:opt-out", "child_report"):
+            raise ValueError("scope: this is about an account")
         if data.since is not None and data.until is not None and data.since >= data.until:
             raise ValueError("since is not before until")
 

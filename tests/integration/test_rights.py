@@ -12,7 +12,7 @@ import pytest
 from shared.contract import events, topics
 from shared.mesh.http import NotFound
 from shared.policy import policy
-from tests.support.gateway import body
+from tests.support.gateway import Sent, body
 from tests.support.retention import instant
 from tests.support.town import PASSPHRASE, Town, code_in, in_town, lines, link_in
 from tests.support.world import Mesh
@@ -83,12 +83,20 @@ async def test_a_copy_by_mail_waits_for_the_proof(town: Town) -> None:
 async def test_the_same_wish_twice_is_one_case_with_clocks_of_its_own_each(town: Town) -> None:
     await town.others["metering"].stop()
     town.mesh.running.remove(town.others["metering"])
-    asked = [town.asked(events.PrivacyRequested, kind="access", scope="account", target=town.account, channel=channel,
-                        passphrase=await town.sealed(PASSPHRASE)) for channel in ("settings", "api")]  # fmt: skip
-    await town.send(asked[0], asked[0])
+
+    def wish(channel: str, passphrase: str) -> Sent:
+        return town.asked(
+            events.PrivacyRequested, kind="access", scope="account", target=town.account, channel=channel,
+            passphrase=passphrase,
+        )  # fmt: skip
+
+    sealed = await town.sealed(PASSPHRASE)
+    one = wish("settings", sealed)
+    await town.send(one, one)
     town.clock.ahead = timedelta(days=1)
-    await town.send(asked[1])
-    first, second = (str(body(one)["id"]) for one in asked)
+    other = wish("api", sealed)
+    await town.send(other)
+    first, second = (str(body(each)["id"]) for each in (one, other))
     row = await town.case(second)
     assert row["id"] == first and [one["id"] for one in row["requests"]] == [first, second]
     assert sum(clock["name"] == "acknowledgement" for clock in row["clocks"]) == 2
@@ -343,3 +351,43 @@ async def test_anybody_may_know_what_is_held_why_and_who_gets_it(town: Town) -> 
     assert "stored and processed in <strong>the United States</strong>" in page and "not sold" in page
     assert manifest["disclosures"] == [] and "that we may" in page
     assert all(row not in page for row in (town.workspace, "192.0.2.17", "kim@example.org"))
+
+
+async def test_nobody_gets_at_what_is_somebody_elses(town: Town) -> None:
+    """What the directory does not know to be the account's own is refused, and who asks for others gets in nobody's way."""
+    asked = [
+        town.asked(
+            events.PrivacyRequested, kind="access", scope="workspace", target="ws-unknown", account=town.account
+        ),
+        town.asked(
+            events.PrivacyRequested, kind="access", scope="workspace", target=town.workspace, account="acc-other"
+        ),
+        town.asked(events.PrivacyRequested, kind="access", scope="account", target=town.account, account="acc-other"),
+    ]
+    await town.send(*asked)
+    assert await refusals(town.mesh) == ["not_theirs"] * 3
+    member = town.asked(events.PrivacyRequested, kind="access", scope="member", target=town.member)
+    await town.send(member)
+    with pytest.raises(NotFound):
+        await town.case(str(body(member)["id"]))
+    # An agent without an authorisation, while the person's own wishes wait.
+    own = await town.wish("access", channel="support")
+    deletion = await town.wish("erasure")
+    for kind, case in (("access", own), ("erasure", deletion)):
+        other = await town.wish(kind, channel="api", representative="agent-1", reply_to="agent@example.net")
+        assert (other == case) == (kind == "erasure")
+        assert (await town.case(case))["state"] == "requested"
+    # A second correction is a wish of its own.
+    first, second = [await town.wish("rectification", field="name", value=value) for value in ("One", "Two")]
+    assert first != second
+    await town.until_case(second, "fulfilled")
+
+
+async def test_a_change_of_address_that_is_denied_does_not_happen(town: Town) -> None:
+    case = await town.wish("rectification", field="address", value="new@example.org")
+    old, new = await town.mail(case, ""), await town.mail(case, "", to="new@example.org")
+    await town.give(case, code_in(new))
+    await town.send(town.command("deny_case", case, role="privacy", reason="suspected_fraud"))
+    await town.give(case, code_in(old))
+    await town.until_case(case, "denied")
+    assert await town.mesh.value("notifications", "SELECT count(*) FROM address WHERE previous IS NOT NULL") == 0

@@ -160,7 +160,7 @@ async def foresee(room: Room, now: datetime, tx: Transaction) -> None:
         for row in (await store.running(tx.db)).values()
         if (risks := clocks.at_risk(row.case, now, room.timing, policy(), measured)) != row.risks
     }
-    changed = list((await store.lock_cases(tx.db, found)).values()) if found else []
+    changed = list((await store.lock_cases(tx.db, sorted(found)[:_CHUNK])).values()) if found else []
     for row in changed:
         new = sorted(set(found[row.case.id]) - set(row.risks))
         row.risks = found[row.case.id]
@@ -214,6 +214,11 @@ async def confirm(
     if deferred is None:
         if record is not None:
             tx.refuse(record, "too_many_subjects", "an order cannot carry so many; erase workspaces one by one first")
+        else:
+            log.error(
+                "case %s is about too many subjects: they are to be erased one workspace after the other", row.case.id
+            )
+            await happen(room, tx, row, machine.Denied("other"), by=CLOCK)
         return
     account = row.account
     await happen(room, tx, row, machine.Confirmed(True), deferred=deferred, by=by)
@@ -233,7 +238,10 @@ async def _end_rights(room: Room, tx: Transaction, gone: Iterable[tuple[str, str
     rows = await store.lock_cases(tx.db, ids)
     for row in rows.values():
         row.news.append(("erased", "retention", "service", ""))
-    await happen_each(room, tx, [(row, right.Gone()) for row in rows.values()])
+    # A report about a child has nothing left to decide.
+    await happen_each(
+        room, tx, [(row, machine.Withdrawn() if steps.is_deletion(row.case) else right.Gone()) for row in rows.values()]
+    )
 
 
 async def happen(

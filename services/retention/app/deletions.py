@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from services.retention.app.certify import certify
 from services.retention.app.directory import publish_null, publish_settings
 from services.retention.app.mails import dollars, listed, mail, ms
 from services.retention.app.receipts import plain
+from services.retention.app.rights import ADDRESSES
 from services.retention.app.room import Room
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
@@ -21,8 +23,6 @@ from shared.mesh.transaction import rfc3339
 from shared.policy import policy
 
 _SEALED_MAX = 380_000
-ADDRESSES = "notifications"
-"""Who keeps the addresses."""
 
 
 async def ask_last_word(room: Room, tx: Transaction, row: store.Row, request: str, channel: str) -> None:
@@ -31,7 +31,8 @@ async def ask_last_word(room: Room, tx: Transaction, row: store.Row, request: st
     assert target is not None and row.account is not None
     known = await store.known_around(tx.db, scope, target)
     everybody = subjects.circle(scope, target, known, {})
-    until = case.requested_at + room.timing.lapse
+    until = tx.now + room.timing.lapse
+    row.case = replace(case, lapses_at=until)
     facts = {
         "scope": scope,
         "until": rfc3339(until),

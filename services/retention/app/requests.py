@@ -91,6 +91,9 @@ async def barred(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
     """Accounts that were opened with a barred address end again, unasked."""
     for event in batch:
         account = event.data.account
+        known = await store.case_of_request(tx.db, event.id) is not None
+        if known or await room.tombstones.erased([("account", account)], tx):
+            continue
         marks = room.marks("account", account, account)
         case = Case(event.id, "account", min(event.time, tx.now), kind="closure")
         if await store.add_case(tx.db, case, marks, account, account):
@@ -122,22 +125,24 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
         tx.count("requests_of_erased")
         return
     known = await store.known_around(tx.db, data.scope, data.target)
+    own = subjects.owns(data.scope, data.account, data.target, known)
     foreign_key = details.key is not None and details.key not in known.keys
-    if foreign_key or subjects.stranger(data.scope, data.account, data.target, known):
+    if foreign_key or (subjects.stranger(data.scope, data.account, data.target, known) if deletion else not own):
         tx.refuse(received.record, "not_theirs", "the directory knows another owner of what this is about")
         return
     at = min(event.time, tx.now)
     needed = frozenset[str]() if data.kind in DELETIONS else wish.needed(data.kind, data.channel, details)
     case = Case(event.id, data.scope, at, kind=data.kind, channel=data.channel, needed=needed)
     row, new = await _open(room, tx, case, marks, data.account, data.target, data.regime, details)
-    row.request = event.id
+    row.request, row.channel = event.id, data.channel
     row.news.append(("received" if new else "joined", "person", data.channel, details.authorisation or ""))
     if data.kind == "child_report":
         await rights.acknowledge(room, tx, row, event.id)
         await cases.happen(room, tx, row, None)
     elif details.representative is not None and details.authorisation is None:
         await rights.acknowledge(room, tx, row, event.id)
-        await cases.happen(room, tx, row, machine.Denied("insuf_verification"))
+        # Of a deletion that the person asked for nothing is denied because somebody else asks as well.
+        await cases.happen(room, tx, row, machine.Denied("insuf_verification") if new else None)
     elif deletion:
         await _ask_last_word(room, tx, row, event.id, data.channel)
         await cases.happen(room, tx, row, None)
@@ -146,8 +151,7 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
 
 
 async def _ask_last_word(room: Room, tx: Transaction, row: store.Row, request: str, channel: str) -> None:
-    if row.case.state == "requested" and await store.coded(tx.db, row.case.id) < rights.MAILS:
-        await store.note_coded(tx.db, request)
+    if row.case.state == "requested" and await rights.may_send_code(tx, row):
         await deletions.ask_last_word(room, tx, row, request, channel)
     else:
         await rights.acknowledge(room, tx, row, request)
@@ -156,7 +160,8 @@ async def _ask_last_word(room: Room, tx: Transaction, row: store.Row, request: s
 async def _begin(room: Room, tx: Transaction, row: store.Row, details: Details, new: bool) -> None:
     """Sets a right's case going. Who asks again, while it waits, may say what was missing, and gets another code."""
     assert row.request is not None
-    if not new and row.case.state == "requested" and details.opener:
+    signed_in = row.channel in ("settings", "api") and details.representative is None
+    if not new and row.case.state == "requested" and details.opener and signed_in:
         before = await room.open_details(row.case.id, row.details)
         row.details = await room.seal_details(
             row.case.id, replace(before, passphrase=details.passphrase, recipient=details.recipient), tx.now
@@ -174,8 +179,11 @@ async def _open(
 ) -> tuple[store.Row, bool]:  # fmt: skip
     """The locked case of a request: a new one, or the open one of the same wish."""
     sealed = await room.seal_details(case.id, details, tx.now)
-    new = await store.add_case(tx.db, case, marks, account, target, regime=regime, details=sealed)
-    case_id = case.id if new else await store.open_case_of(tx.db, marks.wish)
+    for _ in range(2):
+        new = await store.add_case(tx.db, case, marks, account, target, regime=regime, details=sealed)
+        case_id = case.id if new else await store.open_case_of(tx.db, marks.wish)
+        if case_id is not None:
+            break  # else the other one ended between the two statements
     assert case_id is not None, "an open case that refuses a second one is there"
     await store.add_request(tx.db, case.id, case_id, case.channel, case.requested_at)
     row = (await store.lock_cases(tx.db, [case_id]))[case_id]
@@ -280,7 +288,14 @@ async def triage(
         return "whose is it? the mail came from an address that is nobody's: name the account, or deny it (no_match)"
     target = target or account
     known = await store.known_around(tx.db, scope, target)
-    if subjects.stranger(scope, account, target, known) or (scope == "account" and target != account):
+    deletion = kind in DELETIONS
+    if scope != "account" and kind in ("sale:opt-out", "child_report"):
+        return "scope: this is about an account"
+    if (
+        subjects.stranger(scope, account, target, known)
+        if deletion
+        else not subjects.owns(scope, account, target, known)
+    ):
         return "the directory knows another owner of what this is about"
     details = await room.open_details(row.case.id, row.details)
     wanted = None if kind in DELETIONS else wish.wish(kind, scope, target, details)
@@ -294,7 +309,7 @@ async def triage(
     needed = frozenset[str]() if kind in DELETIONS else wish.needed(kind, "support", details)
     row.case = replace(
         row.case, kind=kind, scope=scope, state="requested", state_at=tx.now, needed=needed,
-        proofs=row.case.proofs if same else frozenset(), attempts=0 if kind in DELETIONS else row.case.attempts,
+        proofs=row.case.proofs if same else frozenset(), attempts=0,
     )  # fmt: skip
     row.account, row.target, row.marks = account, target, marks
     row.request = row.case.id

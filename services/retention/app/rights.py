@@ -17,10 +17,14 @@ from shared.policy import policy
 from shared.privacy.errands import CONTENTS
 
 PACK = "package"
+ADDRESSES = "notifications"
+"""Who keeps the addresses, and judges the proofs."""
 ANSWERS = (
     "erasure_completed", "copy_ready", "categories_ready", "corrected", "opted_out", "answered", "denied",
 )  # fmt: skip
 """Mails that answer a request in substance."""
+CODES = ("verify", "erasure_requested", "verify_identity", "address_old")
+"""Mails that bring the account's address a code."""
 MAILS = 3
 """Mails with a code for one case; whoever asks more often joins it without another one."""
 
@@ -45,10 +49,17 @@ async def do(room: Room, tx: Transaction, row: store.Row, deed: right.RightDeed)
             await store.opt_out_of_sale(tx.db, row.account, tx.now)
         case right.Drop():
             await store.close_packages(tx.db, [row.case.id], tx.now)
+            if row.case.kind == "rectification" and "other" in row.case.needed:
+                _end_proofs(tx, row)
         case machine.Answer(template):
             await _answer(room, tx, row, template)
         case _:
             raise AssertionError("a deed of another machine")
+
+
+async def may_send_code(tx: Transaction, row: store.Row) -> bool:
+    """Whether another mail with a code may go out for a case."""
+    return await store.coded(tx.db, row.case.id, CODES) < MAILS
 
 
 async def acknowledge(room: Room, tx: Transaction, row: store.Row, request: str) -> None:
@@ -78,10 +89,9 @@ async def recipient(room: Room, row: store.Row, details: Details, tx: Transactio
 async def ask(room: Room, tx: Transaction, row: store.Row, of: tuple[str, ...]) -> None:
     """Mails with codes: to the account's address, to a new one."""
     case, request = row.case, row.request or row.case.id
-    if await store.coded(tx.db, case.id) >= MAILS:
+    if not await may_send_code(tx, row):
         await acknowledge(room, tx, row, request)
         return
-    await store.note_coded(tx.db, request)
     details = await room.open_details(case.id, row.details)
     assert row.account is not None and case.lapses_at is not None
     facts = {"kind": case.kind, "received": rfc3339(case.requested_at), "until": rfc3339(case.lapses_at)}
@@ -132,6 +142,16 @@ async def _order(
         id=derived_id(ms(case.verified_at), action, case.id, str(epoch), *holders), subject=case.id, key=case.id, data=data,
     )  # fmt: skip
     tx.count(f"orders_{action}")
+
+
+def _end_proofs(tx: Transaction, row: store.Row) -> None:
+    """The address is not to be changed any more, whatever code still comes back."""
+    case = row.case
+    tx.publish(
+        topics.PRIVACY_COMMANDS, events.PrivacyOrdered,
+        id=derived_id(ms(case.requested_at), "end_proofs", case.id), subject=case.id, key=case.id,
+        data={"case": case.id, "epoch": 1, "action": "end_proofs", "holders": [ADDRESSES]},
+    )  # fmt: skip
 
 
 async def _answer(room: Room, tx: Transaction, row: store.Row, template: str) -> None:

@@ -102,6 +102,8 @@ async def decide_child(room: Room, received: Received, row: store.Row, by: By, t
     decision = received.event.data.arguments.get("decision", "")
     if row.case.kind != "child_report" or row.case.state != "requested":
         return "the case waits for no decision about a child"
+    if row.target is None:
+        return "whom it is about is erased"
     if decision == "delete":
         await cases.confirm(room, tx, row, {}, received.record, by=by)
     elif decision == "dismiss":

@@ -51,9 +51,9 @@ ALTER TABLE case_request
     DROP CONSTRAINT case_request_channel_check,
     ADD CHECK (channel IN ('settings', 'api', 'support')),
     ADD COLUMN acknowledged_at timestamptz,
-    ADD COLUMN coded boolean NOT NULL DEFAULT false;  -- a mail with a code went out for it
-UPDATE case_request SET coded = true WHERE code_hash IS NOT NULL;
-ALTER TABLE case_request DROP COLUMN code_hash;       -- codes are made and kept by notifications
+    DROP COLUMN code_hash;                            -- codes are made and kept by notifications
+-- Each had its mail, of which nobody noted for which request it was.
+UPDATE case_request SET acknowledged_at = received_at;
 
 ALTER TABLE case_receipt
     DROP CONSTRAINT case_receipt_action_check,
