@@ -209,10 +209,7 @@ MEASUREMENTS: tuple[tuple[Callable[[Bench], Awaitable[None]], tuple[str, ...]], 
     (Bench.tombstone_latency, ("tombstone_latency_p50", "tombstone_latency_p99")),
     (Bench.tombstones_million, ("tombstones_million", "metering_tombstones*", "billing_tombstones*")),
     (Bench.expiry_day, ("expiry_day",)),
-    (
-        Bench.package,
-        ("package_holder", "package_packing", "package_together", "package_holder_rss", "package_packing_rss"),
-    ),
+    (Bench.package, ("package", "package_lag", "package_rss_metering", "package_rss_retention")),
 )
 
 

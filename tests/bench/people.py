@@ -106,6 +106,15 @@ class People:
         sent = self._said(topics.PRIVACY_REQUESTS, events.PrivacyRequested, who.account, data)
         return str(body(sent)["id"]), sent
 
+    def wants_copy(self, who: Person) -> tuple[str, Sent]:
+        """(case, its request) of somebody who wants all their data."""
+        data = {
+            "kind": "access", "scope": "account", "account": who.account, "target": who.account,
+            "passphrase": self.sealed("a passphrase of a person"),
+        }  # fmt: skip
+        sent = self._said(topics.PRIVACY_REQUESTS, events.PrivacyRequested, who.account, data)
+        return str(body(sent)["id"]), sent
+
     def confirms(self, who: Person, case: str) -> Sent:
         """The last word, with the code from the mail."""
         data = {"case": case, "account": who.account, "code": self._codes[who.address]}
