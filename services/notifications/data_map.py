@@ -15,8 +15,10 @@ ENVELOPE_LIFE = timedelta(days=7)
 CODE_LIFE = timedelta(days=30)
 # For so long a code that is over is called wrong, and not unknown: as long as its confirmation can be on its way.
 CODE_AFTERLIFE = timedelta(days=7)
-# What a mail of unknown outcome says in secret, for a person who has it sent again.
+# What a mail that was not accepted says in secret, for a person who has it sent again.
 SECRET_LIFE = timedelta(days=7)
+# For so long it is known that a case's codes are dead: as long as one that was made in the same moment can be good.
+ENDED_LIFE = CODE_LIFE
 # Even a newborn is of age (16) by then.
 BAR_LIFE = timedelta(days=16 * 365 + 4)
 
@@ -47,6 +49,13 @@ DATA_MAP: DataMap = (
     ),
     *plain("barred", "barred_at", "expires_at"),
     *personal(
+        "ended", "hash",
+        category="user.unique_id.pseudonymous", use="essential.service.authentication", clock_start="arrival",
+        period=ENDED_LIFE, on_erasure="expire", ground="contract",
+        note="keyed hash of a case whose codes are dead, or of it and the account that took it back; leads to nobody",
+    ),
+    *plain("ended", "ended_at"),
+    *personal(
         "envelope", "case_id",
         category="user.unique_id.pseudonymous", use="essential.legal_obligation", clock_start="erasure_confirmed",
         period=ENVELOPE_LIFE, on_erasure="expire", ground="legal_obligation",
@@ -55,7 +64,7 @@ DATA_MAP: DataMap = (
         "envelope", "sealed",
         category="user.contact.email", use="essential.legal_obligation", clock_start="erasure_confirmed",
         period=ENVELOPE_LIFE, on_erasure="expire", ground="legal_obligation",
-        note="the address for the mail that says that all is erased, under the case's key; destroyed when that is settled",
+        note="the address for the mail that says that all is erased, under the case's key; destroyed when that is accepted",
     ),
     *plain("envelope", "created_at", "not_after"),
     *personal(
@@ -74,7 +83,7 @@ DATA_MAP: DataMap = (
         "kept_address", "sealed",
         category="user.contact.email", use="essential.legal_obligation", clock_start="request",
         period="legal_hold", on_erasure="retain", ground="legal_obligation",
-        note="the address for one mail that the law does not allow yet, under the case's key; destroyed when that is settled",
+        note="the address for one mail that the law does not allow yet, under the case's key; destroyed when that is accepted",
     ),
     *plain("kept_address", "created_at", "not_after"),
     *personal(
@@ -93,13 +102,13 @@ DATA_MAP: DataMap = (
         category="user.contact.email", use="essential.service.notifications.email", clock_start="request",
         period=MAIL_LIFE, on_erasure="clear", ground="contract",
         note="where the mail goes instead; under the account's subject key, or without an account under a key of its day, which "
-        "is destroyed with its 30 days; gone when the mail is accepted or refused",
+        "is destroyed with its 30 days; gone when the mail is accepted, or 7 days after it was not",
     ),
     *personal(
         "mail", "code_sealed", "link_sealed",
         category="user.authorization.credentials", use="essential.service.authentication", clock_start="request",
         period=MAIL_LIFE, on_erasure="clear", ground="contract",
-        note="good for a short time; under the account's subject key, gone when the mail is accepted or refused",
+        note="good for a short time; under the account's subject key, gone when the mail is accepted, or 7 days after it was not",
     ),
     *personal(
         "mail", "facts",
@@ -151,6 +160,7 @@ ROWS = (
     ),
     Rows("proof", owners={"account": "account"}, expires=f"until + interval '{CODE_AFTERLIFE.days} days'"),
     Rows("judgement", expires=f"judged_at + interval '{MAIL_LIFE.days} days'"),
+    Rows("ended", expires=f"ended_at + interval '{ENDED_LIFE.days} days'"),
     Rows("envelope", expires="not_after"),
     Rows("kept_address", expires="not_after"),
     Rows("barred", expires="expires_at"),

@@ -46,7 +46,7 @@ def judge(proofs: Iterable[Proof], said: bytes, wrong: int, now: datetime) -> tu
     """The verdict on a code with the hash `said`, and what it proves, if it is right.
 
     `proofs`: all of the case; `wrong`: wrong codes that came before. A code that was right once is `used`: that is no
-    guess, and no attempt.
+    guess, no attempt, and nothing that anybody is told.
     """
     found = None
     for proof in proofs:

@@ -45,6 +45,14 @@ class Address:
     changed_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """An address may have no account that is opened in this time."""
+
+    barred_at: datetime
+    expires_at: datetime
+
+
 # --- addresses ---------------------------------------------------------------------------------------------------
 
 
@@ -114,12 +122,12 @@ async def add_envelopes(db: Connection, sealed: Mapping[str, str], now: datetime
 async def keep_address(
     db: Connection, case_id: str, subject_hash: bytes, sealed: str, now: datetime, not_after: datetime
 ) -> bool:
-    """Keeps an address for one mail of a case, until `not_after`. False if it is there, or that mail is settled."""
+    """Keeps an address for one mail of a case, until `not_after`. False if it is there, or that mail was accepted."""
     return bool(
         await db.fetchval(
             """INSERT INTO kept_address (case_id, subject_hash, sealed, created_at, not_after)
                SELECT $1, $2, $3, $4, $5
-               WHERE NOT EXISTS (SELECT FROM mail WHERE case_id = $1 AND by_envelope AND settled_at IS NOT NULL)
+               WHERE NOT EXISTS (SELECT FROM mail WHERE case_id = $1 AND by_envelope AND state = 'accepted')
                ON CONFLICT (case_id) DO NOTHING RETURNING true""",
             case_id, subject_hash, sealed, now, not_after,
         )
@@ -159,7 +167,7 @@ async def envelope(db: Connection, case_id: str, now: datetime) -> str | None:
 
 
 async def destroy_envelope(db: Connection, case_id: str) -> None:
-    """The mail that it was for is settled."""
+    """The mail that it was for is accepted."""
     await db.execute("DELETE FROM envelope WHERE case_id = $1", case_id)
     await db.execute("DELETE FROM kept_address WHERE case_id = $1", case_id)
 
@@ -176,12 +184,12 @@ async def bar(db: Connection, hashes: Sequence[bytes], now: datetime, expires_at
     )  # fmt: skip
 
 
-async def barred(db: Connection, hashes: Sequence[bytes], now: datetime) -> dict[bytes, datetime]:
-    """Those of the hashes that are barred, and until when."""
+async def barred(db: Connection, hashes: Sequence[bytes], now: datetime) -> dict[bytes, Bar]:
+    """Those of the hashes that are barred."""
     rows = await db.fetch(
-        "SELECT hash, expires_at FROM barred WHERE hash = ANY($1) AND expires_at > $2", list(hashes), now
+        "SELECT hash, barred_at, expires_at FROM barred WHERE hash = ANY($1) AND expires_at > $2", list(hashes), now
     )
-    return {row["hash"]: row["expires_at"] for row in rows}
+    return {row["hash"]: Bar(row["barred_at"], row["expires_at"]) for row in rows}
 
 
 # --- codes -------------------------------------------------------------------------------------------------------
@@ -228,6 +236,29 @@ async def end_proofs(db: Connection, account: str, templates: Sequence[str], now
            WHERE account = $1 AND template = ANY($2)""",
         account, list(templates), now,
     )  # fmt: skip
+
+
+async def end_case(db: Connection, cases: Sequence[str], account: str | None, now: datetime) -> None:
+    """All codes of these cases are over, and what they would have proved is forgotten; with `account` those of that one."""
+    await db.execute(
+        """UPDATE proof SET until = least(until, $3), address_sealed = NULL
+           WHERE case_id = ANY($1) AND ($2::text IS NULL OR account = $2)""",
+        list(cases), account, now,
+    )  # fmt: skip
+
+
+async def mark_ended(db: Connection, hashes: Sequence[bytes], now: datetime) -> None:
+    """Keeps which cases are over, as hashes: codes can be asked for still."""
+    await db.execute(
+        """INSERT INTO ended (hash, ended_at) SELECT h, $2 FROM unnest($1::bytea[]) AS h
+           ON CONFLICT (hash) DO NOTHING""",
+        list(hashes), now,
+    )  # fmt: skip
+
+
+async def any_ended(db: Connection, hashes: Sequence[bytes]) -> bool:
+    """Whether one of the hashes is of a case that is over."""
+    return bool(await db.fetchval("SELECT EXISTS (SELECT FROM ended WHERE hash = ANY($1))", list(hashes)))
 
 
 async def verdict(db: Connection, event_id: str) -> tuple[str, str] | None:
@@ -315,13 +346,13 @@ async def put_back(db: Connection, cause: str, attempts: int, reason: str, next_
 
 
 async def settle(db: Connection, cause: str, outcome: str, reason: str, attempts: int, now: datetime) -> bool:
-    """Ends a mail. Its secrets stay only while a person may have it sent again. False if it was settled before."""
+    """Ends a mail. Its secrets stay unless it was accepted: a person may have it sent again. False if it was settled before."""
     return bool(
         await db.fetchval(
             """UPDATE mail SET state = $2, reason = $3, attempts = $4, settled_at = $5,
-                               address_sealed = CASE WHEN $2 = 'unknown' THEN address_sealed END,
-                               code_sealed = CASE WHEN $2 = 'unknown' THEN code_sealed END,
-                               link_sealed = CASE WHEN $2 = 'unknown' THEN link_sealed END
+                               address_sealed = CASE WHEN $2 <> 'accepted' THEN address_sealed END,
+                               code_sealed = CASE WHEN $2 <> 'accepted' THEN code_sealed END,
+                               link_sealed = CASE WHEN $2 <> 'accepted' THEN link_sealed END
                WHERE cause = $1 AND state IN ('waiting', 'sending') RETURNING true""",
             cause, outcome, reason, attempts, now,
         )
@@ -341,10 +372,10 @@ async def send_again(db: Connection, cause: str, actor: str, ticket: str, now: d
 
 
 async def forget_secrets(db: Connection, settled_before: datetime) -> None:
-    """Nobody has looked at these mails of unknown outcome: what they say in secret goes."""
+    """Nobody has had these mails sent again: what they say in secret goes."""
     await db.execute(
         """UPDATE mail SET address_sealed = NULL, code_sealed = NULL, link_sealed = NULL
-           WHERE state = 'unknown' AND settled_at <= $1
+           WHERE state IN ('refused', 'unknown') AND settled_at <= $1
              AND (address_sealed IS NOT NULL OR code_sealed IS NOT NULL OR link_sealed IS NOT NULL)""",
         settled_before,
     )

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from services.audit.app import make_service as make_audit
 from services.notifications.data_map import SECRET_LIFE
+from services.notifications.mail import message_id
 from services.notifications.proofs import ATTEMPTS, SETTLE
 from shared.contract import events, topics
 from shared.mesh.runtime import Runtime
 from shared.mesh.transaction import rfc3339
 from tests.support.coordinator import Coordinator, new_case
-from tests.support.desk import ADDRESS, AGENT, CASE, CASE_2, CASE_3, DAY, LINK, NEW, Desk, opened_desk
+from tests.support.desk import (
+    ADDRESS,
+    AGENT,
+    CASE,
+    CASE_2,
+    CASE_3,
+    DAY,
+    LINK,
+    NEW,
+    SENDER,
+    Desk,
+    codes_in,
+    opened_desk,
+)
 from tests.support.gateway import Sent
 from tests.support.post import Trouble
 from tests.support.world import Mesh
@@ -66,11 +80,12 @@ async def test_a_code_that_comes_back_is_judged_and_what_was_said_with_it_is_pas
         "recipient": None,
     } or first == {"case": CASE, "account": "acc-1", "right": False}  # fmt: skip
     assert {name: second[name] for name in more} == more
-    # It was good once: neither a second time, nor a guess.
-    await desk.send(desk.confirmed(code))
-    assert await desk.judged() == [(False, None), (True, "account"), (False, None)]
-    assert await desk.rows("judgement WHERE verdict = 'wrong'") == 1
-    assert await desk.letters() == []
+    # It was good once, and is no guess: nothing is said of it any more, which somebody could count as an attempt.
+    again = desk.confirmed(code)
+    await desk.send(again, again, desk.confirmed(code))
+    assert await desk.judged() == [(False, None), (True, "account")]
+    assert await desk.rows("judgement WHERE verdict = 'wrong'") == 1 and await desk.rows("judgement") == 4
+    assert await desk.count("codes_used") == 2 and await desk.letters() == []
 
 
 @pytest.mark.promise(54)
@@ -181,7 +196,7 @@ async def test_one_code_per_mail_whoever_dies_in_between(desk: Desk, point: str)
 @pytest.mark.parametrize(
     ("trouble", "outcome"), [(None, "accepted"), ("refuse text", "refused"), ("hang up", "unknown")]
 )
-async def test_what_a_mail_says_in_secret_goes_when_it_is_settled(
+async def test_what_a_mail_says_in_secret_stays_until_it_is_accepted_or_for_some_days(
     desk: Desk, trouble: Trouble | None, outcome: str
 ) -> None:
     runtime, _ = await desk.know()
@@ -194,24 +209,125 @@ async def test_what_a_mail_says_in_secret_goes_when_it_is_settled(
         await desk.send(order)
         await desk.in_state(outcome, f"cause-{number}")
     left = "mail WHERE coalesce(code_sealed, link_sealed, address_sealed) IS NOT NULL"
-    assert await desk.rows(left) == (4 if outcome == "unknown" else 0)
-    if outcome == "unknown":
-        # A person may have them sent again, for some days.
-        await desk.send(desk.gateway.command("notifications", "resend", "cause-4"))
-        await desk.in_state("accepted", "cause-4")
-        assert await desk.rows(left) == 3
-        desk.clock.by = SECRET_LIFE - timedelta(minutes=1)
-        await forget(desk, runtime)
-        assert await desk.rows(left) == 3
-        desk.clock.by = SECRET_LIFE + timedelta(minutes=1)
-        await forget(desk, runtime)
-        assert await desk.rows(left) == 0
-    if outcome == "refused":
-        # Never to the account's own address instead.
-        await desk.send(*(desk.gateway.command("notifications", "resend", f"cause-{n}") for n in (1, 2, 3, 4)))
-        await desk.mesh.idle()
-        reasons = [(await desk.row(f"cause-{n}"))["reason"] for n in (1, 2, 3, 4)]
-        assert reasons == ["no_code", "no_address", "no_link", "no_address"] and desk.post.mails() == []
+    assert await desk.rows(left) == (0 if outcome == "accepted" else 4)
+    if outcome == "accepted":
+        return
+    # A person may have them sent again, for some days.
+    desk.clock.by = SECRET_LIFE - timedelta(minutes=1)
+    await forget(desk, runtime)
+    await desk.send(*(desk.gateway.command("notifications", "resend", f"cause-{n}") for n in (1, 4)))
+    for cause, recipient in (("cause-1", ADDRESS), ("cause-4", AGENT)):
+        await desk.in_state("accepted", cause)
+        assert [m["To"] for m in desk.post.mails() if m["Message-ID"] == message_id(cause, SENDER)][-1] == recipient
+    assert len(codes_in(desk.post.mails()[-2].get_content()) + codes_in(desk.post.mails()[-1].get_content())) == 1
+    assert await desk.rows(left) == 2
+    desk.clock.by = SECRET_LIFE + timedelta(minutes=1)
+    await forget(desk, runtime)
+    assert await desk.rows(left) == 0
+    # Never to the account's own address instead.
+    known = len(desk.post.mails())
+    await desk.send(*(desk.gateway.command("notifications", "resend", f"cause-{n}") for n in (2, 3)))
+    await desk.mesh.idle()
+    reasons = [(await desk.row(f"cause-{n}"))["reason"] for n in (2, 3)]
+    assert reasons == ["no_address", "no_link"] and len(desk.post.mails()) == known
+
+
+# --- codes of what is not wanted any more ------------------------------------------------------------------------
+
+# Until the contract's Order knows the action, such an order is a dead letter.
+ORDERED = pytest.mark.skipif(
+    "end_proofs" not in get_args(events.Order.model_fields["action"].annotation),
+    reason="the contract's Order has no action end_proofs yet",
+)
+END = pytest.mark.parametrize(
+    "end", [pytest.param(Desk.taken_back, id="taken_back"), pytest.param(Desk.ended, id="ordered", marks=ORDERED)]
+)
+End = Callable[[Desk, str], Sent]
+
+
+@pytest.mark.promise(42)
+@END
+async def test_a_change_that_is_denied_or_taken_back_does_not_happen(desk: Desk, end: End) -> None:
+    await desk.know()
+    await desk.send(*both(desk), *both(desk, CASE_2, OTHERS, n=1))
+    (old, new), (old_1, new_1) = await codes_of(desk), await codes_of(desk, 1)
+    desk.post.troubles += ["hang up"]
+    await desk.send(desk.asked())
+    await desk.in_state("unknown")
+    await desk.send(desk.confirmed(old))
+    assert await desk.judged() == [(True, "account")]
+    over = end(desk, CASE)
+    await desk.send(over, over)
+    await desk.mesh.idle()
+    await desk.send(
+        desk.confirmed(new), desk.confirmed(old), desk.gateway.command("notifications", "resend", "cause-1")
+    )
+    assert await desk.judged() == [(True, "account"), (False, None)]
+    assert not await changed(desk) and await desk.written_to() == ADDRESS
+    assert await desk.rows(f"proof WHERE case_id = '{CASE}' AND address_sealed IS NOT NULL") == 0
+    assert (await desk.in_state("refused"))["reason"] == "no_code"
+    # Another case of the same account stands.
+    await desk.send(desk.confirmed(old_1, case=CASE_2), desk.confirmed(new_1, case=CASE_2))
+    assert await changed(desk) and await desk.written_to() == OTHERS
+    assert await desk.letters() == []
+
+
+@pytest.mark.promise(42)
+@END
+async def test_codes_that_are_asked_for_when_their_case_is_over_are_dead(desk: Desk, end: End) -> None:
+    await desk.know()
+    over = end(desk, CASE)
+    await desk.send(over, over)
+    await desk.mesh.idle()
+    await desk.send(*both(desk), *both(desk, CASE_2, OTHERS, n=1))
+    old, _ = await codes_of(desk, 1)
+    for cause in ("old-0", "new-0"):
+        assert (await desk.in_state("refused", cause))["reason"] == "no_code"
+    assert len(desk.post.mails()) == 2
+    await desk.send(desk.confirmed(old), desk.confirmed(old, case=CASE_2))
+    assert (await desk.judged(), await desk.judged(CASE_2)) == ([(False, None)], [(True, "account")])
+
+
+@pytest.mark.promise(42)
+@END
+async def test_codes_that_are_made_in_the_moment_in_which_their_case_ends_are_dead(desk: Desk, end: End) -> None:
+    await desk.know()
+    await desk.send(*both(desk))
+    old, new = await codes_of(desk)
+    before = await desk.mesh.fetch("notifications", "SELECT cause, until, address_sealed FROM proof")
+    await desk.send(end(desk, CASE))
+    await desk.mesh.idle()
+    # As if the two transactions had not seen each other.
+    for cause, until, address in before:
+        await desk.mesh.fetch(
+            "notifications", "UPDATE proof SET until = $2, address_sealed = $3 WHERE cause = $1", cause, until, address
+        )
+    await desk.send(desk.confirmed(old), desk.confirmed(new))
+    assert await desk.judged() == [(False, None), (False, None)] and not await changed(desk)
+
+
+@pytest.mark.promise(54)
+async def test_who_takes_a_request_back_ends_their_own_case_by_any_of_its_ids(desk: Desk) -> None:
+    await desk.know()
+    # Strangers end nothing, neither what is there nor what comes.
+    await desk.send(desk.taken_back(CASE, "acc-9"), desk.taken_back(CASE_3, "acc-9"))
+    await desk.mesh.idle()
+    await desk.send(desk.asked(), desk.asked("cause-2", request=CASE_2), desk.asked("cause-3", case=CASE_3))
+    first, second, third = [await desk.code(f"cause-{n}") for n in (1, 2, 3)]
+    await desk.send(desk.taken_back(CASE, "acc-9"), desk.taken_back(CASE_2))
+    await desk.send(desk.confirmed(first), desk.confirmed(second), desk.confirmed(third, case=CASE_3))
+    assert (await desk.judged(), await desk.judged(CASE_3)) == ([(False, None)] * 2, [(True, "account")])
+    await desk.send(desk.asked("cause-4"))
+    assert (await desk.in_state("refused", "cause-4"))["reason"] == "no_code"
+    assert await desk.letters() == []
+
+
+@ORDERED
+async def test_an_order_that_ends_codes_has_its_receipt(desk: Desk) -> None:
+    await desk.know()
+    await desk.send(desk.ended(), desk.ended(CASE_4))
+    assert [action for action, _ in await receipts(desk, CASE, 1)] == ["end_proofs"]
+    assert await receipts(desk, CASE_4, 1) == [("end_proofs", {})]
 
 
 # --- other addresses, links --------------------------------------------------------------------------------------
@@ -341,7 +457,7 @@ async def test_of_two_changes_under_way_only_one_is_made(desk: Desk) -> None:
     await desk.send(desk.confirmed(old_1, case=CASE_2), desk.confirmed(old), desk.confirmed(new))
     assert await changed(desk)
     await desk.send(desk.confirmed(new_1, case=CASE_2), desk.confirmed(old_1, case=CASE_2))
-    assert await desk.judged(CASE_2) == [(True, "account"), (False, None), (False, None)]
+    assert await desk.judged(CASE_2) == [(True, "account"), (False, None)]
     assert await desk.count("addresses_changed") == 1 and await desk.written_to() == NEW
 
 
@@ -431,6 +547,41 @@ async def test_a_barred_address_has_no_account_any_more_however_it_is_written(de
     assert await desk.count("bars_empty") == 1 and await desk.rows("barred") == 1
 
 
+@pytest.mark.promise(57)
+async def test_an_account_that_was_there_before_the_bar_is_not_ended_by_an_old_copy_of_its_opening(desk: Desk) -> None:
+    await desk.know("acc-1", "acc-2")
+    before = desk.clock.now()
+    await desk.send(await desk.order("bar"))
+    assert [action for action, _ in await receipts(desk, CASE, 1)] == ["bar"]
+    # As in a database that does not know acc-2 (any more), and reads what opened it; a second copy; and a child.
+    await desk.mesh.fetch("notifications", "DELETE FROM address WHERE account = 'acc-2'")
+    await desk.send(*(desk.opened(name, at=before) for name in ("acc-2", "acc-3")), desk.opened("acc-4"))
+    await desk.mesh.idle()
+    assert list((await desk.said(events.AccountBarred)).values()) == [{"account": "acc-4"}]
+    assert await desk.count("accounts_before_bar") == 2 and await desk.count("accounts_barred") == 1
+    known = await desk.mesh.fetch("notifications", "SELECT account FROM address")
+    assert [row["account"] for row in known] == ["acc-1"]
+
+
+@pytest.mark.promise(31)
+@pytest.mark.parametrize(("trouble", "state"), [("refuse recipient", "refused"), ("hang up", "unknown")])
+async def test_a_notice_that_was_not_accepted_keeps_its_address_for_a_person_who_sends_it_again(
+    desk: Desk, trouble: Trouble, state: str
+) -> None:
+    await desk.know("acc-1", "acc-2")
+    await desk.send(await desk.order("envelope", not_after=rfc3339(desk.clock.now() + 90 * DAY)))
+    await desk.mesh.idle()
+    await desk.erase()
+    desk.post.troubles += [trouble]
+    await desk.send(desk.asked("cause-1", "disclosure", account=None))
+    await desk.in_state(state)
+    assert await desk.rows("kept_address") == 1
+    desk.clock.by = 10 * DAY
+    await desk.send(desk.gateway.command("notifications", "resend", "cause-1"))
+    await desk.in_state("accepted")
+    assert desk.post.mails()[-1]["To"] == ADDRESS and await desk.rows("kept_address") == 0
+
+
 @pytest.mark.promise(31)
 async def test_a_notice_finds_its_address_when_a_gag_ends_even_if_the_account_is_erased(desk: Desk) -> None:
     runtime, _ = await desk.know("acc-1", "acc-2")
@@ -463,11 +614,11 @@ async def test_the_auditor_finds_nothing_of_the_erased_although_an_address_is_ke
     await desk.send(*both(desk, CASE_2), desk.asked())
     await desk.send(desk.confirmed(await desk.code()), desk.confirmed(wrong(await desk.code("old-0")), case=CASE_2))
     keep = await desk.order("envelope", case=CASE_3, not_after=rfc3339(desk.clock.now() + 400 * DAY))
-    await desk.send(keep, await desk.order("bar"))
+    await desk.send(keep, await desk.order("bar"), desk.taken_back(CASE_4))
     await desk.mesh.idle()
     await desk.erase()
-    tables = ("judgement", "kept_address", "barred", "envelope", "mail", "proof")
-    assert [await desk.rows(table) for table in tables] == [2, 1, 1, 1, 3, 0]
+    tables = ("judgement", "kept_address", "barred", "ended", "envelope", "mail", "proof")
+    assert [await desk.rows(table) for table in tables] == [2, 1, 1, 1, 1, 3, 0]
     retention = Coordinator(desk.mesh, desk.gateway, own=desk.vault)
     case, who = new_case(), [("account", "acc-1"), ("workspace", "ws-1")]
     await desk.send(await retention.order(case, who, ["audit"], action="sweep"))
@@ -487,6 +638,17 @@ async def test_an_order_to_keep_an_address_that_comes_again_after_the_mail_keeps
     await desk.send(keep)
     await desk.mesh.idle()
     assert await desk.rows("kept_address") == 0
+
+
+async def test_an_order_to_keep_an_address_that_comes_after_a_mail_that_was_refused_helps_it_out(desk: Desk) -> None:
+    await desk.know()
+    await desk.send(desk.asked("cause-1", "disclosure", account=None))
+    assert (await desk.in_state("refused"))["reason"] == "no_address"
+    await desk.send(await desk.order("envelope", not_after=rfc3339(desk.clock.now() + DAY)))
+    await desk.mesh.idle()
+    await desk.send(desk.gateway.command("notifications", "resend", "cause-1"))
+    await desk.in_state("accepted")
+    assert desk.mail()["To"] == ADDRESS and await desk.rows("kept_address") == 0
 
 
 async def test_an_address_is_kept_until_its_day_and_not_without_one(desk: Desk) -> None:

@@ -104,9 +104,12 @@ class Desk:
     async def send(self, *records: Sent) -> None:
         await self.gateway.send(self.mesh.env, records)
 
-    def opened(self, account: str = "acc-1", address: str | None = ADDRESS) -> Sent:
+    def opened(self, account: str = "acc-1", address: str | None = ADDRESS, at: datetime | None = None) -> Sent:
         data = {"account": account, "address": self.sealed(address)}
-        return self.gateway.event(topics.ACCOUNTS, events.AccountOpened, data, key=account, subject=account)
+        at_ms = None if at is None else int(at.timestamp() * 1000)
+        return self.gateway.event(
+            topics.ACCOUNTS, events.AccountOpened, data, key=account, subject=account, at_ms=at_ms
+        )
 
     def asked(
         self, cause: str = "cause-1", template: str = "verify", account: str | None = "acc-1", case: str | None = CASE,
@@ -127,6 +130,16 @@ class Desk:
         """A code given back, as a platform says it."""
         data = {"case": case, "account": account, "code": code, **more}
         return self.gateway.event(topics.PRIVACY_REQUESTS, events.PrivacyConfirmed, data, key=account, subject=account)
+
+    def taken_back(self, case: str = CASE, account: str = "acc-1") -> Sent:
+        """A request that is not wanted any more, as a platform says it."""
+        data = {"case": case, "account": account}
+        return self.gateway.event(topics.PRIVACY_REQUESTS, events.PrivacyWithdrawn, data, key=account, subject=account)
+
+    def ended(self, case: str = CASE) -> Sent:
+        """Retention's order that no code of a case is good any more."""
+        data = {"case": case, "epoch": 1, "action": "end_proofs", "holders": ["notifications"]}
+        return self.gateway.event(topics.PRIVACY_COMMANDS, events.PrivacyOrdered, data, key=case, subject=case)
 
     def mail(self, cause: str = "cause-1") -> Any:
         """The mail of a cause, as its reader has it."""

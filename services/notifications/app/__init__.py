@@ -54,7 +54,7 @@ def make_service(office: Office | None = None) -> Service:
 
     @service.consumes(topics.PRIVACY_REQUESTS, batch=50)
     async def judge_codes(batch: Batch, tx: Transaction) -> None:
-        await office.proofs.confirmed(batch, tx)
+        await office.proofs.heard(batch, tx)
 
     @service.job("forget", every=timedelta(hours=1))
     async def forget(now: datetime, tx: Transaction) -> None:
@@ -76,7 +76,7 @@ def make_service(office: Office | None = None) -> Service:
         return [dict(row) for row in rows]
 
     book = office.addresses
-    office.suppress(attach(service, HOLDING, before=book.keep_envelopes, keeps=book.kept, also=book.obey).tombstones)
+    office.suppress(attach(service, HOLDING, before=book.keep_envelopes, keeps=book.kept, also=office.obey).tombstones)
     return service
 
 

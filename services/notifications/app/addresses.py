@@ -45,7 +45,7 @@ class Addresses:
         barred = await self._barred(found.values(), tx)
         for account, recipient in found.items():
             if recipient in barred:
-                self._turn_away(account, opened[account], tx)
+                self._turn_away(account, opened[account], barred[recipient], tx)
                 continue
             sealed = await self.seals.seal_address(account, recipient, tx.now)
             if await store.add_address(tx.db, account, sealed, tx.now):
@@ -95,8 +95,8 @@ class Addresses:
             await store.add_envelopes(tx.db, sealed, tx.now, tx.now + ENVELOPE_LIFE)
 
     async def obey(self, order: Any, tx: Transaction) -> None:
-        """Orders to this room alone: `envelope` (keep the address for a notice that may not be given yet) and `bar` (no
-        account with this address any more). Both find nothing where no address is known, or it is erased."""
+        """Orders about the address of a case: `envelope` (keep it for a notice that may not be given yet) and `bar` (no
+        account with it any more). Both find nothing where no address is known, or it is erased."""
         if order.sealed is None or order.action not in ("envelope", "bar"):
             return
         not_after = _instant(order.arguments.get("not_after", ""))
@@ -129,7 +129,7 @@ class Addresses:
             found = await self.seals.open_addresses(await store.addresses(tx.db, [account for _, account in accounts]))
             theirs = [self.seals.address_hash(address) for address in found.values()]
             if barred := await store.barred(tx.db, theirs, tx.now):
-                treated.append(_retained("barred", ["hash"], max(barred.values())))
+                treated.append(_retained("barred", ["hash"], max(bar.expires_at for bar in barred.values())))
         return treated
 
     async def _keep(
@@ -148,13 +148,18 @@ class Addresses:
         """Whether an address may have no account."""
         return bool(await self._barred([address], tx))
 
-    async def _barred(self, addresses: Collection[str], tx: Transaction) -> set[str]:
+    async def _barred(self, addresses: Collection[str], tx: Transaction) -> dict[str, store.Bar]:
         """Those of the addresses that may have no account."""
         hashes = {address: self.seals.address_hash(address) for address in addresses}
         found = await store.barred(tx.db, list(hashes.values()), tx.now) if hashes else {}
-        return {address for address, digest in hashes.items() if digest in found}
+        return {address: found[digest] for address, digest in hashes.items() if digest in found}
 
-    def _turn_away(self, account: str, received: Received, tx: Transaction) -> None:
+    @staticmethod
+    def _turn_away(account: str, received: Received, bar: store.Bar, tx: Transaction) -> None:
+        if received.event.time < bar.barred_at:
+            # An old copy, of the owner's own opening perhaps: nothing is learned from it, and nobody is ended.
+            tx.count("accounts_before_bar")
+            return
         tx.count("accounts_barred")
         tx.publish(
             topics.MESSAGE_OUTCOMES,

@@ -159,6 +159,13 @@ class Office:
             await tx.enqueue(SEND, mail.cause, {"cause": mail.cause})
         return True
 
+    async def obey(self, order: Any, tx: Transaction) -> None:
+        """Orders of retention's to this room alone."""
+        if order.action == "end_proofs":
+            await self.proofs.end(order, tx)
+        else:
+            await self.addresses.obey(order, tx)
+
     async def resend(self, received: Received, tx: Transaction) -> None:
         """A person has looked and wants a mail sent (again) whose outcome is unknown, or that was refused."""
         command = received.event.data
@@ -259,7 +266,7 @@ class Office:
     async def _settle(self, mail: store.Mail, answer: Answer, attempts: int, tx: Transaction) -> None:
         """Ends a mail, once, and says so."""
         if await store.settle(tx.db, mail.cause, answer.outcome, answer.reason, attempts, tx.now):
-            if mail.by_envelope and mail.case_id is not None:
+            if mail.by_envelope and mail.case_id is not None and answer.outcome == "accepted":
                 await store.destroy_envelope(tx.db, mail.case_id)
             tx.count(f"mails_{answer.outcome}")
             tx.publish(

@@ -1,8 +1,9 @@
-"""Codes: made with the mail that they go out with, judged when they come back, and what follows from both."""
+"""Codes: made with the mail that they go out with, judged when they come back, ended with their case, and what follows."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from shared.mesh.transaction import rfc3339
 from shared.privacy.tombstones import Tombstones
 
 Owe = Callable[[store.Mail, Transaction], Awaitable[bool]]
+_RIGHT = ("account", "other")
 
 
 class Proofs:
@@ -31,11 +33,13 @@ class Proofs:
 
     # --- made ----------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def good_until(order: Any, now: datetime) -> datetime:
-        """Until when the code of a mail is good: as ordered, and not longer than the data map says."""
+    async def good_until(self, order: Any, tx: Transaction) -> datetime:
+        """Until when the code of a mail is good: as ordered, and not longer than the data map says. Of a case that is over
+        it never is."""
+        if await self._ended([order.case, order.proof.request], order.account, tx):
+            return tx.now
         until: datetime = order.proof.until
-        return min(until, now + CODE_LIFE)
+        return min(until, tx.now + CODE_LIFE)
 
     async def mint(self, order: Any, recipient: str | None, tx: Transaction) -> tuple[str, Proof]:
         """A new code for a mail, sealed for it, and its row. `recipient`: the mail's own address, if it has one.
@@ -51,24 +55,28 @@ class Proofs:
             cause=order.cause, case_id=order.case, request=order.proof.request, account=order.account,
             template=order.template, proves="account" if recipient is None else "other",
             code_hash=self.seals.code_hash(order.case, code), address_sealed=address,
-            until=self.good_until(order, tx.now),
+            until=await self.good_until(order, tx),
         )  # fmt: skip
         sealed = await self.seals.seal_in_mail(order.account, "code_sealed", order.cause, code, tx.now)
         return sealed, proof
 
     # --- judged --------------------------------------------------------------------------------------------------
 
-    async def confirmed(self, batch: Batch, tx: Transaction) -> None:
-        """Says what each code is worth that came back; a repeat is told what the first was told."""
+    async def heard(self, batch: Batch, tx: Transaction) -> None:
+        """Says what each code is worth that came back (a repeat is told what the first was told), and ends the codes of what
+        is taken back."""
         for received in batch.events:
-            if received.event.type == events.PrivacyConfirmed.TYPE:
+            if received.event.type not in (events.PrivacyConfirmed.TYPE, events.PrivacyWithdrawn.TYPE):
+                continue
+            if await self.tombstones.erased([("account", received.event.data.account)], tx):
+                tx.count("requests_of_erased")
+            elif received.event.type == events.PrivacyConfirmed.TYPE:
                 await self._confirmed(received, tx)
+            else:
+                await self._withdrawn(received.event.data, tx)
 
     async def _confirmed(self, received: Received, tx: Transaction) -> None:
         event, data = received.event, received.event.data
-        if await self.tombstones.erased([("account", data.account)], tx):
-            tx.count("requests_of_erased")
-            return
         told = await store.verdict(tx.db, event.id)
         if told is not None:
             self._say(event, *told, tx)
@@ -79,21 +87,27 @@ class Proofs:
             tx.refuse(received.record, "unknown_case", "no case of this account waits under that id")
             return
         case_id = proofs[0].case_id
+        if await self._ended({name for p in proofs for name in (p.case_id, p.request)}, data.account, tx):
+            # Those too that were made in the same moment, when neither transaction saw the other.
+            proofs = [replace(proof, until=min(proof.until, tx.now)) for proof in proofs]
         said = self.seals.code_hash(case_id, data.code)
         verdict, proof = judge(proofs, said, await store.wrong_codes(tx.db, case_id), tx.now)
         if proof is not None:
             await store.use_proof(tx.db, proof.cause, tx.now)
             new = change_of(proofs, proof)
             if new is not None and not await self._change(new, tx):
-                verdict = "used"  # it proves nothing: whoever waits for the change must not hear that it was made
+                verdict = "wrong"  # it proves nothing: whoever waits for the change must not hear that it was made
         await store.add_verdict(tx.db, event.id, case_id, verdict, tx.now)
-        tx.count("codes_right" if verdict in ("account", "other") else "codes_wrong")
+        tx.count("codes_right" if verdict in _RIGHT else f"codes_{verdict}")
         self._say(event, case_id, verdict, tx)
 
     def _say(self, event: Any, case_id: str, verdict: str, tx: Transaction) -> None:
-        """The verdict, with what the confirmation says besides: if it is right, that is meant."""
+        """The verdict, with what the confirmation says besides: if it is right, that is meant. Of a code that is used that
+        was said already, and `wrong` would count against its owner."""
+        if verdict == "used":
+            return
         data = event.data
-        right = verdict in ("account", "other")
+        right = verdict in _RIGHT
         more = {
             "of": verdict, "successors": dict(data.successors), "passphrase": data.passphrase, "recipient": data.recipient,
         }  # fmt: skip
@@ -104,6 +118,29 @@ class Proofs:
             subject=case_id,
             key=case_id,
             data={"case": case_id, "account": data.account, "right": right, **(more if right else {})},
+        )
+
+    # --- ended ---------------------------------------------------------------------------------------------------
+
+    async def end(self, order: Any, tx: Transaction) -> None:
+        """The order `end_proofs`: no code of its case does anything any more."""
+        await self._end({order.case}, None, tx)
+
+    async def _withdrawn(self, data: Any, tx: Transaction) -> None:
+        """The same, for the account's own case, which it names by any of its requests. Nobody else's codes end by that."""
+        proofs = await store.lock_proofs(tx.db, data.case, data.account)
+        await self._end({data.case, *(proof.case_id for proof in proofs)}, data.account, tx)
+
+    async def _end(self, cases: Collection[str], account: str | None, tx: Transaction) -> None:
+        await store.end_case(tx.db, list(cases), account, tx.now)
+        # Mails with codes come by another topic, and may be asked for later.
+        await store.mark_ended(tx.db, [self.seals.ended_hash(case, account) for case in cases], tx.now)
+        tx.count("proofs_ended")
+
+    async def _ended(self, names: Iterable[str], account: str, tx: Transaction) -> bool:
+        """Whether a case of this account is over; `names`: its id, and those of its requests."""
+        return await store.any_ended(
+            tx.db, [self.seals.ended_hash(name, who) for name in names for who in (None, account)]
         )
 
     # --- a change of address -------------------------------------------------------------------------------------

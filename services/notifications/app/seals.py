@@ -49,6 +49,10 @@ class Seals:
         """The keyed hash of an address (as `mailbox` gives it), however it is written."""
         return self._vault.hasher.once("address", address.casefold())
 
+    def ended_hash(self, case_id: str, account: str | None) -> bytes:
+        """The keyed hash of a case that is over, or with `account` of one that this account has taken back."""
+        return self._vault.hasher.once("ended", case_id if account is None else f"{case_id}:{account}")
+
     def subject_hash(self, subject: Subject) -> bytes:
         """The keyed hash of a subject."""
         return self._vault.hasher.hashes([subject])[0]

@@ -26,6 +26,12 @@ CREATE TABLE judgement (
 );
 CREATE INDEX judgement_wrong ON judgement (case_id) WHERE verdict = 'wrong';
 
+-- Cases whose codes are dead, those too that are made later: a keyed hash of the case, or of it and who took it back.
+CREATE TABLE ended (
+    hash     bytea PRIMARY KEY CHECK (length(hash) = 16),
+    ended_at timestamptz NOT NULL
+);
+
 -- An address that the law wants kept for one mail of a case, although its account may be erased by then.
 CREATE TABLE kept_address (
     case_id      text PRIMARY KEY,
