@@ -45,6 +45,8 @@ MAIL_FROM = "STEWARD_MAIL_FROM"
 LOCAL_SENDER = "steward@localhost"
 # Mails are sent by this room alone: without it nobody needs a mail server.
 _SENDS_MAIL = "notifications"
+# People fetch files from this room alone, on a port of their own.
+_SERVES_FILES = "retention"
 _KAFKA_SECURITY = tuple(
     f"STEWARD_KAFKA_{name}"
     for name in (
@@ -346,11 +348,12 @@ class Stack:
             ) from error
 
     def _ports(self, known: Mapping[str, str]) -> dict[str, str]:
-        """The HTTP port of each room: the one of last time while it is free."""
+        """The HTTP ports of each room: those of last time while they are free."""
         ports: dict[str, str] = {}
         taken: set[int] = set()
-        for name in self._room_names:
-            variable = f"STEWARD_{name.upper()}_PORT"
+        variables = [f"STEWARD_{name.upper()}_PORT" for name in self._room_names]
+        variables += [f"STEWARD_{name.upper()}_PUBLIC_PORT" for name in self._room_names if name == _SERVES_FILES]
+        for variable in variables:
             given = self._environ.get(variable)
             port = int(given or known.get(variable) or 0)
             if not port or port in taken or not is_free(port):

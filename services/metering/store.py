@@ -135,9 +135,10 @@ async def forget_logged(db: Connection, rows: Sequence[Any]) -> None:
 
 
 async def setting_versions(db: Connection, workspaces: Sequence[str]) -> dict[str, int]:
-    """The version of each workspace's settings that is known here."""
+    """The version of each workspace's settings that is known here; of one whose account is not, none."""
     rows = await db.fetch(
-        "SELECT workspace, version FROM workspace_setting WHERE workspace = ANY($1)", list(workspaces)
+        "SELECT workspace, version FROM workspace_setting WHERE workspace = ANY($1) AND account IS NOT NULL",
+        list(workspaces),
     )
     return {row["workspace"]: row["version"] for row in rows}
 
@@ -153,7 +154,7 @@ async def set_settings(db: Connection, settings: Sequence[tuple[str, str, int, i
              SET account = excluded.account, version = excluded.version, log_retention_days = excluded.log_retention_days,
                  revision = excluded.revision,
                  ended_before = greatest(s.ended_before, $6::timestamptz - s.log_retention_days * interval '1 day')
-           WHERE s.version < excluded.version""",
+           WHERE s.version < excluded.version OR (s.account IS NULL AND s.version = excluded.version)""",
         [(*setting, revision, now) for setting in sorted(settings)],
     )
 

@@ -164,11 +164,14 @@ class Case:
         """Why it does not get on by itself: `silent:<holder>`, `residue:<holder>`; empty when it does."""
         if not self.open:
             return ()
+        copying = self.state in ("working", "packing")
+        packing = self.state == "packing" and now - (self.state_at or self.requested_at) >= timing.silence
         everybody = (*self.holders.values(), self.auditor)
         return (
             *(["triage"] if self.state == "triage" else []),
             *(["decide"] if self.kind == "child_report" and self.state == "requested" else []),
             *(["mail"] if self.unanswerable else []),
+            *(["packing"] if packing or (copying and any(h.epoch > FAULTS for h in self.holders.values())) else []),
             *([f"escalated:{self.escalated_to}"] if self.escalated_to is not None else []),
             *(f"silent:{one.holder}" for one in everybody if one.silent(now, timing)),
             *(f"residue:{one.holder}" for one in everybody if one.exhausted),

@@ -168,7 +168,8 @@ DATA_MAP: DataMap = (
     ),
     *plain(
         "disclosure_course", "id", "state", "gag_until", "epoch", "kept", "sends", "first_sent_at", "order_at", "asked_at",
-        "told_at", "copies_until", "next_at", "needs_person", "expires_at", "key_destroyed", category="system.operations",
+        "told_at", "copies_until", "next_at", "needs_person", "expires_at", "key_destroyed", "parts",
+        category="system.operations",
     ),
     *_staff("disclosure_event", "actor", "role", "reason"),
     *plain("disclosure_event", "number", "id", "at", "what", "detail", category="system.operations"),

@@ -1,7 +1,7 @@
 """The life of every case that is no deletion, pure: who asks proves it, holders are asked, the answer goes out.
 
     triage --a person says what it is--> requested --proofs--> working --receipts--> packing --> answering --> fulfilled
-                                             |                                          (mail)       `--> denied
+                                             |                    ^--not whole, next epoch--'    (mail) `--> denied
                                              `-- no code in time, or too many wrong ones --> answering (denied)
 
 `withdrawn` ends it from everywhere: by the person's word, or because the person is erased. Nothing pauses a clock.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from services.retention import case as cases
@@ -57,6 +57,11 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
+class Torn:
+    """The copies are not whole: some were over before the last one came."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """It was answered by a person, or there is nobody to write to."""
 
@@ -66,7 +71,7 @@ class Gone:
     """Whom it is about is erased."""
 
 
-Happening: TypeAlias = cases.Happening | Begin | Proved | Packed | Settled | Gone
+Happening: TypeAlias = cases.Happening | Begin | Proved | Packed | Torn | Settled | Gone
 
 
 # --- what is to be done -------------------------------------------------------------------------------------------
@@ -128,6 +133,10 @@ def step(case: Case, what: Happening, world: World) -> tuple[Case, list[RightDee
             case = _receive(case, what, world, deeds)
         case Packed() if case.state == "packing":
             case = _answer(case, "categories_ready" if case.kind == "access:categories" else "copy_ready", deeds)
+        case Torn() | cases.Retry() if case.state == "packing" and any(
+            one.waived_by is None for one in case.holders.values()
+        ):
+            case = _again(case, world, deeds, at_once=isinstance(what, cases.Retry))
         case cases.Answered(accepted) if case.state == "answering":
             case = (
                 _end(replace(case, answered_at=now), None, now, deeds) if accepted else replace(case, unanswerable=True)
@@ -210,6 +219,16 @@ def _settle(case: Case, rows: int, deeds: list[RightDeed]) -> Case:
     return _answer(case, "corrected", deeds) if rows else _deny(case, "no_match", deeds)
 
 
+def _again(case: Case, world: World, deeds: list[RightDeed], *, at_once: bool) -> Case:
+    """All copies are asked for anew, of one epoch; at once the first time and by a person, then later and later."""
+    case = replace(case, state="working", moved_at=world.now)
+    for one in case.holders.values():
+        if one.waived_by is None:
+            wait = one.epoch > 1 and not at_once
+            case = _put(case, one.ordered(world.now + (world.timing.pause(one.epoch - 1) if wait else timedelta(0))))
+    return _send(case, world, deeds)
+
+
 def _send(case: Case, world: World, deeds: list[RightDeed], *, at_once: bool = False) -> Case:
     """Orders that are due."""
     names = [
@@ -246,4 +265,4 @@ def _put(case: Case, one: Progress) -> Case:
     return replace(case, holders={**case.holders, one.holder: one})
 
 
-__all__ = ["ACTIONS", "PACKAGED", "Begin", "Gone", "Packed", "Proved", "Settled", "next_at", "step"]
+__all__ = ["ACTIONS", "PACKAGED", "Begin", "Gone", "Packed", "Proved", "Settled", "Torn", "next_at", "step"]

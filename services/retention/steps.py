@@ -19,7 +19,7 @@ def step(case: Case, what: right.Happening, world: World) -> tuple[Case, list[ri
     """The case after `what`, and what is to be done about it, in that order."""
     if not is_deletion(case):
         after, deeds = right.step(case, what, world)
-    elif isinstance(what, right.Begin | right.Proved | right.Packed | right.Settled | right.Gone):
+    elif isinstance(what, right.Begin | right.Proved | right.Packed | right.Torn | right.Settled | right.Gone):
         return case, []
     else:
         after, found = deletion.step(case, what, world)

@@ -645,11 +645,23 @@ async def close_packages(db: Connection, case_ids: Iterable[str], now: datetime)
     )
 
 
-async def over_packages(db: Connection, now: datetime) -> list[str]:
-    """Closes packages whose time is over; returns the cases of all whose files are still there."""
+async def wanted_packages(db: Connection, case_ids: Sequence[str]) -> set[str]:
+    """Those of these cases that have a package in the blob store, or are about to."""
+    rows = await db.fetch(
+        """SELECT case_id FROM package WHERE case_id = ANY($1) AND dropped_at IS NULL
+           UNION SELECT id FROM privacy_case WHERE id = ANY($1) AND state = 'packing'""",
+        case_ids,
+    )
+    return {row["case_id"] for row in rows}
+
+
+async def over_packages(db: Connection, now: datetime, limit: int) -> list[str]:
+    """Closes packages whose time is over; returns cases whose files are still there."""
     await db.execute("UPDATE package SET gone_at = $1 WHERE gone_at IS NULL AND not_after <= $1", now)
     rows = await db.fetch(
-        "SELECT case_id FROM package WHERE gone_at IS NOT NULL AND dropped_at IS NULL ORDER BY case_id"
+        """SELECT case_id FROM package WHERE gone_at IS NOT NULL AND dropped_at IS NULL
+           ORDER BY gone_at, case_id LIMIT $1""",
+        limit,
     )
     return [row["case_id"] for row in rows]
 

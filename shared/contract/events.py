@@ -818,7 +818,9 @@ class Order(Closed):
 
     case: EventId
     epoch: Annotated[int, Field(ge=1)] = Field(description="Rises when the set of holders or subjects changes.")
-    action: Literal["envelope", "bar", "erase", "probe", "sweep", "hold", "release", "discover", "export", "rectify"]
+    action: Literal[
+        "envelope", "bar", "end_proofs", "erase", "probe", "sweep", "hold", "release", "discover", "export", "rectify"
+    ]  # fmt: skip
     holders: list[Holder]
     scope: Scope | None = None
     sealed: Annotated[str, Field(max_length=400_000, pattern=r"^[A-Za-z0-9_:.=-]+$")] | None = None

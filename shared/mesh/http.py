@@ -1,5 +1,5 @@
-"""A service's HTTP port: /metrics, /livez, /readyz, its reads, and files for whoever has their token. State changes have
-no place here."""
+"""A service's HTTP port: /metrics, /livez, /readyz and its reads; and on a port of their own, which may be shown to the world,
+files for whoever has their token. State changes have no place here."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
 class Port:
-    """Serves one process's port until closed."""
+    """Serves one process's ports until closed. `public_port` is that of the files (0: any that is free)."""
 
     def __init__(
         self,
@@ -79,11 +79,14 @@ class Port:
         answer: Answer,
         serve: Serve,
         files: Collection[str] = (),
+        public_port: int = 0,
     ) -> None:
         self._host, self._port = host, port
         self._alive, self._ready, self._observe, self._answer = alive, ready, observe, answer
         self._serve, self._files = serve, files
+        self.public_port = public_port
         self._runner: web.AppRunner | None = None
+        self._public: web.AppRunner | None = None
 
     async def open(self) -> None:
         """Listens."""
@@ -94,17 +97,31 @@ class Port:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.get("/reads/{name}", self._read),
-                *(web.get(f"/{name}/{{token}}", self._file_of(name)) for name in self._files),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port).start()
+        self._runner = await self._listen(app, self._port)
+        if self._files:
+            # Apart: whoever can reach a link is not to reach the reads.
+            files = web.Application()
+            files.add_routes([web.get(f"/{name}/{{token}}", self._file_of(name)) for name in self._files])
+            self._public = await self._listen(files, self.public_port)
+            self.public_port = self._public.addresses[0][1]
+
+    async def _listen(self, app: web.Application, port: int) -> web.AppRunner:
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, port).start()
+        except OSError:
+            await runner.cleanup()
+            raise
+        return runner
 
     async def close(self) -> None:
         """Stops listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        for runner in (self._public, self._runner):
+            if runner is not None:
+                await runner.cleanup()
 
     async def _livez(self, _: web.Request) -> web.Response:
         return _verdict(self._alive())

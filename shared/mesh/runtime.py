@@ -130,6 +130,7 @@ class Runtime:
         self.port = Port(
             settings.host, settings.port, alive=self.troubles, ready=self.not_ready,
             observe=self.observe, answer=self.answer, serve=self.serve_file, files=self.service.file_handlers,
+            public_port=settings.public_port,
         )  # fmt: skip
         if self._http:
             await self.port.open()

@@ -250,7 +250,7 @@ class Service:
         return register
 
     def serves(self, name: str) -> Callable[[FileHandler], FileHandler]:
-        """The decorated handler answers `GET /<name>/<token>` with a file.
+        """The decorated handler answers `GET /<name>/<token>` with a file, on the service's public port.
 
         The token is the right to it: nobody is asked who they are, and it stands in no log. The handler decides in a
         transaction; the bytes go out after it. Raises `NotFound` for a token that is none, `NotKept` for what has ended.

@@ -93,6 +93,7 @@ class ServiceSettings:
     smtp_url: str | None = None
     mail_from: str | None = None
     blobs: str | None = None
+    public_port: int = 0
     public_url: str | None = None
 
     @classmethod
@@ -135,6 +136,7 @@ class ServiceSettings:
             smtp_url=env.get("STEWARD_SMTP_URL"),
             mail_from=env.get("STEWARD_MAIL_FROM"),
             blobs=env.get("STEWARD_BLOBS"),
+            public_port=int(number(f"STEWARD_{upper}_PUBLIC_PORT", "0")),
             public_url=(env.get("STEWARD_PUBLIC_URL") or "").rstrip("/") or None,
         )
         if settings.drain_seconds <= 0:

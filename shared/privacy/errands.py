@@ -21,7 +21,7 @@ import msgspec
 from shared.contract.units import Subject
 from shared.mesh import Done, Task, Transaction
 from shared.privacy import store
-from shared.privacy.blobs import Blobs, BlobsAway, open_blobs
+from shared.privacy.blobs import Blobs, BlobsAway, in_time, open_blobs
 from shared.privacy.data_map import Holding, Rows
 from shared.privacy.erasure import by_kind
 from shared.privacy.shown import Shown, keys_of
@@ -127,7 +127,8 @@ class Errands:
         A store that is away stops no erasure: the copy is tried again by the hour, and until it is gone the sweep finds it.
         """
         for case, epoch in await store.exports(tx.db, list(hashes), before):
-            await self._drop(case, epoch, tx)
+            if not await self._drop(case, epoch, tx):
+                return
 
     async def end(self, now: datetime, tx: Transaction) -> None:
         """Ends copies that nobody has fetched, and what is known of errands that are long done.
@@ -146,9 +147,10 @@ class Errands:
                 # In this order: what has a part was noted before.
                 there = {tuple(name.split("/")[:3]) for name in await self._blobs.names()}
                 known = {(case, str(epoch), self._service) for case, epoch in await store.all_exports(tx.db)}
-                for copy in sorted(there - known):
-                    if copy[2:] == (self._service,):
-                        await self._delete(*copy[:2])
+                async with in_time():
+                    for copy in sorted(there - known):
+                        if copy[2:] == (self._service,):
+                            await self._delete(*copy[:2])
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -191,13 +193,15 @@ class Errands:
                 await self._drop(*copy, tx)
         await self._finish(order, {"treated": []}, tx)
 
-    async def _drop(self, case: str, epoch: int, tx: Transaction) -> None:
+    async def _drop(self, case: str, epoch: int, tx: Transaction) -> bool:
+        """Whether the copy is gone."""
         try:
             await self._delete(case, epoch)
         except BlobsAway as error:
             log.error("a copy of somebody who is to be forgotten stays for now: %s", error)
-        else:
-            await store.forget_export(tx.db, case, epoch)
+            return False
+        await store.forget_export(tx.db, case, epoch)
+        return True
 
     async def _delete(self, case: str, epoch: int | str) -> None:
         if self._blobs is None:
@@ -227,10 +231,12 @@ class Errands:
                 if count:
                     copied.setdefault(table, []).append(text)
             position["counts"][table] = position["counts"].get(table, 0) + count
-        for table, texts in copied.items():
-            part = position["parts"].get(table, 0)
-            await self._put(order, f"{table}/{part:06d}", "\n".join(texts), tx)
-            position["parts"][table] = part + 1
+        # Together: nothing is asked of the database meanwhile, and it does not wait for long.
+        async with in_time():
+            for table, texts in copied.items():
+                part = position["parts"].get(table, 0)
+                await self._put(order, f"{table}/{part:06d}", "\n".join(texts), tx)
+                position["parts"][table] = part + 1
 
     async def _describe(
         self, position: Mapping[str, Any], order: Mapping[str, Any], tables: Sequence[str], tx: Transaction

@@ -176,6 +176,8 @@ class Lab:
         variable = f"STEWARD_{name.upper()}_PORT"
         port = int(self.env[variable]) if number == 0 else free_port()
         environment = room_environment(name, ROOMS, self.env, os.environ) | {variable: str(port)}
+        if number:
+            environment[f"STEWARD_{name.upper()}_PUBLIC_PORT"] = "0"
         log = self.stack.home / "logs" / f"{name}-{number}.log"
         room = Room(name, port=port, log=log, environment=environment, serve=serve or SERVE, die_with_parent=True)
         self._running.append(room)

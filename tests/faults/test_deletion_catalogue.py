@@ -33,6 +33,7 @@ from shared.mesh import Service, Transaction, metrics, tracing
 from shared.mesh.http import NotFound, NotKept
 from shared.mesh.runtime import Runtime
 from shared.mesh.service import Consumer
+from shared.mesh.transaction import Caller
 from shared.privacy import holder
 from shared.privacy.data_map import Holding
 from shared.privacy.erasure import Letters
@@ -377,7 +378,7 @@ async def test_logs_and_traces_and_cache_and_view(
     for runtime, name in questions:
         for workspace in ("ws-0", "ws-1"):
             with contextlib.suppress(NotFound, KeyError, ValueError):
-                said.append(str(await reads(runtime, name, workspace=workspace)))
+                said.append(str(await reads(runtime, name, workspace=workspace, kind="workspace", id=workspace)))
     text = {
         "logs": caplog.text, "metrics": generate_latest(metrics.REGISTRY).decode(), "reads": "\n".join(said),
         "spans": "\n".join(span.to_json() for span in spans.get_finished_spans()),
@@ -388,9 +389,10 @@ async def test_logs_and_traces_and_cache_and_view(
 
 
 async def reads(runtime: Runtime, name: str, **query: str) -> Any:
-    """What the service answers to a read. Raises as the read does."""
+    """What the service answers to a read by somebody who has a case in hand. Raises as the read does."""
+    caller = Caller("ann", "support", "SUP-1")
     async with runtime.pool.acquire() as db, db.transaction():
-        tx = Transaction(runtime.service.name, db, runtime.clock.now(), plugged=runtime.plugged)
+        tx = Transaction(runtime.service.name, db, runtime.clock.now(), plugged=runtime.plugged, caller=caller)
         return await runtime.service.read_handlers[name](query, tx)
 
 

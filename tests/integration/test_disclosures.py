@@ -430,7 +430,11 @@ async def test_an_extract_is_what_its_entry_names_and_each_read_leaves_a_row(
         await ask(stage, "disclosure_extract", id=entry)
     await stage.send(stage.accepted(entry, f"disclosed-{entry}"))
     await stage.mesh.until(lambda: _keyless(stage, entry), 20, "its key is destroyed")
-    assert await blobs.names(entry) == []
+
+    async def gone() -> bool:
+        return await blobs.names(entry) == []
+
+    await stage.mesh.until(gone, 20, "what nobody can open goes")
     await stage.send(extracting(stage, entry))
     assert await reasons(stage) == ["over"]
 

@@ -270,6 +270,35 @@ async def test_a_store_that_is_away_stops_no_erasure(mesh: Mesh, seed: int, monk
     assert await mesh.value("metering", "SELECT count(*) FROM mesh_export") == 0
 
 
+async def test_a_store_that_hangs_stops_no_erasure(mesh: Mesh, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes every request and answers none: the copy is tried later and later, everything else goes on."""
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+    for name, value in {
+        "ENDPOINT_URL": url, "REGION": "r", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ALLOW_HTTP": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    async with silent:
+        retention = await used(mesh, Gateway(seed, workspaces=3), settings={"blobs": "s3://bucket"})
+        copy, cases = new_case(), [new_case(), new_case()]
+        await ordered(retention, copy, "export")
+        tried = "SELECT max(attempts) FROM mesh_task WHERE name = 'mesh-errand'"
+        for n, case in enumerate(cases):
+            # Of somebody else, and of the person whose copy it is.
+            who: list[Subject] = [("workspace", "ws-1")] if n == 0 else WHO
+
+            async def again(at_least: int = n + 1) -> bool:
+                return int(await mesh.value("metering", tried) or 0) >= at_least
+
+            await mesh.until(again, 40, "the copy was tried")
+            order = await retention.order(case, who, ["metering"])
+            await retention.gateway.send(mesh.env, [*retention.tombstones(case, who), order])
+            await retention.receipts(case, 1)
+        (receipt,) = await retention.receipts(copy, 1)
+        assert receipt.treated == []
+        assert await mesh.value("metering", "SELECT count(*) FROM mesh_export") > 0, "it is still looked for"
+
+
 async def test_a_copy_names_nobody_else(mesh: Mesh, seed: int) -> None:
     """What is a workspace's names its members; in a copy for the account they would outlive their own erasure."""
     gateway = Gateway(seed)

@@ -11,6 +11,7 @@ from services.audit.app import make_service
 from services.audit.residue import store, words
 from shared.contract import topics
 from shared.contract.units import Subject
+from shared.privacy.blobs import open_blobs
 from tests.support.coordinator import Coordinator, new_case
 from tests.support.gateway import Gateway
 from tests.support.world import Mesh
@@ -125,3 +126,61 @@ async def test_however_many_rows_one_case_has_those_of_another_are_seen(mesh: Me
         assert deep == many | one | {"ws-many": 20_000, "ws-one": 1}
     finally:
         await db.close()
+
+
+async def test_a_package_of_the_erased_is_residue_and_one_that_nobody_knows_is_not_judged_clean(
+    mesh: Mesh, seed: int
+) -> None:
+    """Nobody but its person can open a package: retention's database says whose it is."""
+    gateway = Gateway(seed)
+    metering = await mesh.start("metering")
+    await mesh.start("audit", service=make_service(mesh.env))
+    await mesh.owned()
+    retention, blobs = Coordinator(mesh, gateway, metering), open_blobs(mesh.env["STEWARD_BLOBS"])
+    theirs, others, swept, workspace = (new_case() for _ in range(4))
+    ours, mine, stranger = b"a" * 16, b"b" * 16, b"c" * 16
+    expected = 0
+
+    async def seen(case: str = swept) -> tuple[str, int]:
+        nonlocal expected
+        expected += 1
+        found = (await verdicts(retention, "sweep", expected, case))["exports", "copies"]
+        return found.verdict, found.count
+
+    async def told(sql: str, *values: Any) -> None:
+        db = await asyncpg.connect(mesh.env["STEWARD_RETENTION_OWNER_DATABASE_URL"])
+        await db.execute(sql, *values)
+        await db.close()
+
+    async def known(case: str, subject: bytes, owner: bytes, scope: str = "account") -> None:
+        await told(
+            """INSERT INTO privacy_case (id, scope, kind, channel, state, requested_at, attempts, subject_pseudonym, wish, owner,
+                                         confirmed_at)
+               VALUES ($1, $4, 'access', 'settings', 'packing', '2026-01-01Z', 0, $2, decode(md5($1::text), 'hex'), $3,
+                       '2026-01-03Z')""",
+            case, subject, owner, scope,
+        )  # fmt: skip
+
+    assert await seen() == ("clean", 0)
+    for case in (theirs, others):
+        await blobs.put(f"packages/{case}/_package", b"x")
+    assert (await seen())[0] == "not_scanned"
+    await known(others, stranger, stranger)
+    assert (await seen())[0] == "not_scanned", "one of them is unknown still"
+    await known(theirs, mine, ours)
+    assert await seen() == ("clean", 0), "somebody else's"
+    sql = "INSERT INTO tombstone VALUES ($1, 'account', $2, '2026-01-02Z', '2030-01-01Z')"
+    await told(sql, ours, swept)
+    assert await seen() == ("residue", 1)
+    # A package of the whole account goes with the erasure of one of its workspaces; a later one may be there.
+    await known(workspace, b"d" * 16, ours, "workspace")
+    expected = 0
+    assert await seen(workspace) == ("clean", 0)
+    await told(
+        """INSERT INTO package (case_id, token_hash, size, sha256, made_at, not_after)
+           VALUES ($1, $2, 1, '', '2026-01-02Z', '2026-01-09Z')""",
+        theirs, b"t" * 16,
+    )  # fmt: skip
+    assert await seen(workspace) == ("residue", 1)
+    await told("UPDATE package SET made_at = '2026-01-04Z'")
+    assert await seen(workspace) == ("clean", 0)

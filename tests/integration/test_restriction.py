@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 
 from shared.contract import events, topics
@@ -564,3 +565,23 @@ async def test_twins_with_and_without_rights_pay_the_same_and_are_served_alike(t
     # 5. And the restriction was one: what the twins have left behind is not the same at all.
     assert await town.logged("off") == 0 < await town.logged("least")
     assert all(runtime.troubles() == [] for runtime in town.rooms.values())
+
+
+async def test_a_setting_from_before_gets_its_account(town: Town) -> None:
+    """A database of the schema before, with a setting in it: it is read once more, at the same version."""
+    await town.open("metering", "insights")
+    await town.settle("old")
+    await town.send(town.sets("old", 7))
+    await town.obeyed("old")
+    await town.close("metering")
+    db = await asyncpg.connect(town.mesh.env["STEWARD_METERING_OWNER_DATABASE_URL"])
+    try:
+        await db.execute("ALTER TABLE workspace_setting DROP COLUMN account")
+        await db.execute("DELETE FROM mesh_migration WHERE name = 'metering/0002_setting_account.sql'")
+    finally:
+        await db.close()
+    await town.open("metering")
+    await town.mesh.idle()
+    sql = "SELECT account, version, log_retention_days FROM workspace_setting WHERE workspace = $1"
+    (row,) = await town.mesh.fetch("metering", sql, town.name("old"))
+    assert tuple(row) == (town.who("old")["account"], 1, 7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -9,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from services.retention.app.rights import PACK
 from shared.contract import events, topics
+from shared.mesh import Transaction
 from shared.mesh.http import NotFound
 from shared.policy import policy
+from tests.support.coordinator import new_case
 from tests.support.gateway import Sent, body
 from tests.support.retention import instant
 from tests.support.town import PASSPHRASE, Town, code_in, in_town, lines, link_in
@@ -391,3 +396,73 @@ async def test_a_change_of_address_that_is_denied_does_not_happen(town: Town) ->
     await town.give(case, code_in(old))
     await town.until_case(case, "denied")
     assert await town.mesh.value("notifications", "SELECT count(*) FROM address WHERE previous IS NOT NULL") == 0
+
+
+async def test_copies_that_were_over_before_the_last_one_came_are_asked_for_anew(town: Town) -> None:
+    """A holder is away for longer than the others keep their copies."""
+    await town.used(5)
+    metering = town.others["metering"]
+    await metering.stop()
+    town.mesh.running.remove(metering)
+    case = await town.wish("access", passphrase=PASSPHRASE, settle=False)
+
+    async def others_have_answered() -> bool:
+        sql = "SELECT count(DISTINCT holder) FROM case_receipt WHERE case_id = $1 AND action = 'export'"
+        return bool(
+            await town.mesh.value("retention", sql, case) == len(town.others)
+        )  # and retention, without metering
+
+    await town.mesh.until(others_have_answered, 30, "all others have answered")
+    await town.blobs.delete(f"{case}/1/billing")
+    town.others["metering"] = await town.room("metering")
+    row = await town.until_case(case, "fulfilled")
+    assert [one["what"] for one in row["history"]].count("torn") == 1
+    manifest, archive = await town.package(case)
+    assert {source["holder"] for source in manifest["sources"]} == {*town.others, "retention"}
+    assert len(lines(archive, "data/metering/request_log.jsonl")) == 5 and lines(archive, "data/billing/balance.jsonl")
+
+
+async def test_a_package_that_nobody_knows_of_goes_and_a_known_one_stays(town: Town) -> None:
+    """Of a try that died, whose case went another way; of a database that was restored; half-written, of yesterday."""
+    known, gone = await town.wish("access", passphrase=PASSPHRASE), new_case()
+    await town.until_case(known, "fulfilled")
+    await town.blobs.put(f"packages/{gone}/_package", b"x")
+    await town.mesh.until(lambda: town.runtime.worker.run_job("packages-unknown", force=True), 20, "the job has run")
+    assert await town.blobs.names("packages") == [f"packages/{known}/_package"]
+    # A task that comes again when its case is over.
+    for case, there in ((known, True), (gone, False)):
+        await town.blobs.put(f"packages/{case}/_package", b"x")
+        async with town.runtime.pool.acquire() as db, db.transaction():
+            now = town.clock.now()
+            tx = Transaction("retention", db, now, plugged=town.runtime.plugged)
+            await tx.enqueue(PACK, case, {"case": case})
+            await tx.flush()
+        town.runtime.worker.wake()
+        await town.mesh.idle()
+        assert bool(await town.blobs.names(f"packages/{case}")) is there
+
+
+async def test_a_store_that_hangs_holds_up_no_case(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody needs any more stays for now; everything that needs no store goes on, and links are closed."""
+    case = await town.wish("access", passphrase=PASSPHRASE)
+    await town.until_case(case, "fulfilled")
+    link, goes_on, remove = link_in(await town.mail(case, "")), threading.Event(), shutil.rmtree
+
+    def held(path: Path) -> None:
+        goes_on.wait(120)
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", held)
+    deletion = await town.wish("erasure")
+    await town.give(deletion, code_in(await town.mail(deletion, "")), settle=False)
+    await town.until_case(deletion, "probing", within=60)
+    assert (await town.fetch(link))[0] == 410
+    assert (await town.case(case))["package"]["dropped_at"] is None
+    goes_on.set()
+    town.clock.ahead = timedelta(minutes=2)
+
+    async def gone() -> bool:
+        return (await town.case(case))["package"]["dropped_at"] is not None
+
+    await town.mesh.until(gone, 30, "the file is gone")
+    assert not [name for name in await town.blobs.names() if case in name]

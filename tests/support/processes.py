@@ -80,7 +80,8 @@ class Processes:
     def make(self, room: str, settings: Mapping[str, str] | None = None) -> Served:
         """A room that is not started yet."""
         port = free_port(self._ports)
-        told = {**self._mesh.env, f"STEWARD_{room.upper()}_PORT": str(port), **(settings or {})}
+        ports = {f"STEWARD_{room.upper()}_PORT": str(port), f"STEWARD_{room.upper()}_PUBLIC_PORT": "0"}
+        told = {**self._mesh.env, **ports, **(settings or {})}
         served = Served(
             room,
             port=port,

@@ -160,7 +160,7 @@ class Mesh:
 
     def settings(self, room: str, **changes: Any) -> ServiceSettings:
         """A room's settings; no fixed port, small batches so that there are several."""
-        base = replace(ServiceSettings.from_env(room, self.env), port=0, batch_records=200)
+        base = replace(ServiceSettings.from_env(room, self.env), port=0, public_port=0, batch_records=200)
         return replace(base, **changes)
 
     async def start(

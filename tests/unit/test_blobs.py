@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from obstore.store import LocalStore, ObjectStore
 
 from deploy.local.ports import free_port
 from shared.mesh.settings import Misconfigured
+from shared.privacy import blobs as blobs_module
 from shared.privacy.blobs import CHUNK, Blobs, BlobsAway, DirectoryBlobs, ObjectBlobs, Sink, open_blobs
 from tests.support.ports import answers
 
@@ -154,3 +160,99 @@ def test_without_a_place_there_is_no_store(where: str | None) -> None:
 def test_a_bucket_is_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     assert isinstance(open_blobs("s3://bucket"), ObjectBlobs) and isinstance(open_blobs("s3://bucket/a/b"), ObjectBlobs)
+
+
+async def hung(call: Coroutine[Any, Any, Any]) -> None:
+    """It ends in time, and says that the store is away."""
+    async with asyncio.timeout(3):
+        with pytest.raises(BlobsAway):
+            await call
+
+
+async def all_of(pieces: AsyncGenerator[bytes, None]) -> list[bytes]:
+    return [piece async for piece in pieces]
+
+
+def large(out: Sink) -> None:
+    for _ in range(3):
+        out.write(b"x" * 9_000_000)
+
+
+@pytest.fixture
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blobs_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(blobs_module, "PIECE_PATIENCE", 0.3)
+
+
+@pytest.mark.usefixtures("little_patience")
+async def test_an_object_store_that_hangs_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes every request, and answers none."""
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    async with silent:
+        url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+        for name, value in {
+            "ENDPOINT_URL": url, "REGION": "r", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ALLOW_HTTP": "true",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(f"AWS_{name}", value)
+        blobs = open_blobs("s3://bucket")
+        for call in (
+            blobs.put("a/x", b"x"), blobs.get("a/x"), blobs.size("a/x"), blobs.names(), blobs.delete("a"),
+            blobs.write("a/x", large),
+            all_of(blobs.read("a/x")),
+        ):  # fmt: skip
+            await hung(call)
+
+
+@pytest.mark.usefixtures("little_patience")
+async def test_a_directory_that_hangs_is_away_and_what_comes_late_is_never_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a network disk does: a call that does not return, until it does."""
+    goes_on = threading.Event()
+    blobs = DirectoryBlobs(tmp_path)
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / "a" / "silent")  # whoever opens it waits for its other end
+    await hung(blobs.get("a/silent"))
+    await hung(all_of(blobs.read("a/silent")))
+    assert await blobs.names() == ["a/silent"], "others are not kept waiting"
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (goes_on.wait(30), sync(file)))
+    await hung(blobs.put("b/x", b"x"))
+    await hung(blobs.write("b/y", large))
+    writers = [thread for thread in threading.enumerate() if thread.name == "blobs"]
+    goes_on.set()
+    (tmp_path / "a" / "silent").open("wb").close()
+    for thread in writers:
+        await asyncio.to_thread(thread.join, 5)
+    assert await blobs.names("b") == [], "nobody waited for it any more"
+    assert not list((tmp_path / "b").iterdir())
+
+
+@pytest.mark.usefixtures("little_patience")
+async def test_what_hangs_does_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blobs_module, "_CALLS", 2)
+    blobs = DirectoryBlobs(tmp_path)
+    os.mkfifo(tmp_path / "silent")
+    known = set(threading.enumerate())
+    for _ in range(4):
+        await hung(blobs.get("silent"))
+    hanging = set(threading.enumerate()) - known
+    assert len(hanging) == 2
+    (tmp_path / "silent").open("wb").close()
+
+
+async def test_what_a_dead_writer_left_goes_after_a_day(tmp_path: Path) -> None:
+    blobs = DirectoryBlobs(tmp_path)
+    await blobs.put("a/x", b"x")
+    now = datetime(2026, 5, 1, tzinfo=UTC)
+    for name, age in (
+        ("a/y.1.new", timedelta(hours=25)),
+        ("a/z.2.new", timedelta(hours=23)),
+        ("a/x", timedelta(hours=99)),
+    ):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, ((now - age).timestamp(),) * 2)
+    await blobs.sweep(now)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["x", "z.2.new"] and await blobs.names() == [
+        "a/x"
+    ]

@@ -49,17 +49,22 @@ async def serve(name: str, token: str) -> Served:
 
 
 @pytest.fixture
-async def url() -> AsyncIterator[str]:
+def reads_at() -> int:
+    """The port of everything else."""
+    return free_port()
+
+
+@pytest.fixture
+async def url(reads_at: int) -> AsyncIterator[str]:
     async def nothing(*_: Any) -> Any:
         return None
 
-    number = free_port()
     port = Port(
-        "127.0.0.1", number, alive=list, ready=list, observe=nothing, answer=nothing, serve=serve, files=["packages"]
+        "127.0.0.1", reads_at, alive=list, ready=list, observe=nothing, answer=nothing, serve=serve, files=["packages"]
     )  # fmt: skip
     await port.open()
     try:
-        yield f"http://127.0.0.1:{number}/packages"
+        yield f"http://127.0.0.1:{port.public_port}/packages"
     finally:
         await port.close()
 
@@ -136,3 +141,10 @@ async def test_whoever_has_none_gets_a_word_and_the_token_is_in_no_log(
 async def test_nothing_is_served_that_the_service_does_not_declare(url: str) -> None:
     status, _, _ = await ask(url.replace("packages", "others") + f"/{TOKEN}")
     assert status == 404
+
+
+async def test_whoever_can_reach_a_link_can_reach_nothing_else(url: str, reads_at: int) -> None:
+    for path in ("reads/cases", "metrics", "livez", "readyz", "", "packages"):
+        assert (await ask(f"{url.removesuffix('packages')}{path}"))[0] == 404, path
+    for path, status in (("reads/cases", 200), ("livez", 200), (f"packages/{TOKEN}", 404)):
+        assert (await ask(f"http://127.0.0.1:{reads_at}/{path}"))[0] == status, path

@@ -135,6 +135,43 @@ def test_a_silent_holder_is_asked_again_and_can_be_waived() -> None:
     assert deeds == [right.Pack()]
 
 
+@pytest.mark.parametrize("what", [right.Torn(), cases.Retry()])
+def test_copies_that_are_not_whole_are_asked_for_anew(what: right.Happening) -> None:
+    """Of all holders, since those that had answered may have deleted theirs; of one epoch, but of no waived holder."""
+    case, _ = run(a_case("access"), right.Begin())
+    packing, _ = run(case, *receipts(case))
+    again, deeds = run(packing, what)
+    assert again.state == "working" and deeds == [right.OrderErrand("export", HOLDERS, 2)]
+    assert run(again, *receipts(case))[1] == [], "the old receipts are worth nothing"
+    assert run(again, *receipts(again))[1] == [right.Pack()]
+    waived, _ = run(case, cases.Receipt("billing", 1), cases.Waive("metering", "kim", "T-1"))
+    again, deeds = run(waived, what)
+    assert deeds == [right.OrderErrand("export", ("billing",), 2)] and again.missing == ("billing",)
+    assert run(again, cases.Receipt("billing", 2))[1] == [right.Pack()]
+    for state in ("working", "answering"):
+        assert run(replace(packing, state=state), right.Torn())[1] == []
+
+
+def test_copies_that_are_torn_again_and_again_come_later_and_later_and_need_a_person() -> None:
+    case, _ = run(a_case("access"), right.Begin())
+    for n in range(1, 7):
+        assert case.needs_person(START, Timing()) == (("packing",) if n > 5 else ())
+        case, deeds = run(case, *receipts(case), right.Torn())
+        due = next_at(case, Timing())
+        assert due is not None and bool(right.OrderErrand("export", HOLDERS, n + 1) in deeds) is (n == 1)
+        case, deeds = run(case, cases.Tick(), after=due - START)
+        assert n == 1 or (right.OrderErrand("export", HOLDERS, n + 1) in deeds and due > START)
+    case, deeds = run(run(case, *receipts(case))[0], cases.Retry())
+    assert right.OrderErrand("export", HOLDERS, 8) in deeds, "at once, by a person's word"
+
+
+def test_a_package_that_is_not_made_needs_a_person() -> None:
+    case, _ = run(a_case("access"), right.Begin())
+    case, _ = run(case, *receipts(case), after=timedelta(hours=1))
+    assert case.needs_person(START + timedelta(hours=24), Timing()) == ()
+    assert case.needs_person(START + timedelta(hours=25), Timing()) == ("packing",)
+
+
 @pytest.mark.promise(44)
 def test_whoever_is_erased_gets_nothing_any_more() -> None:
     case, _ = run(a_case("access"), right.Begin())
@@ -167,6 +204,7 @@ _HAPPENINGS = st.one_of(
     st.sampled_from(
         [
             right.Packed(),
+            right.Torn(),
             right.Settled(),
             right.Gone(),
             cases.Tick(),

@@ -137,6 +137,21 @@ async def read_topics(kafka: KafkaSettings, topics: Sequence[str]) -> AsyncItera
         await consumer.stop()
 
 
+async def people_of_packages(db: Connection, packages: Sequence[str], swept: Sequence[str]) -> dict[str, list[str]]:
+    """Of retention's database: of each package's case that is known there, those of the `swept` cases that erased its person,
+    or that took it along (a workspace of the same account, when the package was there)."""
+    rows = await db.fetch(
+        """SELECT c.id, ARRAY(
+                    SELECT t.case_id FROM tombstone t WHERE t.case_id = ANY($2) AND t.hash IN (c.subject_pseudonym, c.owner)
+                    UNION
+                    SELECT e.id FROM privacy_case e WHERE e.id = ANY($2) AND e.scope = 'workspace' AND e.owner = c.owner
+                      AND p.made_at <= e.confirmed_at) AS gone_with
+           FROM privacy_case c LEFT JOIN package p ON p.case_id = c.id WHERE c.id = ANY($1)""",
+        packages, swept,
+    )  # fmt: skip
+    return {row["id"]: list(row["gone_with"]) for row in rows}
+
+
 # --- audit's own -------------------------------------------------------------------------------------------------
 
 

@@ -38,7 +38,6 @@ CREATE INDEX request_log_generation ON request_log USING brin (generation_id uui
 -- `treating`: the one that is being treated. `revision`: with which it came to be, for processes that keep it in memory.
 CREATE TABLE workspace_setting (
     workspace          text PRIMARY KEY,
-    account            text        NOT NULL,
     version            bigint      NOT NULL,
     log_retention_days smallint    NOT NULL CHECK (log_retention_days BETWEEN 0 AND 90),
     ended_before       timestamptz NOT NULL DEFAULT '-infinity',
@@ -46,7 +45,6 @@ CREATE TABLE workspace_setting (
     treated            bigint      NOT NULL DEFAULT 0,
     revision           bigint      NOT NULL
 );
-CREATE INDEX workspace_setting_account ON workspace_setting (account);
 CREATE INDEX workspace_setting_revision ON workspace_setting (revision);
 CREATE INDEX workspace_setting_open ON workspace_setting (workspace) WHERE treated < version;
 CREATE TABLE setting_revision (single boolean PRIMARY KEY DEFAULT true CHECK (single), revision bigint NOT NULL);

@@ -97,7 +97,15 @@ def make_service(
         await cases.tick(room, now, tx)
         await holds.tick(room, now, tx)
         await disclosures.tick(room, now, tx)
+
+    # Apart from the others: a store that is away holds up nothing else.
+    @service.job("packages", every=timedelta(seconds=5))
+    async def tidy(now: datetime, tx: Transaction) -> None:
         await packages.tidy(room, now, tx)
+
+    @service.job("packages-unknown", every=timedelta(hours=1))
+    async def sweep_packages(now: datetime, tx: Transaction) -> None:
+        await packages.sweep(room, now, tx)
 
     @service.job("forecast", every=timedelta(seconds=30))
     async def foresee(now: datetime, tx: Transaction) -> None:

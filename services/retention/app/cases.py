@@ -153,12 +153,14 @@ def _of_time(row: store.Row) -> Happening:
 
 
 async def foresee(room: Room, now: datetime, tx: Transaction) -> None:
-    """Says it of every case, once, when a clock of it is going to be missed at the speed that things have."""
+    """Says it of every case, once, when a clock of it is going to be missed at the speed that things have, or when it has stood
+    for so long that a person is needed."""
     measured = await speeds(tx.db)
     found = {
         row.case.id: risks
         for row in (await store.running(tx.db)).values()
         if (risks := clocks.at_risk(row.case, now, room.timing, policy(), measured)) != row.risks
+        or set(row.case.needs_person(now, room.timing)) != set(row.needs_person)
     }
     changed = list((await store.lock_cases(tx.db, sorted(found)[:_CHUNK])).values()) if found else []
     for row in changed:

@@ -24,7 +24,6 @@ from shared.contract import events, topics
 from shared.contract.ids import derived_id
 from shared.mesh import Received, Transaction
 from shared.mesh.transaction import rfc3339
-from shared.privacy.blobs import BlobsAway
 
 log = logging.getLogger("steward.retention")
 
@@ -311,7 +310,7 @@ async def _step(room: Room, row: Row, tx: Transaction) -> None:
             case machine.Notice(enveloped):
                 await _tell(room, tx, row, enveloped)
             case machine.DestroyKey():
-                await _destroy(room, row)
+                await _destroy(room, row, tx)
     reasons = row.one.needs_person(tx.now, room.timing)
     for reason in set(reasons) - set(row.needs_person):
         log.error("disclosure %s needs a person: %s", row.one.id, reason)
@@ -374,15 +373,11 @@ async def _tell(room: Room, tx: Transaction, row: Row, enveloped: bool) -> None:
     tx.count("disclosures_noticed")
 
 
-async def _destroy(room: Room, row: Row) -> None:
+async def _destroy(room: Room, row: Row, tx: Transaction) -> None:
     await room.destroy_case_key(row.one.id)
     row.sealed = row.sealed_owner = None
     row.news.append(("key_destroyed", "", *_CLOCK))
-    if room.blobs is not None:
-        try:
-            await room.blobs.delete(row.one.id)
-        except BlobsAway as error:
-            log.error("rows that nobody can open any more stay until their holders delete them: %s", error)
+    await register.note_parts(tx.db, row.one.id, there=True)
 
 
 def words(scope: Scope) -> str:

@@ -10,13 +10,14 @@ from services.retention import right, store
 from services.retention.app import cases
 from services.retention.app.disclosed import disclosures_of
 from services.retention.app.room import Room
+from services.retention.disclosures import store as register
 from shared.mesh import Done, Task, Transaction
 from shared.mesh.http import NotFound, NotKept
 from shared.mesh.service import Served
 from shared.policy import policy
 from shared.privacy import package
 from shared.privacy.age import Opener
-from shared.privacy.blobs import BlobsAway
+from shared.privacy.blobs import BlobsAway, in_time
 from shared.privacy.package_contents import Missing
 from shared.privacy.vault import Shredded
 
@@ -24,6 +25,9 @@ log = logging.getLogger("steward.retention")
 
 _PATIENCE = timedelta(minutes=10)
 _CHUNK = 50
+# After a store that did not answer: who asks it holds up other jobs for some seconds.
+_PAUSE = timedelta(minutes=1)
+_ALL = "packages"
 
 
 def name_of(case_id: str) -> str:
@@ -32,7 +36,7 @@ def name_of(case_id: str) -> str:
 
 
 def _place(case_id: str) -> str:
-    return f"packages/{case_id}"
+    return f"{_ALL}/{case_id}"
 
 
 async def pack(room: Room, task: Task, tx: Transaction) -> Any:
@@ -43,10 +47,12 @@ async def pack(room: Room, task: Task, tx: Transaction) -> Any:
     case_id = task.payload["case"]
     row = await store.case(tx.db, case_id)
     if row is None or row.case.state != "packing":
+        await _clear(room, case_id, tx)
         return Done()
     if row.target is None:  # restored, and its person is erased
         row = (await store.lock_cases(tx.db, [case_id]))[case_id]
         await cases.happen(room, tx, row, right.Gone(), by=cases.CLOCK)
+        await _clear(room, case_id, tx)
         return Done()
     if room.blobs is None:
         raise BlobsAway("STEWARD_BLOBS is not set")
@@ -54,13 +60,17 @@ async def pack(room: Room, task: Task, tx: Transaction) -> Any:
     try:
         built = await _build(room, tx, row)
     except Shredded:
+        await _clear(room, case_id, tx)
         return Done()  # the person is erased meanwhile, and the case's key with them
+    except package.NotWhole as error:
+        log.error("a copy is asked for anew: %s", error)
+        built = None
     row = (await store.lock_cases(tx.db, [case_id]))[case_id]
     gone = await store.entombed(tx.db, [row.marks.subject, row.marks.owner])
-    if row.case.state != "packing" or gone:
-        await room.blobs.delete(_place(case_id))
+    if built is None or row.case.state != "packing" or gone:
+        await _clear(room, case_id, tx)
         if row.case.state == "packing":
-            await cases.happen(room, tx, row, right.Gone(), by=cases.CLOCK)
+            await cases.happen(room, tx, row, right.Gone() if gone else right.Torn(), by=cases.CLOCK)
         return Done()
     token, digest = room.token()
     row.link = f"{room.public_url}/packages/{token}"
@@ -71,12 +81,18 @@ async def pack(room: Room, task: Task, tx: Transaction) -> Any:
     return Done()
 
 
+async def _clear(room: Room, case_id: str, tx: Transaction) -> None:
+    """A try that died may have left a package that nobody is going to be told of."""
+    if room.blobs is not None and await store.package(tx.db, case_id) is None:
+        await room.blobs.delete(_place(case_id))
+
+
 async def _build(room: Room, tx: Transaction, row: store.Row) -> package.Built:
     case, blobs = row.case, room.blobs
     assert blobs is not None and row.target is not None
     details = await room.open_details(case.id, row.details)
     opener = Opener(None if details.recipient else details.passphrase, details.recipient)
-    (epoch,) = {one.epoch for one in case.holders.values()}
+    epoch = max(one.epoch for one in case.holders.values())  # of all but those that were waived before a second order
     return await package.build(
         blobs, case=case.id, epoch=epoch, holders=[name for name, one in case.holders.items() if one.waived_by is None],
         key=await room.case_key(case.id), opener=opener, name=name_of(case.id), made_at=tx.now,
@@ -122,19 +138,47 @@ async def serve(room: Room, token: str, tx: Transaction) -> Served:
 
 async def tidy(room: Room, now: datetime, tx: Transaction) -> None:
     """Ends packages whose time is over, and takes out of the store what nobody needs any more."""
-    over = await store.over_packages(tx.db, now)
+    over = await store.over_packages(tx.db, now, _CHUNK)
     parts = await store.over_parts(tx.db, _CHUNK)
-    if room.blobs is None or not (over or parts):
+    entries = await register.over_parts(tx.db, _CHUNK)
+    places = [*map(_place, over), *parts, *entries]
+    if room.blobs is None or not places or now < room.blobs_again:
         return
+    gone: set[str] = set()
     try:
-        for case_id in over:
-            await room.blobs.delete(_place(case_id))
-            await store.dropped_package(tx.db, case_id, now)
-        for case_id in parts:
-            await room.blobs.delete(case_id)
-            await store.note_parts(tx.db, case_id, there=False)
+        # Together: the database does not wait for long, and what is gone is noted whatever becomes of the rest.
+        async with in_time():
+            for place in places:
+                await room.blobs.delete(place)
+                gone.add(place)
     except BlobsAway as error:
         log.error("copies that nobody needs stay for now: %s", error)
+        room.blobs_again = now + _PAUSE
+    for case_id in over:
+        if _place(case_id) in gone:
+            await store.dropped_package(tx.db, case_id, now)
+    for case_id in gone.intersection(parts):
+        await store.note_parts(tx.db, case_id, there=False)
+    for entry in gone.intersection(entries):
+        await register.note_parts(tx.db, entry, there=False)
+
+
+async def sweep(room: Room, now: datetime, tx: Transaction) -> None:
+    """Takes out of the store what nobody knows of: packages of tries that died, of databases that were restored, and files
+    that were never written to their end."""
+    if room.blobs is None:
+        return
+    try:
+        there = sorted({name.split("/")[1] for name in await room.blobs.names(_ALL)})
+        wanted = await store.wanted_packages(tx.db, there)
+        async with in_time():
+            for case_id in there:
+                if case_id not in wanted:
+                    await room.blobs.delete(_place(case_id))
+                    tx.count("packages_swept")
+            await room.blobs.sweep(now)
+    except BlobsAway as error:
+        log.error("files that nobody knows of are looked for later: %s", error)
 
 
 def shown(row: Any) -> dict[str, Any] | None:

@@ -41,8 +41,16 @@ class Room:
         self.tombstones: Tombstones
         # Where copies and packages lie; None on an installation that has no place for them.
         self.blobs: Blobs | None = None
-        self.public_url = ""
+        # The store did not answer: when it is asked again to forget what nobody needs.
+        self.blobs_again = datetime.min.replace(tzinfo=UTC)
         self._vault: Vault
+        self._runtime: Any
+
+    @property
+    def public_url(self) -> str:
+        """Where people reach packages: what the installation says, else this process's own port for them."""
+        settings = self._runtime.settings
+        return settings.public_url or f"http://{settings.host}:{self._runtime.port.public_port}"
 
     async def open(self, runtime: Any) -> None:
         """Opens the vault, and sees that platforms have a key to seal to."""
@@ -53,8 +61,7 @@ class Room:
         self.signing_key = _signing_key(runtime.settings.signing_key_file)
         self._vault = await open_vault(runtime)
         self.blobs = open_blobs(runtime.settings.blobs) if runtime.settings.blobs else None
-        settings = runtime.settings
-        self.public_url = settings.public_url or f"http://{settings.host}:{settings.port}"
+        self._runtime = runtime
         await self.make_ingress_keys(runtime.clock.now())
 
     async def make_ingress_keys(self, now: datetime) -> None:

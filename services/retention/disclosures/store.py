@@ -194,6 +194,17 @@ async def extract(db: Connection, id: str, epoch: int | None) -> tuple[int, Scop
     return None if row is None else (row["epoch"], scope(row["tables"], row["since"], row["until"]))
 
 
+async def note_parts(db: Connection, id: str, *, there: bool) -> None:
+    """Whether copies that nobody can open any more lie in the blob store."""
+    await db.execute("UPDATE disclosure_course SET parts = $2 WHERE id = $1", id, there)
+
+
+async def over_parts(db: Connection, limit: int) -> list[str]:
+    """Entries whose copies are over, and still lie there."""
+    rows = await db.fetch("SELECT id FROM disclosure_course WHERE parts ORDER BY id LIMIT $1", limit)
+    return [row["id"] for row in rows]
+
+
 async def keep_receipt(db: Connection, id: str, epoch: int, holder: str, body: Any) -> None:
     """What a holder has copied."""
     await db.execute(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,20 @@ class Residue:
         # Of the others the certificate was given and the key destroyed: nobody can look for them any more.
         seen: list[tuple[str, Any]] = [(row["attempt"], []) for row in rows if row["attempt"] not in subjects]
         deep = rows[0]["action"] == "sweep"
+        placed = deep and bool(self._env.get("STEWARD_BLOBS"))
+        attempts: dict[str, list[str]] = {}
+        for row in rows:
+            if row["attempt"] in subjects:
+                attempts.setdefault(row["case_id"], []).append(row["attempt"])
+
+        async def packages() -> AsyncIterator[Collection[str] | None]:
+            async for cases in self._packages(attempts):
+                yield None if cases is None else [attempt for case in cases for attempt in attempts[case]]
+
         found = await scan(
             {holder: source.snapshot for holder, source in self._sources.items()}, self._kafka, subjects, tx.now,
             LetterSafe(self._vault).unlock, deep=deep, unreachable=_UNREACHABLE, logs=self._logs if deep else None,
-            copies=self._copies if deep and self._env.get("STEWARD_BLOBS") else None,
+            copies=self._copies if placed else None, packages=packages if placed else None,
         )  # fmt: skip
         for row in rows:
             if row["attempt"] not in subjects:
@@ -106,7 +116,7 @@ class Residue:
             blobs = open_blobs(self._env.get("STEWARD_BLOBS"))
             for name in await blobs.names():
                 if is_package(name):
-                    continue  # nobody but its person can open it, and its case's erasure takes it away
+                    continue  # nobody but its person can open it: whose it is says `_packages`
                 case, value = name.partition("/")[0], await blobs.get(name)
                 key = (await self._vault.keys(CASE, [case])).get(case)
                 if value is None or key is None:
@@ -118,6 +128,28 @@ class Residue:
                 except Tampered:
                     yield None
         except BlobsAway:
+            yield None
+
+    async def _packages(self, cases: Collection[str]) -> AsyncIterator[Collection[str] | None]:
+        """Of each package those of the cases that erased its person; None for one that retention does not know, or that it
+        cannot be asked for."""
+        try:
+            names = await open_blobs(self._env.get("STEWARD_BLOBS")).names()
+        except BlobsAway:
+            yield None
+            return
+        there = {name.split("/")[1] for name in names if is_package(name)}
+        if not there:
+            return
+        try:
+            async with self._sources["retention"].snapshot() as db:
+                known = await store.people_of_packages(db, sorted(there), list(cases))
+        except (*_UNREACHABLE, KeyError):
+            yield None
+            return
+        for gone_with in known.values():
+            yield gone_with
+        if there - known.keys():
             yield None
 
     async def _logs(self) -> Iterable[tuple[str, bytes]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
@@ -146,9 +146,11 @@ async def scan(
     unreachable: tuple[type[BaseException], ...],
     logs: Callable[[], Awaitable[Iterable[tuple[str, bytes]]]] | None = None,
     copies: Callable[[], AsyncIterator[bytes | None]] | None = None,
+    packages: Callable[[], AsyncIterator[Collection[str] | None]] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """case -> the verdict on every store. `databases`: holder -> a snapshot of its database; what cannot be reached is
-    `not_scanned`. `copies`: those that people have asked for, opened; None for one that cannot be."""
+    `not_scanned`. `copies`: those that people have asked for, opened; None for one that cannot be. `packages`: of each
+    the cases that it is residue of; None for one that nobody knows."""
     wanted, findings = Wanted.of(subjects), Findings(subjects)
     for holder, snapshot in databases.items():
         try:
@@ -175,6 +177,12 @@ async def scan(
             for value in words.found_in(wanted.cases.keys(), copy):
                 for case in wanted.cases[value]:
                     findings.add(case, "exports", "copies", 1, {"verdict": "residue"})
+    if packages is not None:
+        async for whose in packages():
+            if whose is None:
+                findings.not_scanned("exports", "copies")
+            for case in whose or ():
+                findings.add(case, "exports", "copies", 1, {"verdict": "residue"})
     if logs is not None:
         for name, text in await logs():
             findings.looked_at("logs", name)
