@@ -19,6 +19,7 @@ CREATE TABLE disclosure_course (
     needs_person  text[]      NOT NULL DEFAULT '{}',
     expires_at    timestamptz,
     key_destroyed boolean     NOT NULL DEFAULT false,
+    parts         boolean     NOT NULL DEFAULT false,   -- copies that nobody can open any more lie in the blob store
     CHECK ((state IN ('asked', 'told', 'unheard')) = (asked_at IS NOT NULL)),
     CHECK ((state = 'told') = (told_at IS NOT NULL)),
     CHECK ((state = 'told') = (expires_at IS NOT NULL)),
@@ -26,6 +27,7 @@ CREATE TABLE disclosure_course (
     CHECK (NOT key_destroyed OR (sealed IS NULL AND sealed_owner IS NULL))
 );
 CREATE INDEX disclosure_course_next ON disclosure_course (next_at) WHERE next_at IS NOT NULL;
+CREATE INDEX disclosure_course_parts ON disclosure_course (id) WHERE parts;
 CREATE INDEX disclosure_course_enveloping ON disclosure_course (id) WHERE epoch > 0 AND kept = 0 AND asked_at IS NULL;
 
 CREATE TABLE disclosure (
