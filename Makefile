@@ -26,7 +26,7 @@ TREE := services shared deploy tests
 # Each worker has a Kafka and a PostgreSQL of its own: most tests wait more than they compute, and two at a time suit two
 # cores.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(TREE)

@@ -68,7 +68,7 @@ async def look_into(copy: Copy, link: str, asked_at: float) -> None:
         copy.tables += bool(source["rows"])
         if (source["holder"], source["table"]) == ("metering", "request_log"):
             copy.logged = source["rows"]
-    copy.rows, copy.missing = rows, len(manifest["missing"])
+    copy.rows, copy.missing = dict(rows), len(manifest["missing"])
 
 
 def _opened(raw: bytes) -> tuple[dict[str, Any], bool]:

@@ -278,6 +278,7 @@ async def test_a_store_that_hangs_stops_no_erasure(mesh: Mesh, seed: int, monkey
         "ENDPOINT_URL": url, "REGION": "r", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ALLOW_HTTP": "true",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr("shared.privacy.blobs.PATIENCE", 1.0)
     async with silent:
         retention = await used(mesh, Gateway(seed, workspaces=3), settings={"blobs": "s3://bucket"})
         copy, cases = new_case(), [new_case(), new_case()]

@@ -453,6 +453,7 @@ async def test_a_store_that_hangs_holds_up_no_case(town: Town, monkeypatch: pyte
         remove(path)
 
     monkeypatch.setattr(shutil, "rmtree", held)
+    monkeypatch.setattr("shared.privacy.blobs.PATIENCE", 1.0)
     deletion = await town.wish("erasure")
     await town.give(deletion, code_in(await town.mail(deletion, "")), settle=False)
     await town.until_case(deletion, "probing", within=60)

@@ -45,8 +45,11 @@ class Town(Stage):
             make_service(timing=self.timing, trims=False), self.mesh.settings("retention", port=port), clock=self.clock
         )
         self.mesh.running.append(self.runtime)
-        await self.runtime.start()
-        self.others = {room: await self.room(room) for room in rooms or HOLDERS}
+        names = rooms or HOLDERS
+        _, *others = await asyncio.gather(self.runtime.start(), *map(self.room, names))
+        self.others: dict[str, Runtime] = {
+            name: room for name, room in zip(names, others, strict=True) if room is not None
+        }
         await self.mesh.owned()
         await self.a_customer()
         return self

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from deploy.demo.account import Account, Found, ModelUse, compare
+from deploy.demo.copy import Copy
 from deploy.demo.deletion import Story
 from deploy.demo.progress import Progress
 from deploy.demo.run import choose
@@ -103,7 +104,15 @@ def story(**changes: Any) -> Story:
         account="acct-fern-raven", workspaces=["fern-raven", "rose-tern"], case=case(), sums_before=sums, sums_after=sums,
         mails=["Please confirm your deletion", "Your deletion is done"], credit_pico=75 * PICO, ended_pico=71 * PICO,
         sent=20, late=5, erased=8, dropped={"security": 4, "insights": 4}, certificate=Path("build/demo/certificate.json"),
-        key=Path("build/demo/certificate.pem"), verdict="valid",
+        key=Path("build/demo/certificate.pem"), verdict="valid", copy=taken_along(),
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def taken_along(**changes: Any) -> Copy:
+    made = Copy(
+        "01a2", seconds=2.5, size=110_000, rows={"metering": 80, "retention": 9}, tables=7, logged=70, missing=12, whole=True,
+        link="http://h/packages/1", link_afterwards=410,
     )  # fmt: skip
     return replace(made, **changes)
 

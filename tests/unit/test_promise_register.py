@@ -253,7 +253,7 @@ def test_the_command_is_content_when_all_that_is_due_is_proved(monkeypatch: pyte
     here = checkout.commit(tree)
     code, said = _asked(monkeypatch, tree, _whole(here), "--json")
     states = {row["no"]: row["state"] for row in json.loads(said)["promises"]}
-    assert (code, states[7], states[1], states[67]) == (0, "proved", "platform", "open")
+    assert (code, states[7], states[1], states[19]) == (0, "proved", "platform", "open")
     code, said = _asked(monkeypatch, tree, _whole(here, frozenset({7})), "--json")
     assert code == 1
     assert json.loads(said)["promises"][6]["state"] == "open"
@@ -268,8 +268,8 @@ def test_people_are_told_what_is_missing(monkeypatch: pytest.MonkeyPatch, tree: 
     assert "The last run was of bbbbbbbbbb, and this is" in said
     code, said = _asked(monkeypatch, tree, _whole(checkout.commit(tree), frozenset({7, 45})))
     assert code == 1
-    assert "Due by now (books, erasure) and not proved: 7, 45." in said
+    assert "Due by now (books, erasure, rights) and not proved: 7, 45." in said
     assert "The platform hashes passwords" in said
     code, said = _asked(monkeypatch, tree, _whole(checkout.commit(tree)))
     assert code == 0
-    assert "Everything that is due by now (books, erasure) is proved" in said
+    assert "Everything that is due by now (books, erasure, rights) is proved" in said

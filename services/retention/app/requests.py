@@ -254,20 +254,19 @@ async def _mail(room: Room, received: Received, tx: Transaction) -> None:
     if await store.case_of_request(tx.db, event.id) is not None:
         return
     opened = await _opened(room, {"subject_line": data.subject_line, "sender": data.sender})
-    if data.account is not None and await room.tombstones.erased([("account", data.account)], tx):
-        data_account = None  # who is erased may still write to us, as anybody may
-    else:
-        data_account = data.account
+    whose = data.account
+    if whose is not None and await room.tombstones.erased([("account", whose)], tx):
+        whose = None  # who is erased may still write to us, as anybody may
     queue = intake.classify(opened["subject_line"])
     regime = "ccpa" if queue == "ccpa" else "voluntary"
-    account = data_account or f"mail-{event.id}"
+    account = whose or f"mail-{event.id}"
     details = Details(reply_to=opened["sender"])
-    needed = frozenset({"account"}) if queue == "ccpa" and data_account is not None else frozenset[str]()
+    needed = frozenset({"account"}) if queue == "ccpa" and whose is not None else frozenset[str]()
     case = Case(
         event.id, "account", min(event.time, tx.now), kind="inquiry", channel="support", state="triage", needed=needed
     )
     marks = room.marks("account", account, account, f"inquiry|{event.id}")
-    row, _ = await _open(room, tx, case, marks, data_account, data_account, regime, details)
+    row, _ = await _open(room, tx, case, marks, whose, whose, regime, details)
     row.request = event.id
     row.news.append(("received", "person", "support", queue))
     tx.count(f"mails_to_support_{queue}")
