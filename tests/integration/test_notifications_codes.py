@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -234,13 +234,8 @@ async def test_what_a_mail_says_in_secret_stays_until_it_is_accepted_or_for_some
 
 # --- codes of what is not wanted any more ------------------------------------------------------------------------
 
-# Until the contract's Order knows the action, such an order is a dead letter.
-ORDERED = pytest.mark.skipif(
-    "end_proofs" not in get_args(events.Order.model_fields["action"].annotation),
-    reason="the contract's Order has no action end_proofs yet",
-)
 END = pytest.mark.parametrize(
-    "end", [pytest.param(Desk.taken_back, id="taken_back"), pytest.param(Desk.ended, id="ordered", marks=ORDERED)]
+    "end", [pytest.param(Desk.taken_back, id="taken_back"), pytest.param(Desk.ended, id="ordered")]
 )
 End = Callable[[Desk, str], Sent]
 
@@ -322,7 +317,6 @@ async def test_who_takes_a_request_back_ends_their_own_case_by_any_of_its_ids(de
     assert await desk.letters() == []
 
 
-@ORDERED
 async def test_an_order_that_ends_codes_has_its_receipt(desk: Desk) -> None:
     await desk.know()
     await desk.send(desk.ended(), desk.ended(CASE_4))
