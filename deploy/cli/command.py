@@ -121,8 +121,8 @@ async def publish(
     producer = AIOKafkaProducer(
         **KafkaSettings.from_env(known).client(), client_id="steward-command", enable_idempotence=True, acks="all"
     )
-    await producer.start()
     try:
+        await producer.start()
         offset = -1
         for event_id, (key, data) in zip(ids or [new_id() for _ in said], said, strict=True):
             at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time()))

@@ -12,12 +12,12 @@ import click
 from deploy.cli.ask import ask, moment, pages, settings
 from deploy.cli.command import command_options, order, until, who
 from deploy.cli.errors import NO, Refused
+from shared.contract.topics import HOLDERS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_SERVICES = ("metering", "billing")
-_service = click.option("--service", type=click.Choice(_SERVICES), help="Whose dead letters  [default: all]")
+_service = click.option("--service", type=click.Choice(HOLDERS), help="Whose dead letters  [default: all]")
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
@@ -45,7 +45,7 @@ def list_(service: str | None, topic: str | None, state: str, limit: int, as_jso
     query = {"state": "" if state == "any" else state} | ({"topic": topic} if topic else {})
     rows = [
         {"service": name, **row}
-        for name in _chosen(service)
+        for name in _chosen(known, service)
         for row in pages(known, name, "dead-letters", limit, **query)
     ]
     if as_json:
@@ -106,10 +106,10 @@ def replay(
         query = {"topic": topic} if topic else {}
         rows = [
             {"service": name, **row}
-            for name in _chosen(service)
+            for name in _chosen(known, service)
             for row in pages(known, name, "dead-letters", sys.maxsize, **query)
         ]
-    for name in _SERVICES:
+    for name in HOLDERS:
         ids = [str(row["id"]) for row in rows if row["service"] == name]
         if ids:
             order(known, name, "replay_dead_letter", ids, orders)
@@ -129,14 +129,16 @@ def replay(
         sys.exit(NO)
 
 
-def _chosen(service: str | None) -> tuple[str, ...]:
-    return _SERVICES if service is None else (service,)
+def _chosen(known: Mapping[str, str], service: str | None) -> tuple[str, ...]:
+    """The services that are asked: all that run here, or the one that is named."""
+    here = tuple(name for name in HOLDERS if f"STEWARD_{name.upper()}_PORT" in known)
+    return here if service is None else (service,)
 
 
 def _find(known: Mapping[str, str], letter: int, service: str | None) -> dict[str, Any]:
     """The letter with this number, in the one service that has it."""
     found = []
-    for name in _chosen(service):
+    for name in _chosen(known, service):
         try:
             found.append({"service": name, **ask(known, name, "dead-letter", id=letter)})
         except Refused:

@@ -78,7 +78,7 @@ def enter(
         authority=authority, basis="legal_process" if process else "protection", **told, **_scope(tables, since, end),
     )  # fmt: skip
     if timeout and not _is_there(known, entry, role):
-        raise Refused("the entry was refused: see `steward dead-letters list`")
+        raise Refused("the entry was refused: see `steward dead-letters list --service retention`")
     click.echo(json.dumps({"entry": entry}) if as_json else entry)
 
 
@@ -106,7 +106,7 @@ def extract(
     def parts() -> list[dict[str, Any]]:
         found = [one for one in _whole(known, entry, role)["extracts"] if one["command"] == command]
         if not found:
-            raise Refused("the extract was refused: see `steward dead-letters list`")
+            raise Refused("the extract was refused: see `steward dead-letters list --service retention`")
         return found
 
     until(timeout, "holders have not copied everything", lambda: all(one["done_at"] is not None for one in parts()))
@@ -153,7 +153,7 @@ def end_gag(entry: str, extend: str | None, by: str | None, ticket: str, timeout
     if timeout:
         after = _whole(known, entry, role)
         if (after["state"], after["gag_until"]) == (before["state"], before["gag_until"]):
-            raise Refused("the command was refused: see `steward dead-letters list`")
+            raise Refused("the command was refused: see `steward dead-letters list --service retention`")
     click.echo("The person is told." if extend is None else f"The gag lasts until {told['until']}.")
 
 

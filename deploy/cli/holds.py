@@ -56,7 +56,7 @@ def place(
         kind=kind, holder=holder, table=table, ground=ground, until=_instant(end),
     )  # fmt: skip
     if timeout and not any(row["id"] == hold for row in ask(known, _ROOM, "holds", limit=1000, all="yes")):
-        raise Refused("the hold was refused: see `steward dead-letters list`")
+        raise Refused("the hold was refused: see `steward dead-letters list --service retention`")
     click.echo(json.dumps({"hold": hold}) if as_json else hold)
 
 

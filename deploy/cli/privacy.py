@@ -305,7 +305,7 @@ def _wait(
             return False
         return condition(found)
 
-    until(timeout, f"{trouble} (see `steward dead-letters list`)", there)
+    until(timeout, f"{trouble} (see `steward dead-letters list --service retention`)", there)
     return found
 
 

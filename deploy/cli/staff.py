@@ -151,7 +151,7 @@ def _command(
     if target != "all":
         news = ask(known, _ROOM, "case", id=target)["history"][before:]
         if not any((one["actor"], one["reason"]) == (named.actor, named.ticket) for one in news):
-            raise Refused("it was refused: the reason is in `steward dead-letters list retention`")
+            raise Refused("it was refused: the reason is in `steward dead-letters list --service retention`")
     click.echo(said or "Done.")
 
 

@@ -152,7 +152,7 @@ class Policy:
         """Why the deadline `name` that started at `start` cannot be extended at `told_at`; None when it can."""
         return self.deadlines[name].no_extension(start, told_at, self.calendar)
 
-    def may(self, role: str, action: str) -> str | None:
+    def refusal(self, role: str, action: str) -> str | None:
         """Why the role `role` of staff may not do `action` on a case, a sentence; None when it may."""
         return self.roles.refusal(role, action)
 

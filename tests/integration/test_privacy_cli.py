@@ -150,6 +150,9 @@ async def test_a_person_asks_for_what_is_kept_and_staff_do_their_part(desk: tupl
     (row,) = [one for one in await hands.json("privacy", "list") if one["id"] == asked]
     assert row["needs_person"] == ["triage"]
     assert "refused" in (await hands("privacy", "deny", asked, "--reason", "other", "--role", "support", code=1)).output
+    assert "role:" in (await hands("dead-letters", "list", "--service", "retention")).output, (
+        "and the reason stands there"
+    )
     assert "refused" in (await hands("privacy", "extend", asked, code=1)).output, "the longer time is off in the policy"
     await hands("privacy", "escalate", asked, "--to", "privacy")
     await hands("privacy", "triage", asked, "--kind", "sale:opt-out", *account)

@@ -36,8 +36,9 @@ class Hands:
 
     @classmethod
     async def at_work(cls, mesh: Mesh, seed: int, folder: Path) -> Hands:
-        """With metering and billing running, a price and some credit."""
-        env = {**mesh.env, "STEWARD_HOME": str(folder / "home"), "STEWARD_ACTOR": "tester", "COLUMNS": "200"}
+        """With metering and billing running, and nothing else installed, a price and some credit."""
+        servers = {name: value for name, value in mesh.env.items() if not name.endswith("_PORT")}
+        env = {**servers, "STEWARD_HOME": str(folder / "home"), "STEWARD_ACTOR": "tester", "COLUMNS": "200"}
         made = cls(mesh, Gateway(seed), folder, env)
         await made.start("metering", metering())
         await made.start("billing", billing)

@@ -158,7 +158,7 @@ def test_another_gateway_may_promise_something_else() -> None:
 
 
 def test_staff_may_do_what_stands_there_and_nothing_else() -> None:
-    allowed = {(role, action) for role in ROLES for action in ACTIONS if policy().may(role, action) is None}
+    allowed = {(role, action) for role in ROLES for action in ACTIONS if policy().refusal(role, action) is None}
     assert allowed == {(role, action) for role, its in policy().roles.actions.items() for action in its}
     assert {action for role, action in allowed if role == "support"} == {"triage", "escalate", "read"}
     assert {action for role, action in allowed if role == "privacy"} == {*ACTIONS} - {"hold", "disclose"}
@@ -177,7 +177,7 @@ def test_staff_may_do_what_stands_there_and_nothing_else() -> None:
     ],
 )
 def test_a_refusal_says_whom_to_ask(role: str, action: str, says: str) -> None:
-    assert says in (policy().may(role, action) or "")
+    assert says in (policy().refusal(role, action) or "")
 
 
 # --- a change has a date -----------------------------------------------------------------------------------------

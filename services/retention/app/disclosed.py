@@ -25,7 +25,7 @@ _LONGEST_REASON = 300
 
 def may(tx: Transaction) -> None:
     """Raises `NotAllowed` for a role that may not disclose."""
-    why = policy().may("" if tx.caller is None else tx.caller.role, "disclose")
+    why = policy().refusal("" if tx.caller is None else tx.caller.role, "disclose")
     if why is not None:
         raise NotAllowed(why)
 

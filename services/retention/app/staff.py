@@ -20,7 +20,7 @@ _ROLES = ("support", "privacy", "legal", "operations")
 
 def may(action: str, received: Received, tx: Transaction) -> bool:
     """Whether the policy lets the role of a command do that; it is refused, and said why, if not."""
-    why = policy().may(received.event.data.role, action)
+    why = policy().refusal(received.event.data.role, action)
     if why is not None:
         tx.refuse(received.record, "role", why)
     return why is None
