@@ -132,8 +132,3 @@ def at_risk(case: Case, now: datetime, timing: Timing, policy: Policy, speeds: S
     if not waits:
         return ()
     return tuple(one.clock.name for one in forecast(clocks(case, policy), now, policy.deadlines, waits))
-
-
-def late(case: Case, now: datetime, policy: Policy) -> bool:
-    """Whether a clock is missed."""
-    return case.open and any(one.met_at is None and one.missed(now) for one in clocks(case, policy))

@@ -739,6 +739,31 @@ async def running(db: Connection) -> dict[str, Row]:
     )
 
 
+async def state_counts(db: Connection) -> dict[str, int]:
+    """How many open cases are in each state."""
+    rows = await db.fetch("SELECT state, count(*) AS n FROM privacy_case WHERE ended_at IS NULL GROUP BY state")
+    return {row["state"]: row["n"] for row in rows}
+
+
+async def summary(db: Connection, now: datetime) -> dict[str, int]:
+    """Of open cases: how many are forecast to miss a clock, have missed one, need a person."""
+    row = await db.fetchrow(
+        """SELECT count(*) FILTER (WHERE cardinality(risks) > 0) AS at_risk, count(*) FILTER (WHERE due_at <= $1) AS late,
+                  count(*) FILTER (WHERE cardinality(needs_person) > 0) AS needing
+           FROM privacy_case WHERE ended_at IS NULL""",
+        now,
+    )
+    return dict(row or {})
+
+
+async def risk_counts(db: Connection) -> dict[str, int]:
+    """How many open cases are forecast to miss a clock, by clock."""
+    rows = await db.fetch(
+        "SELECT risk, count(*) AS n FROM privacy_case, unnest(risks) AS risk WHERE ended_at IS NULL GROUP BY risk"
+    )
+    return {row["risk"]: row["n"] for row in rows}
+
+
 # --- holds --------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.retention.app import cases, staff
+from services.retention.app import cases, gauges, staff
 from services.retention.app import shown as clocks_shown
 from services.retention.case import Timing
 from services.retention.data_map import RECORDS
@@ -574,6 +574,12 @@ async def test_deadlines_run_from_receipt_and_a_breach_is_foretold(stage: Stage)
     await stage.mesh.until(foretold, 20, "the breach is foretold")
     assert (await stage.case(case))["at_risk"] and stage.clock.now() < ends["answer"]
     assert stage.clock.now() > start + timedelta(days=5)
+    # As an operator's dashboard has it; and late is late only when the instant has come.
+    for now, late in ((stage.clock.now(), 0), (ends["answer"], 1)):
+        async with stage.runtime.pool.acquire() as db:
+            await gauges.observe(db, now, stage.timing)
+        seen = (gauges.AT_RISK, gauges.BREACHES.labels("answer"), gauges.OPEN.labels("working"), gauges.LATE)
+        assert [gauge._value.get() for gauge in seen] == [1, 1, 1, late]
 
 
 async def test_the_longer_time_is_taken_only_where_the_policy_grants_it(

@@ -12,7 +12,7 @@ import pytest
 from services.notifications.codes import ALPHABET, draw
 from services.retention import hold as holds
 from services.retention.case import Asked, Case, Confirmed, Progress, Timing, World, closure, step
-from services.retention.clocks import at_risk, clocks, closes_at, due_at, late
+from services.retention.clocks import at_risk, clocks, closes_at, due_at
 from services.retention.hold import Hold
 from services.retention.speed import Speeds
 from services.retention.subjects import Known, circle, left_alone, lost_pico, stranger
@@ -60,7 +60,7 @@ def test_a_breach_is_forecast_before_it_happens() -> None:
     # A holder that has been silent for eleven days is expected back after eleven more; then come the eight until
     # compacted topics have forgotten.
     assert at and 9 <= at[0] <= 12 and at == list(range(at[0], 40))
-    assert min(n for n in range(40) if late(case, START + n * DAY, policy())) > min(
+    assert min(n for n in range(40) if (due_at(case, policy()) or START) <= START + n * DAY) > min(
         n for n in range(40) if risks(case, n)
     )
     answers = replace(case, moved_at=START + 20 * DAY, completed_at=START + 20 * DAY, state="completed",

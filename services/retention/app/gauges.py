@@ -7,8 +7,7 @@ from typing import get_args
 
 from prometheus_client import Gauge
 
-from services.retention import clocks, store
-from services.retention.app.forecast import speeds
+from services.retention import store
 from services.retention.case import ENDED, State, Timing
 from services.retention.disclosures import store as register
 from shared.mesh import metrics
@@ -36,17 +35,16 @@ NEED_PERSON = Gauge(
 
 
 async def observe(db: Connection, now: datetime, timing: Timing) -> None:
-    """Refreshes the room's gauges."""
-    rows = (await store.running(db)).values()
-    measured = await speeds(db)
+    """Refreshes the room's gauges, by what stands with the cases: the forecasts are the job's."""
+    counts = await store.state_counts(db)
     for state in get_args(State):
         if state not in ENDED:
-            OPEN.labels(state).set(sum(row.case.state == state for row in rows))
-    risks = [clocks.at_risk(row.case, now, timing, policy(), measured) for row in rows]
-    AT_RISK.set(sum(map(bool, risks)))
+            OPEN.labels(state).set(counts.get(state, 0))
+    summary = await store.summary(db, now)
+    AT_RISK.set(summary["at_risk"])
+    LATE.set(summary["late"])
+    silent = await store.silent_holds(db, now - timing.silence)
+    NEED_PERSON.set(summary["needing"] + silent + await register.needing_person(db))
+    risks = await store.risk_counts(db)
     for name in ("closure", *policy().deadlines):
-        BREACHES.labels(name).set(sum(name in found for found in risks))
-    LATE.set(sum(clocks.late(row.case, now, policy()) for row in rows))
-    needing = sum(bool(row.case.needs_person(now, timing)) for row in rows)
-    needing += await store.silent_holds(db, now - timing.silence)
-    NEED_PERSON.set(needing + await register.needing_person(db))
+        BREACHES.labels(name).set(risks.get(name, 0))
