@@ -17,6 +17,7 @@ from services.retention.app.receipts import kept, plain
 from services.retention.app.room import Room
 from services.retention.case import Case, World
 from services.retention.data_map import RECORDS
+from services.retention.directory import store as directory_store
 from services.retention.right import Happening
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
@@ -141,7 +142,7 @@ async def tick(room: Room, now: datetime, tx: Transaction) -> None:
     """Orders that are due again, lapsed requests, keys that are over, accounts whose time after closing is over."""
     due = await store.lock_due(tx.db, now, _CHUNK)
     await happen_each(room, tx, [(row, _of_time(row)) for row in due.values()])
-    closed = await store.closed_accounts(tx.db, now - (clocks.closes_at(now, policy()) - now), _CHUNK)
+    closed = await directory_store.closed_accounts(tx.db, now - (clocks.closes_at(now, policy()) - now), _CHUNK)
     if closed:
         await _close(room, [(one["account"], one["closed_at"]) for one in closed], tx)
 
@@ -188,7 +189,7 @@ async def _close(room: Room, closed: Sequence[tuple[str, datetime]], tx: Transac
         else:
             row.case = machine.closing(row.case, closed_at)
             await confirm(room, tx, row, {}, by=CLOSING)
-    await store.note_closures(tx.db, of_account)
+    await directory_store.note_closures(tx.db, of_account)
 
 
 async def _closure(room: Room, account: str, closed_at: datetime, tx: Transaction) -> str:

@@ -16,6 +16,7 @@ from services.retention.app.mails import dollars, listed, mail, ms
 from services.retention.app.receipts import plain
 from services.retention.app.rights import ADDRESSES
 from services.retention.app.room import Room
+from services.retention.directory import store as directory_store
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
 from shared.mesh import Transaction
@@ -29,7 +30,7 @@ async def ask_last_word(room: Room, tx: Transaction, row: store.Row, request: st
     """The mail that asks for the last word, and says what would be lost."""
     scope, target, case = row.case.scope, row.target, row.case
     assert target is not None and row.account is not None
-    known = await store.known_around(tx.db, scope, target)
+    known = await directory_store.known_around(tx.db, scope, target)
     everybody = subjects.circle(scope, target, known, {})
     until = tx.now + room.timing.lapse
     row.case = replace(case, lapses_at=until)
@@ -50,7 +51,7 @@ async def concerns(room: Room, tx: Transaction, row: store.Row, successors: Mapp
     """Finds out whom a deletion is about, for the step that confirms it. Returns the holders that have not yet put aside
     what a hold keeps; None when one order cannot carry so many."""
     assert row.target is not None, "a case that waits knows for whom"
-    known = await store.known_around(tx.db, row.case.scope, row.target)
+    known = await directory_store.known_around(tx.db, row.case.scope, row.target)
     circle = subjects.circle(row.case.scope, row.target, known, successors)
     if len(json.dumps(circle.subjects)) * 4 // 3 > _SEALED_MAX:
         return None
@@ -118,10 +119,10 @@ async def _entomb(room: Room, tx: Transaction, row: store.Row) -> None:
             id=derived_id(ms(at), "refused", case.id, key), subject=key, key=key, time=at,
             data={"key": key, "refused": True, "since": rfc3339(at)},
         )  # fmt: skip
-    for settings in await store.settings_of(tx.db, circle.of("workspace")):
+    for settings in await directory_store.settings_of(tx.db, circle.of("workspace")):
         publish_settings(tx, settings, erased=True)
     for workspace, successor in circle.handed_over.items():
-        await store.promote(tx.db, workspace, successor)
+        await directory_store.promote(tx.db, workspace, successor)
     tx.count("subjects_erased", len(graves))
 
 

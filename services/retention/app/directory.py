@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.retention import store
 from services.retention.app.room import Room
+from services.retention.directory import store as directory_store
 from services.retention.subjects import ADMINISTRATOR
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
@@ -23,22 +23,22 @@ async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
         match event.type:
             case events.AccountOpened.TYPE:
                 name = await room.reseal_name(data.account, data.name, tx, where="account.name")
-                await store.open_account(db, data.account, data.identity, data.jurisdiction, at, name)
+                await directory_store.open_account(db, data.account, data.identity, data.jurisdiction, at, name)
             case events.AccountClosed.TYPE:
-                await store.close_account(db, data.account, at)
+                await directory_store.close_account(db, data.account, at)
             case events.WorkspaceCreated.TYPE:
-                await store.create_workspace(db, data.account, data.workspace, data.administrator, at)
+                await directory_store.create_workspace(db, data.account, data.workspace, data.administrator, at)
             case events.SettingsStated.TYPE:
                 await _settings(received, tx)
             case events.MemberAdded.TYPE:
-                await store.put_member(db, data.account, data.workspace, data.member, data.role)
+                await directory_store.put_member(db, data.account, data.workspace, data.member, data.role)
             case events.MemberRemoved.TYPE:
-                await store.remove_member(db, data.workspace, data.member)
+                await directory_store.remove_member(db, data.workspace, data.member)
             case events.KeyCreated.TYPE:
                 name = await room.reseal_name(data.account, data.name, tx, where="api_key.name")
-                await store.put_key(db, data.account, data.workspace, data.key, data.member, name, at)
+                await directory_store.put_key(db, data.account, data.workspace, data.key, data.member, name, at)
             case events.KeyRevoked.TYPE:
-                await store.revoke_key(db, data.account, data.workspace, data.key, data.member, at)
+                await directory_store.revoke_key(db, data.account, data.workspace, data.key, data.member, at)
 
 
 async def _settings(received: Received, tx: Transaction) -> None:
@@ -46,13 +46,13 @@ async def _settings(received: Received, tx: Transaction) -> None:
     an administrator; where it does not yet, the gateway's word does."""
     event = received.event
     data = event.data
-    known, role = await store.role_of(tx.db, data.workspace, data.actor)
+    known, role = await directory_store.role_of(tx.db, data.workspace, data.actor)
     if data.role != ADMINISTRATOR or (known and role != ADMINISTRATOR):
         tx.refuse(received.record, "not_administrator", "only an administrator's change of settings counts")
         return
     days, opt_out = data.log_retention_days, data.activity_opt_out
-    if await store.put_settings(tx.db, data.account, data.workspace, data.version, days, opt_out, event.time):
-        for row in await store.settings_of(tx.db, [data.workspace]):
+    if await directory_store.put_settings(tx.db, data.account, data.workspace, data.version, days, opt_out, event.time):
+        for row in await directory_store.settings_of(tx.db, [data.workspace]):
             publish_settings(tx, row)
         tx.count("settings_in_force")
     else:
@@ -92,6 +92,6 @@ async def credit(batch: Batch, tx: Transaction) -> None:
     gone = [name for name, data in latest.items() if data.erased]
     rows = [(name, data.version, int(data.balance_pico)) for name, data in sorted(latest.items()) if not data.erased]
     if gone:
-        await store.forget_credit(tx.db, gone)
+        await directory_store.forget_credit(tx.db, gone)
     if rows:
-        await store.put_credit(tx.db, rows)
+        await directory_store.put_credit(tx.db, rows)

@@ -17,6 +17,7 @@ from services.retention.app.mails import ms
 from services.retention.app.receipts import kept
 from services.retention.app.room import Room
 from services.retention.data_map import RECORDS
+from services.retention.directory import store as directory_store
 from services.retention.disclosure import INSTRUMENTS, PROTECTED, Scope
 from services.retention.disclosures import store as register
 from services.retention.disclosures.store import Row, Said
@@ -226,7 +227,7 @@ async def _entry(room: Room, command: Any, tx: Transaction) -> tuple[Said, str]:
 
 async def _about(kind: str, target: str, tx: Transaction) -> tuple[subjects.Subject, ...]:
     """Whose rows these are. Raises `Refused` for more than one order can carry."""
-    found = subjects.circle(kind, target, await store.known_around(tx.db, kind, target), {}).subjects
+    found = subjects.circle(kind, target, await directory_store.known_around(tx.db, kind, target), {}).subjects
     if len(json.dumps(found)) * 4 // 3 > _SEALED_MAX:
         raise Refused("too_many_subjects", "an order cannot carry so many: enter workspaces one by one")
     return found

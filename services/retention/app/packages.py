@@ -10,6 +10,7 @@ from services.retention import right, store
 from services.retention.app import cases
 from services.retention.app.disclosed import disclosures_of
 from services.retention.app.room import Room
+from services.retention.directory import store as directory_store
 from services.retention.disclosures import store as register
 from shared.mesh import Done, Task, Transaction
 from shared.mesh.http import NotFound, NotKept
@@ -109,8 +110,8 @@ async def _missing(tx: Transaction, row: store.Row) -> list[Missing]:
         for name, one in row.case.holders.items()
         if one.waived_by is not None
     ]
-    known = await store.known_around(tx.db, row.case.scope, row.target)
-    for settings in await store.settings_of(tx.db, sorted(known.workspaces)):
+    known = await directory_store.known_around(tx.db, row.case.scope, row.target)
+    for settings in await directory_store.settings_of(tx.db, sorted(known.workspaces)):
         name, days = settings["workspace"], settings["log_retention_days"]
         if days == 0:
             gaps.append(

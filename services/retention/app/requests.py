@@ -13,6 +13,7 @@ from services.retention.app import cases, deletions, rights
 from services.retention.app.cases import By
 from services.retention.app.room import Room
 from services.retention.case import DELETIONS, Case
+from services.retention.directory import store as directory_store
 from services.retention.wish import PASSPHRASE_LEAST, Details
 from shared.contract import events
 from shared.mesh import Batch, Received, Transaction
@@ -124,7 +125,7 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
         # Asked before, and done: this is an old copy, read again after a restore. No row names them once more.
         tx.count("requests_of_erased")
         return
-    known = await store.known_around(tx.db, data.scope, data.target)
+    known = await directory_store.known_around(tx.db, data.scope, data.target)
     own = subjects.owns(data.scope, data.account, data.target, known)
     foreign_key = details.key is not None and details.key not in known.keys
     if foreign_key or (subjects.stranger(data.scope, data.account, data.target, known) if deletion else not own):
@@ -286,7 +287,7 @@ async def triage(
     if account is None:
         return "whose is it? the mail came from an address that is nobody's: name the account, or deny it (no_match)"
     target = target or account
-    known = await store.known_around(tx.db, scope, target)
+    known = await directory_store.known_around(tx.db, scope, target)
     deletion = kind in DELETIONS
     if scope != "account" and kind in ("sale:opt-out", "child_report"):
         return "scope: this is about an account"

@@ -8,6 +8,7 @@ from services.retention import case as machine
 from services.retention import clocks, right, store, subjects, wish
 from services.retention.app.mails import mail, ms
 from services.retention.app.room import Room
+from services.retention.directory import store as directory_store
 from services.retention.wish import FIELDS, Details
 from shared.contract import events, topics
 from shared.contract.ids import derived_id
@@ -46,7 +47,7 @@ async def do(room: Room, tx: Transaction, row: store.Row, deed: right.RightDeed)
             await tx.enqueue(PACK, row.case.id, {"case": row.case.id})
         case right.OptOut():
             assert row.account is not None
-            await store.opt_out_of_sale(tx.db, row.account, tx.now)
+            await directory_store.opt_out_of_sale(tx.db, row.account, tx.now)
         case right.Drop():
             await store.close_packages(tx.db, [row.case.id], tx.now)
             if row.case.kind == "rectification" and "other" in row.case.needed:
@@ -124,7 +125,7 @@ async def _order(
         arguments = {"table": place.table, "column": place.column}
         value = await room.seal_right(case.id, details.value or "", tx.now)
     else:
-        known = await store.known_around(tx.db, case.scope, row.target)
+        known = await directory_store.known_around(tx.db, case.scope, row.target)
         about = [*subjects.circle(case.scope, row.target, known, {}).subjects]
         arguments = {name: at for name in ("since", "until") if (at := getattr(details, name)) is not None}
         if case.kind == "access:categories":
