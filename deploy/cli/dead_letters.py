@@ -130,9 +130,10 @@ def replay(
 
 
 def _chosen(known: Mapping[str, str], service: str | None) -> tuple[str, ...]:
-    """The services that are asked: all that run here, or the one that is named."""
-    here = tuple(name for name in HOLDERS if f"STEWARD_{name.upper()}_PORT" in known)
-    return here if service is None else (service,)
+    """The services that are asked: the one that is named, or all that run here; where none does, the first one says so."""
+    if service is not None:
+        return (service,)
+    return tuple(name for name in HOLDERS if f"STEWARD_{name.upper()}_PORT" in known) or HOLDERS
 
 
 def _find(known: Mapping[str, str], letter: int, service: str | None) -> dict[str, Any]:
