@@ -13,7 +13,7 @@ import click
 from deploy.cli.ask import ask_as, moment, settings
 from deploy.cli.command import command_options, new_id, order, until, who
 from deploy.cli.errors import Refused
-from deploy.cli.shapes import CASE, ID, Shape
+from deploy.cli.shapes import CASE, ID, Shape, instant
 
 _ROOM = "retention"
 _REASON = "steward command"
@@ -71,7 +71,7 @@ def enter(
     if not tables:
         raise click.UsageError("--from: which tables of which holder?")
     if gag_until is not None:
-        told["gag_until"] = _instant("--gag-until", gag_until)
+        told["gag_until"] = instant("--gag-until", gag_until)
     known, entry = settings(), new_id()
     order(
         known, _ROOM, "enter_disclosure", [subject], who(by, ticket, timeout, role), ids=[entry], kind=kind,
@@ -148,7 +148,7 @@ def end_gag(entry: str, extend: str | None, by: str | None, ticket: str, timeout
     before = _whole(known, entry, role)
     if before["state"] != "gagged":
         raise Refused(f"the gag is over: the notice is {before['state']}")
-    told = {} if extend is None else {"until": _instant("--extend", extend)}
+    told = {} if extend is None else {"until": instant("--extend", extend)}
     order(known, _ROOM, "end_gag", [entry], who(by, ticket, timeout, role), **told)
     if timeout:
         after = _whole(known, entry, role)
@@ -220,19 +220,8 @@ def _scope(tables: Sequence[str], since: str | None, end: str | None) -> dict[st
         told[name] = f"{told[name]}.{match[2]}" if name in told else match[2]
     for option, name, value in (("--since", "since", since), ("--until", "until", end)):
         if value is not None:
-            told[name] = _instant(option, value)
+            told[name] = instant(option, value)
     return told
-
-
-def _instant(option: str, text: str) -> str:
-    from datetime import UTC, datetime
-
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.UsageError(f"{option}: a day (2027-03-01) or an instant (2027-03-01T12:00:00Z)") from None
-    found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    return found.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _whole(known: Mapping[str, str], entry: str, role: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import click
 from deploy.cli.ask import ask, moment, settings
 from deploy.cli.command import command_options, new_id, order, until, who
 from deploy.cli.errors import Refused
-from deploy.cli.shapes import CASE, ID
+from deploy.cli.shapes import CASE, ID, instant
 
 _ROOM = "retention"
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -53,22 +53,11 @@ def place(
     known, hold = settings(), new_id()
     order(
         known, _ROOM, "place_hold", [subject], who(by, ticket, timeout, "legal"), ids=[hold],
-        kind=kind, holder=holder, table=table, ground=ground, until=_instant(end),
+        kind=kind, holder=holder, table=table, ground=ground, until=instant("--until", end),
     )  # fmt: skip
     if timeout and not any(row["id"] == hold for row in ask(known, _ROOM, "holds", limit=1000, all="yes")):
         raise Refused("the hold was refused: see `steward dead-letters list --service retention`")
     click.echo(json.dumps({"hold": hold}) if as_json else hold)
-
-
-def _instant(text: str) -> str:
-    from datetime import UTC, datetime
-
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.UsageError("--until: a day (2027-03-01) or an instant (2027-03-01T12:00:00Z)") from None
-    found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    return found.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @holds.command(epilog="Example: steward holds release 019ab7d4-... --ticket LEGAL-9")

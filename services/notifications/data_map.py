@@ -75,7 +75,7 @@ DATA_MAP: DataMap = (
     ),
     *plain("judgement", "verdict", "judged_at"),
     *personal(
-        "kept_address", "case_id", "subject_hash",
+        "kept_address", "case_id",
         category="user.unique_id.pseudonymous", use="essential.legal_obligation", clock_start="request",
         period="legal_hold", on_erasure="retain", ground="legal_obligation",
     ),

@@ -119,17 +119,15 @@ async def add_envelopes(db: Connection, sealed: Mapping[str, str], now: datetime
     )  # fmt: skip
 
 
-async def keep_address(
-    db: Connection, case_id: str, subject_hash: bytes, sealed: str, now: datetime, not_after: datetime
-) -> bool:
+async def keep_address(db: Connection, case_id: str, sealed: str, now: datetime, not_after: datetime) -> bool:
     """Keeps an address for one mail of a case, until `not_after`. False if it is there, or that mail was accepted."""
     return bool(
         await db.fetchval(
-            """INSERT INTO kept_address (case_id, subject_hash, sealed, created_at, not_after)
-               SELECT $1, $2, $3, $4, $5
+            """INSERT INTO kept_address (case_id, sealed, created_at, not_after)
+               SELECT $1, $2, $3, $4
                WHERE NOT EXISTS (SELECT FROM mail WHERE case_id = $1 AND by_envelope AND state = 'accepted')
                ON CONFLICT (case_id) DO NOTHING RETURNING true""",
-            case_id, subject_hash, sealed, now, not_after,
+            case_id, sealed, now, not_after,
         )
     )  # fmt: skip
 
@@ -144,16 +142,10 @@ async def keep_longer(db: Connection, case_id: str, not_after: datetime) -> bool
     )  # fmt: skip
 
 
-async def kept_until(db: Connection, subject_hashes: Sequence[bytes], now: datetime) -> tuple[datetime | None, bool]:
-    """Until when addresses of these subjects are kept for mails that the law does not allow yet, and whether any address is
-    barred at all: one question, since it is asked for every erasure."""
-    row = await db.fetchrow(
-        """SELECT (SELECT max(not_after) FROM kept_address WHERE subject_hash = ANY($1) AND not_after > $2) AS until,
-                  EXISTS (SELECT FROM barred) AS any_barred""",
-        list(subject_hashes), now,
-    )  # fmt: skip
-    assert row is not None, "a query without FROM has one row"
-    return row["until"], row["any_barred"]
+async def any_barred(db: Connection) -> bool:
+    """Whether any address is barred at all: most of the time none is, and nothing has to be opened."""
+    found: bool = await db.fetchval("SELECT EXISTS (SELECT FROM barred)")
+    return found
 
 
 async def envelope(db: Connection, case_id: str, now: datetime) -> str | None:
@@ -315,11 +307,6 @@ async def mail(db: Connection, cause: str) -> Mail | None:
         cause,
     )
     return None if row is None else Mail(**dict(row))
-
-
-async def stay_patient(db: Connection, seconds: int) -> None:
-    """This transaction may stand idle as long as a conversation with the mail server takes."""
-    await db.execute("SELECT set_config('idle_in_transaction_session_timeout', $1, true)", f"{seconds}s")
 
 
 async def mark_sending(pool: Pool, cause: str, attempts: int) -> bool:

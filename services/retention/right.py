@@ -263,6 +263,3 @@ def _end(case: Case, state: Literal["withdrawn"] | None, now: datetime, deeds: l
 
 def _put(case: Case, one: Progress) -> Case:
     return replace(case, holders={**case.holders, one.holder: one})
-
-
-__all__ = ["ACTIONS", "PACKAGED", "Begin", "Gone", "Packed", "Proved", "Settled", "Torn", "next_at", "step"]

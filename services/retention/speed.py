@@ -45,20 +45,3 @@ class Speeds:
         current, *later = (self.expected(kind, step, start_value) for step, start_value in steps_left)
         elapsed = max(now - in_step_since, _NONE)
         return sum(later, current - elapsed if elapsed < current else elapsed)
-
-    def plain(self) -> dict[str, dict[str, list[float]]]:
-        """As JSON has it: kind -> step -> seconds."""
-        found: dict[str, dict[str, list[float]]] = {}
-        for (kind, step), taken in sorted(self.taken.items()):
-            found.setdefault(kind, {})[step] = [one.total_seconds() for one in taken]
-        return found
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Mapping[str, Sequence[float]]]) -> Speeds:
-        """From what `plain` gave."""
-        speeds = cls()
-        for kind, steps in plain.items():
-            for step, taken in steps.items():
-                for seconds in taken:
-                    speeds = speeds.observe(kind, step, timedelta(seconds=seconds))
-        return speeds

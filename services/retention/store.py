@@ -99,7 +99,6 @@ class Row:
         "marks",
         "needs_person",
         "news",
-        "pseudonym",
         "regime",
         "request",
         "risks",
@@ -117,7 +116,6 @@ class Row:
     ) -> None:
         self.account: str | None = row["account"]
         self.target: str | None = row["target"]
-        self.pseudonym: bytes = row["subject_pseudonym"]
         self.sealed: str | None = row["sealed"]
         self.sealed_account: str | None = row["sealed_account"]
         self.needs_person: tuple[str, ...] = tuple(row["needs_person"])
@@ -562,14 +560,13 @@ def _hold(row: asyncpg.Record) -> Hold:
 class HoldRow:
     """A locked hold, and what stands beside the machine's part of it."""
 
-    __slots__ = ("ground", "hold", "pseudonym", "sealed", "table")
+    __slots__ = ("ground", "hold", "sealed", "table")
 
     def __init__(self, row: asyncpg.Record) -> None:
         self.hold = _hold(row)
         self.sealed: str | None = row["sealed"]
         self.table: str = row["table_name"]
         self.ground: str = row["ground"]
-        self.pseudonym: bytes = row["subject_pseudonym"]
 
 
 async def add_hold(
@@ -763,6 +760,6 @@ async def over_tombstones(db: Connection, now: datetime, limit: int) -> list[byt
     return [row["hash"] for row in rows]
 
 
-async def stay_patient(db: Connection, seconds: int) -> None:
-    """This transaction may stand idle for as long as a package takes."""
-    await db.execute("SELECT set_config('idle_in_transaction_session_timeout', $1, true)", f"{seconds}s")
+async def lock_case(db: Connection, case_id: str) -> Row | None:
+    """One case, locked."""
+    return (await lock_cases(db, [case_id])).get(case_id)

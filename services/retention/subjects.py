@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 Subject: TypeAlias = tuple[str, str]
 ADMINISTRATOR = "administrator"
+_SEALED_MAX = 380_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,11 @@ def circle(scope: str, target: str, known: Known, successors: Mapping[str, str])
         if workspace in gone or (scope == "member" and maker == target)
     ]
     return Circle(tuple(found), handed)
+
+
+def too_many(subjects: Sequence[Subject]) -> bool:
+    """Whether one order cannot carry so many: sealed, they would be longer than the contract lets an order be."""
+    return len(json.dumps(subjects)) * 4 // 3 > _SEALED_MAX
 
 
 def lost_pico(subjects: Circle, known: Known) -> int:

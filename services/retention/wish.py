@@ -25,9 +25,6 @@ FIELDS: Mapping[str, Place] = {
 }
 """What a correction changes by an order to its holder. The address is notifications' own: they judge both proofs."""
 
-PASSPHRASE_LEAST = 12
-"""Characters of a passphrase at least."""
-
 
 @dataclass(frozen=True, slots=True)
 class Details:
@@ -72,8 +69,8 @@ def needed(kind: str, channel: str, details: Details) -> frozenset[str]:
     somebody else asks, or a mail, the account's address must; for a new address, that one as well."""
     if kind == "rectification" and details.field == "address":
         return frozenset(("account", "other"))
-    if kind == "sale:opt-out":
-        return frozenset()  # nobody needs to prove anything to be left alone
+    if kind in DELETIONS or kind == "sale:opt-out":
+        return frozenset()  # a deletion has its last word; and nobody needs to prove anything to be left alone
     return frozenset(("account",)) if channel == "support" or details.representative is not None else frozenset()
 
 

@@ -190,7 +190,7 @@ class Port:
         start, end = span
         whole = (start, end) == (0, served.size)
         response = _safe(web.StreamResponse(status=200 if whole else 206))
-        response.content_type, response.content_length = served.media, end - start
+        response.content_type, response.content_length = "application/octet-stream", end - start
         response.headers["Accept-Ranges"] = "bytes"
         response.headers["Content-Disposition"] = f'attachment; filename="{served.name}"'
         if not whole:

@@ -111,7 +111,6 @@ class Served:
     name: str
     size: int
     read: Callable[[int], AsyncGenerator[bytes, None]]
-    media: str = "application/octet-stream"
 
 
 FileHandler = Callable[[str, Transaction], Awaitable[Served]]

@@ -53,6 +53,11 @@ async def open_pool(url: str, *, size: int = 8, application: str) -> Pool:
     )
 
 
+async def stay_patient(db: Connection, seconds: int) -> None:
+    """This transaction may stand idle for so long, while something outside of the database takes its time."""
+    await db.execute("SELECT set_config('idle_in_transaction_session_timeout', $1, true)", f"{seconds}s")
+
+
 async def connect(url: str, application: str, *, command_timeout: float | None = None) -> Connection:
     """One connection outside of any pool, for locks that belong to a session. `command_timeout`: seconds a statement."""
     connection = await asyncpg.connect(

@@ -33,7 +33,7 @@ from shared.privacy.values import Key, open_bytes
 
 FORMAT = "steward.package.v1"
 MANIFEST = "manifest.json"
-_PLACE = "_package"
+PACKAGES, _PLACE = "packages", "_package"
 # Beyond this a member gets the sizes of ZIP64, which some older programs cannot read: so only where it may be needed.
 _LARGE = 2**30
 _LEVEL = 1
@@ -58,14 +58,20 @@ class Built:
     sources: Mapping[str, int]
 
 
-def package_name(case: str, epoch: int) -> str:
-    """The usual name of a package in the blob store: below its case, so that it goes with it."""
-    return f"{case}/{epoch}/{_PLACE}/zip"
+def package_place(case: str) -> str:
+    """Below what a case's package lies in the blob store: apart from the copies that it was made of, which go before it."""
+    return f"{PACKAGES}/{case}"
 
 
-def is_package(name: str) -> bool:
-    """Whether a blob of this name is a package: only its person can open it."""
-    return name.split("/")[2:3] == [_PLACE]
+def package_name(case: str) -> str:
+    """The name of a case's package in the blob store."""
+    return f"{package_place(case)}/{_PLACE}"
+
+
+def case_of_package(name: str) -> str | None:
+    """The case of a blob that is a package, which only its person can open; None for any other blob."""
+    words = name.split("/")
+    return words[1] if words[:1] + words[2:] == [PACKAGES, _PLACE] else None
 
 
 async def build(
@@ -382,6 +388,6 @@ def _json(value: Any) -> bytes:
 
 
 __all__ = [
-    "FORMAT", "MANIFEST", "Built", "Contents", "Missing", "NotWhole", "Opener", "Source", "build", "is_package", "manifest",
-    "manifest_of", "opened", "package_name", "schema",
+    "FORMAT", "MANIFEST", "Built", "Contents", "Missing", "NotWhole", "Opener", "Source", "build", "case_of_package", "manifest",
+    "manifest_of", "opened", "package_name", "package_place", "schema",
 ]  # fmt: skip

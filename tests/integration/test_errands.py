@@ -532,7 +532,7 @@ async def test_a_copy_becomes_a_package(mesh: Mesh, seed: int) -> None:
     order = await retention.order(case, WHO, ["metering", "insights"], action="export")
     await gateway.send(mesh.env, [order])
     receipts = await retention.receipts(case, 2)
-    blobs, name = open_blobs(mesh.env["STEWARD_BLOBS"]), package_name(case, 1)
+    blobs, name = open_blobs(mesh.env["STEWARD_BLOBS"]), package_name(case)
     built = await build(
         blobs, case=case, epoch=1, holders=["metering", "insights"], key=await retention.vault.case_key(case),
         opener=Opener(passphrase="correct horse battery"), name=name, made_at=datetime(2026, 11, 28, tzinfo=UTC),

@@ -223,22 +223,24 @@ async def test_an_opt_out_of_sale_is_kept_and_answered(town: Town) -> None:
     assert at is not None and again == at
 
 
+async def mailed(town: Town, subject: str, account: str | None) -> str:
+    """The case of a mail to support, from the address of `account` or of nobody."""
+    sent = town.event(
+        "gateway-1", topics.PRIVACY_REQUESTS, events.SupportMailReceived, f"mail-{len(town.voices)}-{subject[:4].strip()}",
+        {
+            "mail": "mail-1", "account": account, "subject_line": await town.sealed(subject),
+            "sender": await town.sealed("kim@example.org" if account else "stranger@example.net"),
+        },
+    )  # fmt: skip
+    await town.send(sent)
+    return str(body(sent)["id"])
+
+
 @pytest.mark.promise(53)
 async def test_mails_to_support_open_cases_and_none_vanishes(town: Town) -> None:
-    async def mailed(subject: str, account: str | None) -> str:
-        sent = town.event(
-            "gateway-1", topics.PRIVACY_REQUESTS, events.SupportMailReceived, f"mail-{len(town.voices)}-{subject[:4].strip()}",
-            {
-                "mail": "mail-1", "account": account, "subject_line": await town.sealed(subject),
-                "sender": await town.sealed("kim@example.org" if account else "stranger@example.net"),
-            },
-        )  # fmt: skip
-        await town.send(sent)
-        return str(body(sent)["id"])
-
-    exact = await mailed("Re: CCPA Request.", town.account)
-    near = await mailed("CPPA requst", town.account)
-    other = await mailed("Hello", None)
+    exact = await mailed(town, "Re: CCPA Request.", town.account)
+    near = await mailed(town, "CPPA requst", town.account)
+    other = await mailed(town, "Hello", None)
     rows = {case: await town.case(case) for case in (exact, near, other)}
     assert {row["state"] for row in rows.values()} == {"triage"}
     assert all("triage" in row["needs_person"] for row in rows.values())
@@ -317,6 +319,23 @@ async def test_a_childs_account_goes_when_a_person_says_so_and_its_address_stays
         return not rows and bool(await town.published(topics.TOMBSTONES, hash=graves))
 
     await town.mesh.until(ended, 30, "the account is erased")
+
+
+@pytest.mark.promise(57)
+async def test_a_mail_about_a_child_waits_for_a_person_and_takes_nobodys_own_wish(town: Town) -> None:
+    case = await mailed(town, "Child uses this", town.account)
+    await town.send(town.command("triage_case", case, role="support", kind="child_report"))
+    row = await town.case(case)
+    assert (row["state"], row["needs_person"], row["proofs_needed"]) == ("requested", ["decide"], [])
+    assert {clock["name"] for clock in row["clocks"]} >= {"child_erasure"}
+    own = await town.wish("erasure")
+    assert (
+        own != case and (await town.case(own))["state"] != "triage" and (await town.case(case))["state"] == "requested"
+    )
+    assert await town.published(topics.TOMBSTONES, case=case) == []
+    await town.send(town.command("decide_child", case, role="privacy", decision="delete"))
+    assert await town.published(topics.TOMBSTONES, case=case)
+    assert await refusals(town.mesh) == []
 
 
 @pytest.mark.promise(39)

@@ -31,7 +31,7 @@ from shared.privacy import sheets
 from shared.privacy.age import CannotOpen, Opener
 from shared.privacy.blobs import Blobs, DirectoryBlobs
 from shared.privacy.errands import WHERE
-from shared.privacy.package import Built, Missing, NotWhole, build, is_package, manifest_of, opened, package_name
+from shared.privacy.package import Built, Missing, NotWhole, build, case_of_package, manifest_of, opened, package_name
 from shared.privacy.told import FORMAT, MAP, Told, ToldColumn, ToldTable
 from shared.privacy.values import Key, Shredded, Tampered, seal_value
 
@@ -88,12 +88,12 @@ async def copied(blobs: Blobs, tables: Mapping[str, int], holder: str = "meterin
 
 
 async def packed(blobs: Blobs, holders: Sequence[str] = ("metering",), **more: Any) -> Built:
-    options: dict[str, Any] = {"opener": Opener(passphrase=WORDS), "name": package_name(CASE, 1), "key": KEY} | more
+    options: dict[str, Any] = {"opener": Opener(passphrase=WORDS), "name": package_name(CASE), "key": KEY} | more
     return await build(blobs, case=CASE, epoch=1, holders=holders, made_at=AT, **options)
 
 
 async def file(blobs: Blobs) -> io.BytesIO:
-    return io.BytesIO(b"".join([piece async for piece in blobs.read(package_name(CASE, 1))]))
+    return io.BytesIO(b"".join([piece async for piece in blobs.read(package_name(CASE))]))
 
 
 @pytest.fixture
@@ -111,7 +111,9 @@ async def test_every_row_is_in_it_twice_and_all_say_the_same(blobs: Blobs) -> No
     }
     sealed = await file(blobs)
     assert (built.size, built.sha256) == (len(sealed.getvalue()), hashlib.sha256(sealed.getvalue()).hexdigest())
-    assert is_package(package_name(CASE, 1)) and not is_package(f"{CASE}/1/metering/request_log/000000")
+    assert (
+        case_of_package(package_name(CASE)) == CASE and case_of_package(f"{CASE}/1/metering/request_log/000000") is None
+    )
     with opened(sealed, passphrase=WORDS) as archive:
         assert archive.testzip() is None
         lines = archive.read("data/metering/request_log.jsonl").decode().split("\n")
@@ -248,7 +250,7 @@ async def test_what_is_not_whole_becomes_no_package(blobs: Blobs, tmp_path: Path
         with pytest.raises(why) as said:
             await packed(blobs, **more)
         assert "acc-1" not in str(said.value)
-        assert not [name for name in await blobs.names() if is_package(name)]
+        assert not [name for name in await blobs.names() if case_of_package(name)]
 
     await refused(NotWhole, holders=["metering", "billing"])
     (place / "request_log" / "000001").rename(tmp_path / "aside")

@@ -115,31 +115,26 @@ class Addresses:
             await store.bar(tx.db, [hashed], tx.now, tx.now + BAR_LIFE)
             tx.count("addresses_barred")
         else:
-            await self._keep(order, account, recipient, not_after, tx)
+            await self._keep(order, recipient, not_after, tx)
 
     async def kept(self, subjects: Collection[Subject], tx: Transaction) -> list[dict[str, Any]]:
         """What the law keeps of subjects that are about to be erased, and until when: tables of a receipt."""
         accounts = [subject for subject in subjects if subject[0] == "account"]
         treated = []
-        hashes = [self.seals.subject_hash(subject) for subject in accounts]
         # An address that is kept for a notice that may not be given yet is left out: its end would tell of the gag.
-        _, any_barred = await store.kept_until(tx.db, hashes, tx.now)
-        if any_barred:
+        if await store.any_barred(tx.db):
             found = await self.seals.open_addresses(await store.addresses(tx.db, [account for _, account in accounts]))
             theirs = [self.seals.address_hash(address) for address in found.values()]
             if barred := await store.barred(tx.db, theirs, tx.now):
                 treated.append(_retained("barred", ["hash"], max(bar.expires_at for bar in barred.values())))
         return treated
 
-    async def _keep(
-        self, order: Any, account: str, recipient: str, not_after: datetime | None, tx: Transaction
-    ) -> None:
+    async def _keep(self, order: Any, recipient: str, not_after: datetime | None, tx: Transaction) -> None:
         sealed = await self.seals.seal_envelopes({order.case: recipient})
         if not_after is None or not_after <= tx.now or not sealed:
             tx.count("envelopes_empty")
             return
-        owner = self.seals.subject_hash(("account", account))
-        await store.keep_address(tx.db, order.case, owner, sealed[order.case], tx.now, not_after)
+        await store.keep_address(tx.db, order.case, sealed[order.case], tx.now, not_after)
 
     # --- barred --------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from shared.contract import events, topics
 from shared.contract.ids import derived_id
 from shared.mesh import Batch, Done, Later, Received, Task, Transaction
 from shared.mesh.settings import Misconfigured
-from shared.mesh.store import Pool
+from shared.mesh.store import Pool, stay_patient
 from shared.mesh.transaction import rfc3339
 from shared.privacy.tombstones import Tombstones
 
@@ -243,7 +243,7 @@ class Office:
             await self._fault("marked")
             return ours
 
-        await store.stay_patient(tx.db, _PATIENCE_SECONDS)
+        await stay_patient(tx.db, _PATIENCE_SECONDS)
         answer = await self.postman.deliver(outbound, before_text)
         # If this transaction does not end well, the next one of this process knows better than `unknown`.
         self._heard[mail.cause, mail.attempts + 1] = answer

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
-from shared.contract.units import Subject
 from shared.privacy.vault import CASE, Key, Shredded, Tampered, Vault, open_value, open_vault, seal_value
 
 log = logging.getLogger("steward.notifications")
@@ -52,12 +51,6 @@ class Seals:
     def ended_hash(self, case_id: str, account: str | None) -> bytes:
         """The keyed hash of a case that is over, or with `account` of one that this account has taken back."""
         return self._vault.hasher.once("ended", case_id if account is None else f"{case_id}:{account}")
-
-    def subject_hash(self, subject: Subject) -> bytes:
-        """The keyed hash of a subject."""
-        return self._vault.hasher.hashes([subject])[0]
-
-    # --- under the key of an account -----------------------------------------------------------------------------
 
     async def seal_for(self, account: str, text: str, where: str, now: datetime) -> str:
         """A text under its account's own key, which is made if need be, and ends with the account."""

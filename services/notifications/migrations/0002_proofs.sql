@@ -35,12 +35,10 @@ CREATE TABLE ended (
 -- An address that the law wants kept for one mail of a case, although its account may be erased by then.
 CREATE TABLE kept_address (
     case_id      text PRIMARY KEY,
-    subject_hash bytea NOT NULL CHECK (length(subject_hash) = 16),   -- whose, so that a receipt can say that it is kept
     sealed       text NOT NULL,              -- under the case's key
     created_at   timestamptz NOT NULL,
     not_after    timestamptz NOT NULL
 );
-CREATE INDEX kept_address_subject ON kept_address (subject_hash);
 
 -- Addresses that may have no account, as keyed hashes.
 CREATE TABLE barred (

@@ -111,6 +111,7 @@ def _trusted(one: Any) -> Any:
 async def mailed(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
     """Notes what became of mails; what is accepted stops its clock."""
     told: list[tuple[str, str, Any]] = []
+    took: list[tuple[str, str, float]] = []
     for data in batch:
         mail = await store.settle_mail(tx.db, data.cause, data.outcome, data.at)
         if mail is None:
@@ -119,13 +120,13 @@ async def mailed(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
         accepted = data.outcome == "accepted"
         if accepted and mail["request"] is not None:
             await store.acknowledge(tx.db, mail["request"], data.at)
-            await store.add_taken(
-                tx.db, [("mail", "acknowledging", max(0.0, (data.at - mail["asked_at"]).total_seconds()))]
-            )
+            took.append(("mail", "acknowledging", max(0.0, (data.at - mail["asked_at"]).total_seconds())))
         if mail["template"] in _ANSWERS:
             told.append((mail["case_id"], mail["template"], machine.Answered(accepted)))
         elif mail["request"] is not None:
             told.append((mail["case_id"], mail["template"], None))
+    if took:
+        await store.add_taken(tx.db, took)
     rows = await store.lock_cases(tx.db, [case for case, _, _ in told]) if told else {}
     for case, template, what in told:
         if case in rows:

@@ -69,7 +69,7 @@ async def _document(tx: Transaction, row: store.Row) -> dict[str, Any]:
         "type": certificates.TYPE,
         "case": case.id,
         "scope": case.scope,
-        "subject": row.pseudonym.hex(),
+        "subject": row.marks.subject.hex(),
         "policy": {"version": policy().version, "digest": policy().digest},
         "requested_at": rfc3339(min(case.requested_at, case.confirmed_at)),
         "confirmed_at": rfc3339(case.confirmed_at),

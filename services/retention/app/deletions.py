@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -23,14 +22,13 @@ from shared.mesh import Transaction
 from shared.mesh.transaction import rfc3339
 from shared.policy import policy
 
-_SEALED_MAX = 380_000
 
-
-async def ask_last_word(room: Room, tx: Transaction, row: store.Row, request: str, channel: str) -> None:
+async def ask_last_word(
+    room: Room, tx: Transaction, row: store.Row, request: str, channel: str, known: subjects.Known
+) -> None:
     """The mail that asks for the last word, and says what would be lost."""
     scope, target, case = row.case.scope, row.target, row.case
     assert target is not None and row.account is not None
-    known = await directory_store.known_around(tx.db, scope, target)
     everybody = subjects.circle(scope, target, known, {})
     until = tx.now + room.timing.lapse
     row.case = replace(case, lapses_at=until)
@@ -53,7 +51,7 @@ async def concerns(room: Room, tx: Transaction, row: store.Row, successors: Mapp
     assert row.target is not None, "a case that waits knows for whom"
     known = await directory_store.known_around(tx.db, row.case.scope, row.target)
     circle = subjects.circle(row.case.scope, row.target, known, successors)
-    if len(json.dumps(circle.subjects)) * 4 // 3 > _SEALED_MAX:
+    if subjects.too_many(circle.subjects):
         return None
     row.circle = circle
     return await store.being_placed(tx.db, [room.pseudonym(kind, name) for kind, name in circle.subjects])

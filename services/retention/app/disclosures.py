@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from services.retention import store, subjects
 from services.retention.app.holds import instant
 from services.retention.app.mails import ms
 from services.retention.app.receipts import kept
+from services.retention.app.rights import ADDRESSES
 from services.retention.app.room import Room
 from services.retention.data_map import RECORDS
 from services.retention.directory import store as directory_store
@@ -28,9 +28,7 @@ from shared.mesh.transaction import rfc3339
 
 log = logging.getLogger("steward.retention")
 
-POSTMAN = "notifications"
 _CHUNK = 50
-_SEALED_MAX = 380_000
 _WORDS = 150
 _FROM = "from_"
 _TABLES = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*")
@@ -67,7 +65,7 @@ async def enter(room: Room, received: Received, tx: Transaction) -> None:
     sealed_owner = await room.seal_subjects(event.id, (("account", owner),), tx.now)
     if await register.add(tx.db, machine.entered(event.id, tx.now, said.gag_until), said, sealed, sealed_owner):
         tx.count("disclosures_entered")
-        row = await _locked(event.id, tx)
+        row = await _known(event.id, tx)
         row.news.append(("entered", "", *_by(event.data)))
         await _step(room, row, tx)
 
@@ -147,7 +145,7 @@ async def receive(room: Room, data: Any, tx: Transaction) -> bool:
         return False
     before = row.one
     if data.action == "envelope":
-        if data.holder != POSTMAN:
+        if data.holder != ADDRESSES:
             return False
         row.one = machine.enveloped(before, data.epoch)
         what = ("envelope_kept", "")
@@ -173,7 +171,7 @@ async def mailed(room: Room, data: Any, tx: Transaction) -> None:
         return
     before, row.one = row.one, machine.mailed(row.one, data.outcome, data.at)
     if row.one is not before:
-        row.news.append(("notice", data.outcome, POSTMAN, "service", ""))
+        row.news.append(("notice", data.outcome, ADDRESSES, "service", ""))
         await _step(room, row, tx)
 
 
@@ -228,7 +226,7 @@ async def _entry(room: Room, command: Any, tx: Transaction) -> tuple[Said, str]:
 async def _about(kind: str, target: str, tx: Transaction) -> tuple[subjects.Subject, ...]:
     """Whose rows these are. Raises `Refused` for more than one order can carry."""
     found = subjects.circle(kind, target, await directory_store.known_around(tx.db, kind, target), {}).subjects
-    if len(json.dumps(found)) * 4 // 3 > _SEALED_MAX:
+    if subjects.too_many(found):
         raise Refused("too_many_subjects", "an order cannot carry so many: enter workspaces one by one")
     return found
 
@@ -289,12 +287,6 @@ async def _known(id: str, tx: Transaction) -> Row:
 # --- what follows -------------------------------------------------------------------------------------------------
 
 
-async def _locked(id: str, tx: Transaction) -> Row:
-    row = await register.lock(tx.db, id)
-    assert row is not None
-    return row
-
-
 async def _step(room: Room, row: Row, tx: Transaction) -> None:
     """What time brings, and all that follows from it, in this transaction."""
     before = row.one
@@ -305,7 +297,7 @@ async def _step(room: Room, row: Row, tx: Transaction) -> None:
         match deed:
             case machine.KeepEnvelope(epoch, not_after):
                 arguments = {"not_after": rfc3339(not_after)}
-                _order(tx, row, "envelope", epoch, POSTMAN, row.sealed_owner, arguments)
+                _order(tx, row, "envelope", epoch, ADDRESSES, row.sealed_owner, arguments)
             case machine.Export(epoch, holder):
                 await _order_export(tx, row, epoch, holder)
             case machine.Notice(enveloped):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from services.retention import store
 from services.retention.speed import LAST, Speeds
 from shared.mesh.store import Connection
@@ -9,7 +11,7 @@ from shared.mesh.store import Connection
 
 async def speeds(db: Connection) -> Speeds:
     """How long the steps of the last cases took."""
-    taken: dict[str, dict[str, list[float]]] = {}
+    found = Speeds()
     for row in await store.speeds(db, LAST):
-        taken.setdefault(row["kind"], {}).setdefault(row["step"], []).append(row["seconds"])
-    return Speeds.of(taken)
+        found = found.observe(row["kind"], row["step"], timedelta(seconds=row["seconds"]))
+    return found

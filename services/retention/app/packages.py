@@ -15,6 +15,7 @@ from services.retention.disclosures import store as register
 from shared.mesh import Done, Task, Transaction
 from shared.mesh.http import NotFound, NotKept
 from shared.mesh.service import Served
+from shared.mesh.store import stay_patient
 from shared.policy import policy
 from shared.privacy import package
 from shared.privacy.age import Opener
@@ -28,16 +29,6 @@ _PATIENCE = timedelta(minutes=10)
 _CHUNK = 50
 # After a store that did not answer: who asks it holds up other jobs for some seconds.
 _PAUSE = timedelta(minutes=1)
-_ALL = "packages"
-
-
-def name_of(case_id: str) -> str:
-    """Where a case's package lies in the blob store: apart from the copies that it was made of, which go before it."""
-    return f"{_place(case_id)}/_package"
-
-
-def _place(case_id: str) -> str:
-    return f"{_ALL}/{case_id}"
 
 
 async def pack(room: Room, task: Task, tx: Transaction) -> Any:
@@ -51,13 +42,14 @@ async def pack(room: Room, task: Task, tx: Transaction) -> Any:
         await _clear(room, case_id, tx)
         return Done()
     if row.target is None:  # restored, and its person is erased
-        row = (await store.lock_cases(tx.db, [case_id]))[case_id]
+        row = await store.lock_case(tx.db, case_id)
+        assert row is not None, "a case outlives its package"
         await cases.happen(room, tx, row, right.Gone(), by=cases.CLOCK)
         await _clear(room, case_id, tx)
         return Done()
     if room.blobs is None:
         raise BlobsAway("STEWARD_BLOBS is not set")
-    await store.stay_patient(tx.db, int(_PATIENCE.total_seconds()))
+    await stay_patient(tx.db, int(_PATIENCE.total_seconds()))
     try:
         built = await _build(room, tx, row)
     except Shredded:
@@ -66,7 +58,8 @@ async def pack(room: Room, task: Task, tx: Transaction) -> Any:
     except package.NotWhole as error:
         log.error("a copy is asked for anew: %s", error)
         built = None
-    row = (await store.lock_cases(tx.db, [case_id]))[case_id]
+    row = await store.lock_case(tx.db, case_id)
+    assert row is not None, "a case outlives its package"
     gone = await store.entombed(tx.db, [row.marks.subject, row.marks.owner])
     if built is None or row.case.state != "packing" or gone:
         await _clear(room, case_id, tx)
@@ -85,7 +78,7 @@ async def pack(room: Room, task: Task, tx: Transaction) -> Any:
 async def _clear(room: Room, case_id: str, tx: Transaction) -> None:
     """A try that died may have left a package that nobody is going to be told of."""
     if room.blobs is not None and await store.package(tx.db, case_id) is None:
-        await room.blobs.delete(_place(case_id))
+        await room.blobs.delete(package.package_place(case_id))
 
 
 async def _build(room: Room, tx: Transaction, row: store.Row) -> package.Built:
@@ -96,7 +89,7 @@ async def _build(room: Room, tx: Transaction, row: store.Row) -> package.Built:
     epoch = max(one.epoch for one in case.holders.values())  # of all but those that were waived before a second order
     return await package.build(
         blobs, case=case.id, epoch=epoch, holders=[name for name, one in case.holders.items() if one.waived_by is None],
-        key=await room.case_key(case.id), opener=opener, name=name_of(case.id), made_at=tx.now,
+        key=await room.case_key(case.id), opener=opener, name=package.package_name(case.id), made_at=tx.now,
         missing=await _missing(tx, row),
         disclosed=await disclosures_of(tx.db, [row.marks.subject, row.marks.owner], tx.now),
     )  # fmt: skip
@@ -133,7 +126,7 @@ async def serve(room: Room, token: str, tx: Transaction) -> Served:
     if found["gone_at"] is not None or found["not_after"] <= tx.now or room.blobs is None:
         raise NotKept("this package is not kept any more: ask for another one, if you need it")
     await store.note_fetch(tx.db, found["case_id"])
-    blobs, name = room.blobs, name_of(found["case_id"])
+    blobs, name = room.blobs, package.package_name(found["case_id"])
     return Served(f"your-data-{found['case_id'][:8]}.zip.age", found["size"], lambda start: blobs.read(name, start))
 
 
@@ -142,7 +135,7 @@ async def tidy(room: Room, now: datetime, tx: Transaction) -> None:
     over = await store.over_packages(tx.db, now, _CHUNK)
     parts = await store.over_parts(tx.db, _CHUNK)
     entries = await register.over_parts(tx.db, _CHUNK)
-    places = [*map(_place, over), *parts, *entries]
+    places = [*map(package.package_place, over), *parts, *entries]
     if room.blobs is None or not places or now < room.blobs_again:
         return
     gone: set[str] = set()
@@ -156,7 +149,7 @@ async def tidy(room: Room, now: datetime, tx: Transaction) -> None:
         log.error("copies that nobody needs stay for now: %s", error)
         room.blobs_again = now + _PAUSE
     for case_id in over:
-        if _place(case_id) in gone:
+        if package.package_place(case_id) in gone:
             await store.dropped_package(tx.db, case_id, now)
     for case_id in gone.intersection(parts):
         await store.note_parts(tx.db, case_id, there=False)
@@ -170,12 +163,13 @@ async def sweep(room: Room, now: datetime, tx: Transaction) -> None:
     if room.blobs is None:
         return
     try:
-        there = sorted({name.split("/")[1] for name in await room.blobs.names(_ALL)})
+        names = await room.blobs.names(package.PACKAGES)
+        there = sorted({case for name in names if (case := package.case_of_package(name)) is not None})
         wanted = await store.wanted_packages(tx.db, there)
         async with in_time():
             for case_id in there:
                 if case_id not in wanted:
-                    await room.blobs.delete(_place(case_id))
+                    await room.blobs.delete(package.package_place(case_id))
                     tx.count("packages_swept")
             await room.blobs.sweep(now)
     except BlobsAway as error:

@@ -14,10 +14,11 @@ from services.retention.app.cases import By
 from services.retention.app.room import Room
 from services.retention.case import DELETIONS, Case
 from services.retention.directory import store as directory_store
-from services.retention.wish import PASSPHRASE_LEAST, Details
+from services.retention.wish import Details
 from shared.contract import events
 from shared.mesh import Batch, Received, Transaction
 from shared.mesh.transaction import rfc3339
+from shared.privacy.age import SHORTEST_PASSPHRASE
 from shared.privacy.vault import Shredded, Tampered
 
 log = logging.getLogger("steward.retention")
@@ -48,7 +49,7 @@ async def judged(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
     """Codes that came back, as notifications judge them."""
     for event in batch:
         data = event.data
-        row = (await store.lock_cases(tx.db, [data.case])).get(data.case)
+        row = await store.lock_case(tx.db, data.case)
         if row is None or row.account != data.account:
             tx.count("proofs_of_nobody")
             continue
@@ -101,7 +102,7 @@ async def barred(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
             await store.add_request(tx.db, event.id, event.id, "settings", case.requested_at)
             tx.count("cases_opened")
         case_id = await store.open_case_of(tx.db, marks.wish)
-        row = None if case_id is None else (await store.lock_cases(tx.db, [case_id])).get(case_id)
+        row = None if case_id is None else await store.lock_case(tx.db, case_id)
         if row is not None and row.case.state == "requested" and row.target is not None:
             row.case = machine.closing(row.case, case.requested_at)
             await cases.confirm(room, tx, row, {}, by=By("retention", "service", "barred_address"))
@@ -132,7 +133,7 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
         tx.refuse(received.record, "not_theirs", "the directory knows another owner of what this is about")
         return
     at = min(event.time, tx.now)
-    needed = frozenset[str]() if data.kind in DELETIONS else wish.needed(data.kind, data.channel, details)
+    needed = wish.needed(data.kind, data.channel, details)
     case = Case(event.id, data.scope, at, kind=data.kind, channel=data.channel, needed=needed)
     row, new = await _open(room, tx, case, marks, data.account, data.target, data.regime, details)
     row.request, row.channel = event.id, data.channel
@@ -145,15 +146,17 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
         # Of a deletion that the person asked for nothing is denied because somebody else asks as well.
         await cases.happen(room, tx, row, machine.Denied("insuf_verification") if new else None)
     elif deletion:
-        await _ask_last_word(room, tx, row, event.id, data.channel)
+        await _ask_last_word(room, tx, row, event.id, data.channel, known)
         await cases.happen(room, tx, row, None)
     else:
         await _begin(room, tx, row, details, new)
 
 
-async def _ask_last_word(room: Room, tx: Transaction, row: store.Row, request: str, channel: str) -> None:
+async def _ask_last_word(
+    room: Room, tx: Transaction, row: store.Row, request: str, channel: str, known: subjects.Known
+) -> None:
     if row.case.state == "requested" and await rights.may_send_code(tx, row):
-        await deletions.ask_last_word(room, tx, row, request, channel)
+        await deletions.ask_last_word(room, tx, row, request, channel, known)
     else:
         await rights.acknowledge(room, tx, row, request)
 
@@ -215,8 +218,8 @@ async def _opened(room: Room, values: dict[str, str | None]) -> dict[str, str]:
         opened = await room.arrived(values)
     except (Tampered, Shredded):
         raise Invalid("a sealed value cannot be opened") from None
-    if len(opened.get("passphrase", "x" * PASSPHRASE_LEAST)) < PASSPHRASE_LEAST:
-        raise Invalid(f"the passphrase has fewer than {PASSPHRASE_LEAST} characters")
+    if len(opened.get("passphrase", "x" * SHORTEST_PASSPHRASE)) < SHORTEST_PASSPHRASE:
+        raise Invalid(f"the passphrase has fewer than {SHORTEST_PASSPHRASE} characters")
     return opened
 
 
@@ -233,7 +236,7 @@ async def _theirs(room: Room, received: Received, tx: Transaction) -> store.Row 
     """The locked open case that an event of its account is about; refused if there is none of this account."""
     data = received.event.data
     case_id = await store.case_of_request(tx.db, data.case)
-    row = None if case_id is None else (await store.lock_cases(tx.db, [case_id])).get(case_id)
+    row = None if case_id is None else await store.lock_case(tx.db, case_id)
     if row is None or (row.account is not None and row.account != data.account):
         if await room.tombstones.erased([("account", data.account)], tx):
             tx.count("requests_of_erased")
@@ -288,7 +291,7 @@ async def triage(
         return "whose is it? the mail came from an address that is nobody's: name the account, or deny it (no_match)"
     target = target or account
     known = await directory_store.known_around(tx.db, scope, target)
-    deletion = kind in DELETIONS
+    deletion = kind == "erasure"
     if scope != "account" and kind in ("sale:opt-out", "child_report"):
         return "scope: this is about an account"
     if (
@@ -298,7 +301,7 @@ async def triage(
     ):
         return "the directory knows another owner of what this is about"
     details = await room.open_details(row.case.id, row.details)
-    wanted = None if kind in DELETIONS else wish.wish(kind, scope, target, details)
+    wanted = None if deletion else wish.wish(kind, scope, target, details)
     marks = room.marks(scope, target, account, wanted)
     if await room.tombstones.erased({(scope, target), ("account", account)}, tx):
         return "whom this is about is erased"
@@ -306,7 +309,7 @@ async def triage(
         return f"the same wish is under way: deny this one as too_many_requests, the case is {other}"
     # A proof counts for the account that it came from.
     same = account == row.account
-    needed = frozenset[str]() if kind in DELETIONS else wish.needed(kind, "support", details)
+    needed = wish.needed(kind, "support", details)
     row.case = replace(
         row.case, kind=kind, scope=scope, state="requested", state_at=tx.now, needed=needed,
         proofs=row.case.proofs if same else frozenset(), attempts=0,
@@ -314,8 +317,8 @@ async def triage(
     row.account, row.target, row.marks = account, target, marks
     row.request = row.case.id
     row.news.append((f"triage:{kind}", by.actor, by.role, by.reason))
-    if kind == "erasure":
-        await _ask_last_word(room, tx, row, row.case.id, "support")
+    if deletion:
+        await _ask_last_word(room, tx, row, row.case.id, "support", known)
         await cases.happen(room, tx, row, None)
     elif kind == "child_report":
         await cases.happen(room, tx, row, None)

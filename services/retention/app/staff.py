@@ -13,9 +13,9 @@ from services.retention.app.room import Room
 from shared.contract import events
 from shared.mesh import Received, Transaction
 from shared.policy import policy
+from shared.policy.roles import ROLES
 
 Deed: TypeAlias = Callable[[Room, Received, store.Row, By, Transaction], Awaitable[str | None]]
-_ROLES = ("support", "privacy", "legal", "operations")
 
 
 def may(action: str, received: Received, tx: Transaction) -> bool:
@@ -32,7 +32,7 @@ async def act(room: Room, received: Received, tx: Transaction, action: str, deed
     if not may(action, received, tx):
         return
     case_id = await store.case_of_request(tx.db, command.target)
-    row = None if case_id is None else (await store.lock_cases(tx.db, [case_id])).get(case_id)
+    row = None if case_id is None else await store.lock_case(tx.db, case_id)
     if row is None:
         tx.refuse(received.record, "unknown_case", "no such case is known here")
         return
@@ -68,8 +68,8 @@ async def extend(room: Room, received: Received, row: store.Row, by: By, tx: Tra
 async def escalate(room: Room, received: Received, row: store.Row, by: By, tx: Transaction) -> str | None:
     """Hands a case to somebody of another role."""
     role = received.event.data.arguments.get("to", "")
-    if role not in _ROLES:
-        return f"a case goes to one of {', '.join(_ROLES)}"
+    if role not in ROLES:
+        return f"a case goes to one of {', '.join(ROLES)}"
     if not row.case.open:
         return f"the case is {row.case.state}"
     await cases.happen(room, tx, row, machine.Escalated(role), by=by)

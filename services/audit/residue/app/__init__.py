@@ -22,7 +22,7 @@ from shared.mesh.settings import KafkaSettings
 from shared.privacy.blobs import BlobsAway, open_blobs
 from shared.privacy.errands import WHERE
 from shared.privacy.letters import LetterSafe
-from shared.privacy.package import is_package
+from shared.privacy.package import case_of_package
 from shared.privacy.values import Shredded, Tampered, open_bytes
 from shared.privacy.vault import CASE, Vault, open_vault
 
@@ -115,7 +115,7 @@ class Residue:
         try:
             blobs = open_blobs(self._env.get("STEWARD_BLOBS"))
             for name in await blobs.names():
-                if is_package(name):
+                if case_of_package(name) is not None:
                     continue  # nobody but its person can open it: whose it is says `_packages`
                 case, value = name.partition("/")[0], await blobs.get(name)
                 key = (await self._vault.keys(CASE, [case])).get(case)
@@ -138,7 +138,7 @@ class Residue:
         except BlobsAway:
             yield None
             return
-        there = {name.split("/")[1] for name in names if is_package(name)}
+        there = {case for name in names if (case := case_of_package(name)) is not None}
         if not there:
             return
         try:
