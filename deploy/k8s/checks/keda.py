@@ -29,7 +29,10 @@ def check(overlay: Overlay) -> list[str]:
     return [
         f"ScaledObject {doc['metadata']['name']}: {said}"
         for doc in overlay.of("ScaledObject")
-        for said in (*_target(overlay, doc), *(s for trigger in doc["spec"]["triggers"] for s in _trigger(overlay, doc, trigger)))
+        for said in (
+            *_target(overlay, doc),
+            *(s for trigger in doc["spec"]["triggers"] for s in _trigger(overlay, doc, trigger)),
+        )
     ]
 
 
@@ -54,7 +57,11 @@ def _trigger(overlay: Overlay, doc: Doc, trigger: Doc) -> Iterator[str]:
     for name, value in said.items():
         known = _parameters().get(name)
         if known is None or "metadata" not in known["in"]:
-            yield f"the kafka trigger has no parameter {name!r}" if known is None else f"{name} comes by authentication alone"
+            yield (
+                f"the kafka trigger has no parameter {name!r}"
+                if known is None
+                else f"{name} comes by authentication alone"
+            )
         elif not isinstance(value, str):
             yield f"{name}: {value!r} is no text, and every parameter is one"
         elif value not in known.get("values", _FLAGS if name in _LIKE_FLAGS else (value,)):
