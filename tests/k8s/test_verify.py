@@ -38,8 +38,8 @@ def env(overlay: Overlay, name: str, variable: str) -> dict[str, Any]:
     return next(each for each in container(overlay, name)["env"] if each["name"] == variable)
 
 
-def trigger(overlay: Overlay, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = one(overlay, "ScaledObject", name)["spec"]["triggers"][0]
+def trigger(overlay: Overlay, name: str, number: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = one(overlay, "ScaledObject", name)["spec"]["triggers"][number]
     return found
 
 
@@ -274,8 +274,8 @@ SCALERS: dict[str, tuple[Change, str]] = {
         "its authentication gives 'passwort', which the kafka trigger does not know",
     ),
     "another trigger": (
-        lambda o: trigger(o, "security").update(type="prometheus"),
-        "'prometheus' is a trigger that nobody here knows: add its parameters to the check",
+        lambda o: trigger(o, "security").update(type="cron"),
+        "'cron' is a trigger that nobody here knows: add its parameters to the check",
     ),
     "a target that is not there": (
         lambda o: one(o, "ScaledObject", "billing")["spec"]["scaleTargetRef"].update(name="bills"),
@@ -291,8 +291,17 @@ SCALERS: dict[str, tuple[Change, str]] = {
     ),
     "a guessed threshold": (
         lambda o: trigger(o, "metering")["metadata"].update(lagThreshold="10"),
-        "lagThreshold 10 is not what was measured (200000)",
+        "lagThreshold 10 is not what was measured (100000)",
     ),
+    "another service's load": (
+        lambda o: trigger(o, "metering", 1)["metadata"].update(query="sum(rate(steward_records_total[2m]))"),
+        "its query is not what metering handles of gateway.generations",
+    ),
+    "a guessed load": (
+        lambda o: trigger(o, "metering", 1)["metadata"].update(threshold="100"),
+        "threshold 100 is not what was measured (14000)",
+    ),
+    "a query that is missing": (lambda o: trigger(o, "billing", 1)["metadata"].pop("query"), "query is missing"),
     "a name that KEDA's namespace does not know": (
         lambda o: trigger(o, "metering")["metadata"].update(bootstrapServers="steward-kafka-bootstrap:9093"),
         "steward-kafka-bootstrap:9093 is not reached from KEDA's namespace",
