@@ -41,6 +41,17 @@ DATA_MAP: DataMap = (
         period="account_closure", on_erasure="delete_row", ground="contract",
     ),
     *plain("workspace_setting", "treating", "treated", "revision"),
+    *personal(
+        "key_setting", "key", "account",
+        category="user.unique_id", use="essential.service", clock_start="account_closed", period="account_closure",
+        on_erasure="delete_row", ground="contract", note="keys whose makers keep their log shorter; not who they are",
+    ),
+    *personal(
+        "key_setting", "version", "log_retention_days", "ended_before",
+        category="user.privacy_preferences", use="essential.service", clock_start="account_closed",
+        period="account_closure", on_erasure="delete_row", ground="contract",
+    ),
+    *plain("key_setting", "treating", "treated", "revision"),
     *plain("setting_revision", "single", "revision"),
     *personal(
         "quarantine", "event_id", "usage", "line_key",
@@ -136,5 +147,6 @@ HOLDING = Holding(
         Rows("rollup_hourly", {"workspace": "workspace"}, {"key": "key_id"}, when="to_timestamp(hour * 3600.0)"),
         Rows("rollup_daily", {"workspace": "workspace"}, when="to_timestamp(day * 86400.0)"),
         Rows("workspace_setting", _OWNERS),
+        Rows("key_setting", {"account": "account", "key": "key"}),
     ),
 )

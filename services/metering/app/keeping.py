@@ -1,4 +1,4 @@
-"""How long workspaces want their request log kept: obeyed by writers and readers at once, and on disk by a task."""
+"""How long the request log is kept, as workspaces want it, and members for their keys: obeyed at once, on disk by a task."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from services.metering import store
 from services.metering.app.meter import rollups_from
 from services.metering.app.room import Room
+from shared.contract import events
 from shared.mesh import Batch, Done, Task, Transaction
 from shared.mesh.partitions import span_of
 from shared.mesh.service import Partitioned
@@ -18,6 +19,10 @@ _PAGES = 256
 _MANY = 2**31
 _HOURLY = "rollup_hourly"
 _BATCHES = 200
+_OF = (
+    (store.OF_WORKSPACES, events.SettingsChanged.TYPE),
+    (store.OF_KEYS, events.KeySettingsChanged.TYPE),
+)
 
 
 async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
@@ -26,29 +31,35 @@ async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
     No transaction that rated by the old ones is open any more when this one commits: what it wrote is on disk before
     the task goes over it, and whoever writes later sees the new ones.
     """
-    newest: dict[str, Any] = {}
-    for event, _ in batch.events:
-        stated = event.data
-        if stated.workspace not in newest or newest[stated.workspace].version < stated.version:
-            newest[stated.workspace] = stated
-    if gone := [workspace for workspace, stated in newest.items() if stated.erased]:
-        await store.forget_settings(tx.db, gone)
-    known = await store.setting_versions(tx.db, list(newest))
-    new = [one for one in newest.values() if not one.erased and one.version > known.get(one.workspace, 0)]
-    if not new:
+    wanted: list[tuple[store.Settings, list[Any]]] = []
+    for of, kind in _OF:
+        newest: dict[str, Any] = {}
+        for stated in [event.data for event, _ in batch.events if event.type == kind]:
+            name = getattr(stated, of.name)
+            if name not in newest or newest[name].version < stated.version:
+                newest[name] = stated
+        if gone := [name for name, stated in newest.items() if stated.erased]:
+            await store.forget_settings(tx.db, of, gone)
+        known = await store.setting_versions(tx.db, of, list(newest)) if newest else {}
+        new = [s for name, s in newest.items() if not s.erased and s.version > known.get(name, 0)]
+        if new:
+            wanted.append((of, new))
+    if not wanted:
         return
     await privacy_store.alone(tx.db)
     assert room.tombstones is not None, "the room is a holder"
     # Asked again: it may have been erased while this transaction waited.
-    erased = await room.tombstones.erased([("workspace", one.workspace) for one in new], tx)
-    wanted = [
-        (one.workspace, one.account, one.version, one.log_retention_days)
-        for one in new
-        if ("workspace", one.workspace) not in erased
-    ]
-    if wanted:
-        await store.set_settings(tx.db, wanted, tx.now)
-        await tx.enqueue(TREAT, "settings", {})
+    subjects = {(of.name, getattr(one, of.name)) for of, new in wanted for one in new}
+    erased = await room.tombstones.erased(subjects, tx)
+    for of, new in wanted:
+        rows = [
+            (name, one.account, one.version, one.log_retention_days)
+            for one in new
+            if (of.name, name := getattr(one, of.name)) not in erased
+        ]
+        if rows:
+            await store.set_settings(tx.db, of, rows, tx.now)
+            await tx.enqueue(TREAT, "settings", {})
 
 
 async def treat(log: Partitioned, task: Task, tx: Transaction) -> Any:

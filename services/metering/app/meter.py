@@ -109,6 +109,10 @@ class Metering:
             for usage in [r.event.data for r in received]:
                 if room.settings.get(usage.workspace, 90) < usage.log_retention_days:
                     usage.log_retention_days = room.settings[usage.workspace]
+        if room.restricted:
+            for usage in [r.event.data for r in received]:
+                if room.restricted.get(usage.key, 90) < usage.log_retention_days:
+                    usage.log_retention_days = room.restricted[usage.key]
         fresh, stale, duplicates = self._identify(received)
         gone = {id(r.event) for r in erased}
         n_erased = 0
@@ -301,8 +305,9 @@ class Metering:
             {u: n for u, n in reported.items() if u in events.COUNTS},
             rule,
         )
-        # The row is kept as long as it was to be, or as its workspace wants now, whatever the correction says.
-        days = self._room.kept_days(original["workspace"], original["retention_days"])
+        # The row is kept as long as it was to be, or as its workspace, or its key's maker, wants now, whatever the
+        # correction says.
+        days = self._room.kept_days(original["workspace"], original["key_id"], original["retention_days"])
         usage = msgspec.structs.replace(usage, log_retention_days=days, generation_ref=original["generation_ref"])
         before = msgspec.structs.replace(usage, model=original["model"], key=original["key_id"])
         terms = {"byok": "byok", "data_sharing": "sharing"}.get(rule, "list")
@@ -358,7 +363,7 @@ class Metering:
             usage: Any = msgspec.convert(row["usage"], _USAGE[row["event_type"]])
             if not erased.isdisjoint((("account", usage.account), ("workspace", usage.workspace))):
                 continue  # whose row it is, is erased: the erasure takes it
-            usage.log_retention_days = room.kept_days(usage.workspace, usage.log_retention_days)
+            usage.log_retention_days = room.kept_days(usage.workspace, usage.key, usage.log_retention_days)
             key = self._line_key(row["line_key"])
             if row["event_type"] == _CORRECTED:
                 corrections.append((row, usage, key))

@@ -47,6 +47,22 @@ CREATE TABLE workspace_setting (
 );
 CREATE INDEX workspace_setting_revision ON workspace_setting (revision);
 CREATE INDEX workspace_setting_open ON workspace_setting (workspace) WHERE treated < version;
+
+-- The same for keys whose makers have restricted their log for themselves: of both, the shorter counts. Who made a key is not
+-- known here; `account` owns its workspace.
+CREATE TABLE key_setting (
+    key                text PRIMARY KEY,
+    account            text        NOT NULL,
+    version            bigint      NOT NULL,
+    log_retention_days smallint    NOT NULL CHECK (log_retention_days BETWEEN 0 AND 90),
+    ended_before       timestamptz NOT NULL DEFAULT '-infinity',
+    treating           bigint      NOT NULL DEFAULT 0,
+    treated            bigint      NOT NULL DEFAULT 0,
+    revision           bigint      NOT NULL
+);
+CREATE INDEX key_setting_account ON key_setting (account);
+CREATE INDEX key_setting_revision ON key_setting (revision);
+CREATE INDEX key_setting_open ON key_setting (key) WHERE treated < version;
 CREATE TABLE setting_revision (single boolean PRIMARY KEY DEFAULT true CHECK (single), revision bigint NOT NULL);
 INSERT INTO setting_revision (revision) VALUES (0);
 
