@@ -475,6 +475,7 @@ class Twins:
         return list(map(tuple, rows))
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.promise(16, 49, 52)
 async def test_twins_with_and_without_rights_pay_the_same_and_are_served_alike(town: Town, seed: int) -> None:
     """The same traffic for four: one who uses no right, one who asks for erasure and takes that back, one who keeps the
