@@ -19,6 +19,19 @@ DATA_MAP: DataMap = (
         note="32 bits: tells same from different content, and no more",
     ),
     *personal(
+        "charged", "key", "owner",
+        category="user.unique_id.pseudonymous", use="essential.service", clock_start="id_day",
+        period="deduplication_window", on_erasure="expire", ground="contract",
+        note="the key of `seen`, and the workspace hashed under it and the day's key, which is destroyed with the partition",
+    ),
+    *personal(
+        "charged", "occurred_at", "input_tokens", "output_tokens", "amount_pico", "tier", "rule", "quantities",
+        category="user.behavior", use="essential.service", clock_start="id_day",
+        period="deduplication_window", on_erasure="expire", ground="contract",
+        note="what a correction reverses by, where no log row outlives de-duplication; leads to nobody",
+    ),
+    *plain("charged", "retention_days", "price_version"),
+    *personal(
         "request_log", "generation_id", "generation_ref", "account", "workspace", "key_id", "record", "line",
         category="user.unique_id", use="essential.service", clock_start="request", period="request_log",
         on_erasure="delete_row", ground="contract",
@@ -54,7 +67,7 @@ DATA_MAP: DataMap = (
     *plain("key_setting", "treating", "treated", "revision"),
     *plain("setting_revision", "single", "revision"),
     *personal(
-        "quarantine", "event_id", "usage", "line_key",
+        "quarantine", "event_id", "usage", "line_key", "original_key",
         category="user.unique_id", use="essential.service", clock_start="arrival", period="account_closure",
         on_erasure="delete_row", ground="contract",
         note="usage that waits for its price; at log retention 0 without generation, key and reference",

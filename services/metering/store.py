@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from services.metering import log_row
+from services.metering import charged, log_row
 from shared.mesh import packed
 from shared.mesh.store import Connection, copy_packed
 from shared.privacy.store import Slice
@@ -104,6 +104,14 @@ async def logged(db: Connection, generation: str, now: datetime, *, lock: bool =
     return await db.fetchrow(_LOGGED_LOCKED if lock else _LOGGED, now, generation)
 
 
+async def logged_made_at(db: Connection, ms: int, now: datetime) -> list[asyncpg.Record]:
+    """Log rows of generations whose id was made in one millisecond (since 1970), locked."""
+    return await db.fetch(
+        _FROM_LIVE + " AND r.generation_id >= $2 AND r.generation_id < $3 FOR UPDATE OF r",
+        now, UUID(int=ms << 80), UUID(int=(ms + 1) << 80),
+    )  # fmt: skip
+
+
 async def logged_between(
     db: Connection, start: UUID, end: UUID, limit: int, event_from: datetime, event_to: datetime, provider: str | None,
     model: str | None, now: datetime,
@@ -133,6 +141,27 @@ async def forget_logged(db: Connection, rows: Sequence[Any]) -> None:
            WHERE r.generation_id = v.id AND r.expires_on = v.expires_on AND r.generation_id BETWEEN $3 AND $4""",
         ids, [row["expires_on"] for row in rows], min(ids), max(ids),
     )  # fmt: skip
+
+
+# --- charges without a name ------------------------------------------------------------------------------------------
+
+
+async def add_charged(db: Connection, rows: Sequence[bytes]) -> None:
+    """Notes what generations were charged: rows as `charged` packs them."""
+    await copy_packed(db, "charged", charged.COLUMNS, rows)
+
+
+async def charge_of(db: Connection, key: bytes) -> asyncpg.Record | None:
+    """What a generation was charged, by what it is remembered by; locked: it is to be replaced."""
+    return await db.fetchrow("SELECT * FROM charged WHERE key = $1 FOR UPDATE", key)
+
+
+async def forget_charged(db: Connection, keys: Sequence[bytes]) -> None:
+    """Removes charges: others take their place, or none has to."""
+    # The range lets PostgreSQL skip the other days' partitions.
+    await db.execute(
+        "DELETE FROM charged WHERE key = ANY($1::bytea[]) AND key BETWEEN $2 AND $3", list(keys), min(keys), max(keys)
+    )
 
 
 # --- what workspaces, and the makers of keys, want of the log ----------------------------------------------------
@@ -257,6 +286,24 @@ async def end_treating(db: Connection) -> bool:
     return await settings_open(db)
 
 
+async def ending(db: Connection, piece: Slice, made_from: UUID, before: datetime) -> list[asyncpg.Record]:
+    """Of a slice of one of the log's partitions: rows, locked, that the marked settings end before an instant, of
+    generations with ids from `made_from` on, each once. `kept_days`: as all settings want it now."""
+    found: dict[UUID, asyncpg.Record] = {}
+    for of in ALL_SETTINGS:
+        rows = await db.fetch(
+            f"""SELECT t.*, least(t.retention_days, {of.days}) AS kept_days
+                FROM {piece.relation} t JOIN {of.table} s ON s.{of.name} = t.{of.logged}
+                WHERE s.treated < s.treating AND {piece.condition} AND t.generation_id >= $1
+                  AND (t.occurred_at <= s.ended_before
+                       OR t.occurred_at + least(t.retention_days, {of.days}) * interval '1 day' < $2)
+                FOR UPDATE OF t""",  # noqa: S608 -- names of the catalogue
+            made_from, before,
+        )  # fmt: skip
+        found |= {row["generation_id"]: row for row in rows}
+    return list(found.values())
+
+
 async def treat_logged(db: Connection, piece: Slice, expires_on: date, now: datetime) -> tuple[int, int]:
     """Treats a slice of one of the log's partitions by the marked settings: deletes what is over, moves the rest to the
     day on which it expires now. Returns how many rows it deleted, and moved."""
@@ -354,11 +401,11 @@ async def quarantine(db: Connection, rows: Sequence[Sequence[Any]]) -> int:
     columns[9] = [msgspec.json.encode(usage).decode() for usage in columns[9]]
     added = await db.fetch(
         """INSERT INTO quarantine (reason, missing, event_type, event_id, event_at, known_at, arrived_at, provider,
-               model, usage, line_key)
-           SELECT a, b, c, d, e, f, g, h, i, j::jsonb, k
+               model, usage, line_key, original_key)
+           SELECT a, b, c, d, e, f, g, h, i, j::jsonb, k, l
            FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::timestamptz[],
-               $7::timestamptz[], $8::text[], $9::text[], $10::text[], $11::bytea[])
-             AS v(a, b, c, d, e, f, g, h, i, j, k) RETURNING id""",
+               $7::timestamptz[], $8::text[], $9::text[], $10::text[], $11::bytea[], $12::bytea[])
+             AS v(a, b, c, d, e, f, g, h, i, j, k, l) RETURNING id""",
         *columns,
     )  # fmt: skip
     return len(added)

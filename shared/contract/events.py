@@ -170,7 +170,8 @@ class Correction(Usage):
 class UsageCorrected(Event):
     """Replaces what an earlier event said: the recorded charge is reversed and this content is charged.
 
-    `time` is the original's event time. Keyed by `original`, so that it follows the original on its partition.
+    `time` is the original's event time. Keyed by `original`, so that it follows the original on its partition. Taken in the
+    days in which the original's repeats are told apart, whatever log its workspace keeps; later, while its log row is there.
     """
 
     TYPE: ClassVar[str] = "usage.corrected.v1"

@@ -53,6 +53,7 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
         migrations=Path(__file__).parents[1] / "migrations",
         partitioned=(
             Partitioned("seen", back=policy().window.days + 1, ahead=3, keeps=policy().window, bound=day_bound),
+            Partitioned("charged", back=policy().window.days + 1, ahead=3, keeps=policy().window, bound=day_bound),
             _LOG,
             Partitioned(
                 "rollup_hourly", back=ROLLUP_DAYS, ahead=40, monthly=True, keeps=ROLLUPS_LIVE, bound=hour_bound
@@ -88,7 +89,7 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
 
     @service.task(keeping.TREAT)
     async def treat_log(task: Task, tx: Transaction) -> Any:
-        return await keeping.treat(_LOG, task, tx)
+        return await keeping.treat(room, _LOG, task, tx)
 
     @service.job(keeping.TREAT, every=timedelta(seconds=5))
     async def look_at_settings(now: datetime, tx: Transaction) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
-from services.metering import store
+from services.metering import charged, store
 from services.metering.app.meter import rollups_from
 from services.metering.app.room import Room
+from services.metering.identity import identities
+from services.metering.usage import instant, microseconds
 from shared.contract import events
 from shared.mesh import Batch, Done, Task, Transaction
 from shared.mesh.partitions import span_of
@@ -62,7 +65,7 @@ async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
             await tx.enqueue(TREAT, "settings", {})
 
 
-async def treat(log: Partitioned, task: Task, tx: Transaction) -> Any:
+async def treat(room: Room, log: Partitioned, task: Task, tx: Transaction) -> Any:
     """One chunk of a pass over the log and the hourly sums, for all settings that were waiting when it began."""
     if task.position is None:
         await store.begin_treating(tx.db)
@@ -81,7 +84,34 @@ async def treat(log: Partitioned, task: Task, tx: Transaction) -> Any:
         if await privacy_store.still_there(tx.db, relation):
             tx.count("rollups_folded_by_settings", await store.treat_rollups(tx.db, piece))
     elif span is not None and await privacy_store.still_there(tx.db, relation):
+        await _keep_charges(room, piece, tx)
         deleted, moved = await store.treat_logged(tx.db, piece, span[0], tx.now)
         tx.count("log_rows_ended_by_settings", deleted)
         tx.count("log_rows_moved_by_settings", moved)
     return (rest[1:], 0) if last else (rest, after)
+
+
+async def _keep_charges(room: Room, piece: privacy_store.Slice, tx: Transaction) -> None:
+    """What this slice's rows say of charges, for corrections that come when the rows are gone."""
+    now_us = microseconds(tx.now)
+    made_from = UUID(int=(now_us - charged.WINDOW_US) // 1000 << 80)
+    rows = await store.ending(tx.db, piece, made_from, instant((now_us + charged.WINDOW_US) // 1000))
+    if not rows:
+        return
+    found = identities([str(row["generation_id"]) for row in rows], room.keys.by_ordinal)
+    kept = {who.key: row for who, row in zip(found, rows, strict=True) if who.key}
+    if not kept:
+        return
+    # Rows that were never to live longer have one already, which may say otherwise how its sums are kept.
+    await store.forget_charged(tx.db, list(kept))
+    await store.add_charged(tx.db, [packed for key, row in kept.items() if (packed := _charge(room, key, row))])
+
+
+def _charge(room: Room, key: bytes, row: Any) -> bytes | None:
+    owned = charged.owner(key, row["workspace"], room.keys.by_ordinal)
+    if owned is None:
+        return None
+    return charged.row(
+        key, owned, microseconds(row["occurred_at"]), row["kept_days"], row["input_tokens"], row["output_tokens"],
+        row["amount_pico"], charged.of_way(row["tier"], row["rule"], row["price_version"]), row["quantities"].encode(),
+    )  # fmt: skip
