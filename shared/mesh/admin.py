@@ -92,15 +92,18 @@ class Spans:
     connection after the other, and a fetch that waits for records is a question, too."""
 
     def __init__(self, settings: KafkaSettings) -> None:
-        self._client: Any = AIOKafkaConsumer(**settings.client())
+        self._settings = settings
+        self._client: Any = None
 
     async def open(self) -> None:
-        """Connects. Raises `KafkaError` when Kafka is away."""
+        """Connects; to be closed in any case. Raises `KafkaError` when Kafka is away."""
+        self._client = AIOKafkaConsumer(**self._settings.client())
         await self._client.start()
 
     async def close(self) -> None:
-        """Disconnects."""
-        await self._client.stop()
+        """Disconnects, if it was open."""
+        if self._client is not None:
+            await self._client.stop()
 
     async def of(self, topics: Iterable[str]) -> dict[TopicPartition, tuple[int, int]]:
         """(log start, log end) of every partition of `topics`."""
@@ -116,8 +119,8 @@ class Spans:
 async def end_offsets(settings: KafkaSettings, topics: Iterable[str]) -> dict[TopicPartition, tuple[int, int]]:
     """(log start, log end) of every partition of `topics`, asked once."""
     spans = Spans(settings)
-    await spans.open()
     try:
+        await spans.open()
         return await spans.of(topics)
     finally:
         await spans.close()

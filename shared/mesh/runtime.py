@@ -114,8 +114,8 @@ class Runtime:
         if service.on_start is not None:
             await service.on_start(self)
         await ensure_topics(settings.kafka)
-        await self._spans.open()
         self.on_close(self._spans.close)
+        await self._spans.open()
         self.relay = Relay(
             service.name, settings.database_url, self._pool, settings.kafka,
             fault=self._fault, locking=self._relay_locking,
