@@ -38,7 +38,9 @@ async def prepare(env: Mapping[str, str]) -> None:
 
     missing = [name for name in needed() if not env.get(name)]
     if missing:
-        raise Misconfigured(f"{', '.join(missing)} not set: each role's password is the one in its URL ({AUDITOR}: in all)")
+        raise Misconfigured(
+            f"{', '.join(missing)} not set: each role's password is the one in its URL ({AUDITOR}: in all)"
+        )
     await provision(env[POSTGRES_URL], ROOMS, env)
     await ensure_topics(KafkaSettings.from_env(env))
     _keys(env)
