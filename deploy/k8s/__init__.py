@@ -1,0 +1,1 @@
+"""Kubernetes manifests from what the code declares (`render`), and what no API server can judge about them (`verify`)."""
