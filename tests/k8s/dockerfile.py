@@ -20,8 +20,6 @@ from pathlib import Path, PurePosixPath
 
 _WORDS = frozenset(("FROM", "ARG", "ENV", "LABEL", "COPY", "RUN", "WORKDIR", "USER", "EXPOSE", "ENTRYPOINT", "CMD"))
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<bare>[A-Za-z_][A-Za-z0-9_]*))")
-# With one of these a stage can make or fetch programs.
-TOOLS = ("apt-get", "uv", "pip", "gcc", "cc", "make", "curl")
 
 
 class DockerfileError(Exception):
@@ -110,12 +108,14 @@ def faults(text: str, context: Path, services: tuple[str, ...]) -> list[str]:
     """Why this is no Dockerfile for these services, a sentence each; none when it is one."""
     try:
         found = parse(text)
-        return [*_stages(found, services), *_last(found.stages[-1], context), *_sources(found, context, services)]
+        shipped = [stage for stage in (found.stage("toolbox"), found.stages[-1]) if stage is not None]
+        wrong = [text for stage in shipped for text in _shipped(stage, context)]
+        return [*_stages(found), *wrong, *_sources(found, context, services)]
     except DockerfileError as error:
         return [str(error)]
 
 
-def _stages(found: Dockerfile, services: tuple[str, ...]) -> Iterator[str]:
+def _stages(found: Dockerfile) -> Iterator[str]:
     if len(found.stages) < 2:
         yield "one stage alone: what builds would be in the image"
     seen: set[str] = set()
@@ -128,9 +128,9 @@ def _stages(found: Dockerfile, services: tuple[str, ...]) -> Iterator[str]:
         for image in external:
             if not _pinned(image):
                 yield f"{image} names no version"
-        if any("SERVICE" in step.text for step in stage.steps if step.name != "ARG"):
-            if not any(step.text == "SERVICE" for step in stage.all("ARG")):
-                yield f"stage {stage.name or stage.base} uses SERVICE without ARG SERVICE"
+        used = any("{SERVICE}" in step.text for step in stage.steps)
+        if used and not any(step.text == "SERVICE" for step in stage.all("ARG")):
+            yield f"stage {stage.name or stage.base} uses SERVICE without ARG SERVICE"
         seen |= {stage.name} if stage.name else set()
     builds = [
         step for stage in found.stages for step in stage.all("RUN") if "install" in step.words and "uv" in step.words
@@ -141,11 +141,9 @@ def _stages(found: Dockerfile, services: tuple[str, ...]) -> Iterator[str]:
         for flag in ("--require-hashes", "--only-binary"):
             if flag not in step.words:
                 yield f"the libraries are installed without {flag}"
-    dev = found.stage("dev")
-    if dev is None:
-        yield "there is no stage dev"
-    if len(found.stages) and not services:
-        yield "no services"
+    for name in ("dev", "toolbox"):
+        if found.stage(name) is None:
+            yield f"there is no stage {name}"
 
 
 def _pinned(image: str) -> bool:
@@ -153,30 +151,33 @@ def _pinned(image: str) -> bool:
     return "@sha256:" in image or (bool(tag) and tag != "latest")
 
 
-def _last(stage: Stage, context: Path) -> Iterator[str]:
+def _shipped(stage: Stage, context: Path) -> Iterator[str]:
+    name = stage.name or "the last stage"
     if stage.all("RUN"):
-        yield "the last stage runs something: it needs a shell or a tool that the image should not have"
-    if not re.search(r"distroless", stage.base):
-        yield f"the last stage stands on {stage.base}, which has a shell"
+        yield f"{name} runs something: it needs a shell or a tool that the image should not have"
+    if "distroless" not in stage.base:
+        yield f"{name} stands on {stage.base}, which has a shell"
     users = stage.all("USER")
     if not users or not re.fullmatch(r"[1-9][0-9]*(:[1-9][0-9]*)?", users[-1].text):
-        yield "the last stage's USER is not a number above 0: Kubernetes cannot see that it is not root"
+        yield f"{name}: USER is not a number above 0: Kubernetes cannot see that it is not root"
     entry = stage.all("ENTRYPOINT")
     if not entry or not entry[-1].exec_form:
-        yield "the last stage has no ENTRYPOINT in exec form: a shell would be PID 1 and keep SIGTERM to itself"
-    elif (
-        entry[-1].words[1:2] != ("-m",)
-        or not (context / Path(*entry[-1].words[2].split("."))).with_suffix(".py").is_file()
-    ):
-        yield f"ENTRYPOINT {entry[-1].text} starts no module of the tree"
+        yield f"{name} has no ENTRYPOINT in exec form: a shell would be PID 1 and keep SIGTERM to itself"
+    elif entry[-1].words[:2] != ("python", "-m") or not _module(context, entry[-1].words[2]):
+        yield f"{name}: ENTRYPOINT {entry[-1].text} starts no module of the tree"
     variables: dict[str, str] = {}
     for step in stage.all("ENV"):
         variables |= pairs(step)
     if variables.get("PYTHONDONTWRITEBYTECODE") != "1":
-        yield "the last stage lets Python write bytecode into a file system that is read-only"
-    for name in variables:
-        if re.search("PASSWORD|SECRET|TOKEN|MASTER_KEY$", name):
-            yield f"{name} is a secret in a layer"
+        yield f"{name} lets Python write bytecode into a file system that is read-only"
+    for variable in variables:
+        if re.search("PASSWORD|SECRET|TOKEN|MASTER_KEY$", variable):
+            yield f"{name}: {variable} is a secret in a layer"
+
+
+def _module(context: Path, name: str) -> bool:
+    place = context.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
 
 
 def _sources(found: Dockerfile, context: Path, services: tuple[str, ...]) -> Iterator[str]:
@@ -375,6 +376,8 @@ class Replay:
                 place = into / path.name if target.endswith("/") else into
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, place)
+                if mode := step.flags.get("chmod"):
+                    place.chmod(int(mode, 8))
 
     def _leave_out(self, folder: str, names: list[str]) -> set[str]:
         below = Path(folder).relative_to(self._context)

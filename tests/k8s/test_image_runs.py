@@ -97,3 +97,21 @@ async def test_every_image_holds_what_its_service_needs(mesh: Mesh, folder: Path
         await asyncio.gather(*(child.stop(signal.SIGTERM, 45.0) for child in children))
     assert {child.name: child.returncode for child in children} == dict.fromkeys(ROOMS, 0)
     assert containers["metering"].run(check, {}).returncode != 0
+
+
+def test_the_toolbox_holds_what_the_command_needs(folder: Path) -> None:
+    found = parse((_TREE / "deploy/Dockerfile").read_text(encoding="utf-8"))
+    stage = found.stage("toolbox")
+    assert stage is not None
+    image = Replay(found, _TREE, folder / "stages").image(stage, "")
+    system = base(folder / "base", image.where("/libraries"))
+    (image.root / "var/lib/steward").mkdir(parents=True)
+    container = Container(image, system, folder / "volumes")
+    command = ["steward"] if isolation() is not None else list(image.entrypoint)
+    helped = container.run([*command, "--help"], {})
+    assert helped.returncode == 0 and "dead-letters" in helped.stdout, helped.stderr
+    # Commands are imported when they run, and some of their libraries later still.
+    tried = "import importlib, pkgutil, deploy.cli as c; import rich, yaml, confluent_kafka;"
+    tried += "[importlib.import_module('deploy.cli.' + m.name) for m in pkgutil.iter_modules(c.__path__) if m.name[0] != '_']"
+    ran = container.run(["python", "-c", tried], {})
+    assert ran.returncode == 0, ran.stderr
