@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from deploy.k8s import names, rights, workload
 from deploy.k8s.names import Doc
 from deploy.k8s.network import TOOLBOX
-from deploy.local.databases import Names
+from deploy.local.databases import AUDITOR, Names
 from shared.mesh import Service
 
 
@@ -29,6 +29,12 @@ def documents(house: Sequence[Service]) -> list[Doc]:
                 entry
                 for room in (*rooms, rights.KEYS)
                 for entry in workload.login(room, Names(room).owner, "OWNER", names.owner_secret(room))
+            ),
+            # `steward check` proves the books from where it runs, with a login that only reads.
+            *(
+                entry
+                for room in ("billing", "metering")
+                for entry in workload.login(room, AUDITOR, "AUDITOR", names.AUDITOR_SECRET)
             ),
         ],
         "resources": {"requests": {"cpu": "50m", "memory": memory}, "limits": {"memory": memory}},

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from aiokafka import ConsumerRecord
 
-from shared.contract.topics import Topic
+from shared.contract.topics import TOPICS, Topic
 from shared.mesh.store import Connection
 from shared.mesh.transaction import Transaction
 
@@ -218,6 +218,12 @@ class Service:
     read_handlers: dict[str, ReadHandler] = field(default_factory=dict)
     file_handlers: dict[str, FileHandler] = field(default_factory=dict)
     commands: dict[str, CommandHandler] = field(default_factory=dict)
+
+    @property
+    def topics(self) -> tuple[Topic, ...]:
+        """Every topic that this service has to do with."""
+        rights = (*self.rights.inspects, *self.rights.trims)
+        return tuple(t for t in TOPICS if self.name in t.readers or self.name in t.writers or t in rights)
 
     def consumes(
         self,
