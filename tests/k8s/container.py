@@ -83,9 +83,11 @@ class Container:
     def __init__(self, image: Image, base_folder: Path, volumes: Path) -> None:
         self.image = image
         self._volumes = volumes
-        self._mounts = {f"/{path.name}": path for path in base_folder.iterdir()} | image.mounts
+        # An image may have put something of its own below /usr.
+        parts = [path for path in base_folder.iterdir() if path.name != "usr"] + list((base_folder / "usr").iterdir())
+        self._mounts = {f"/{path.relative_to(base_folder)}": path for path in parts} | image.mounts
         for place in (*self._mounts, "proc", "dev", "tmp"):
-            (image.root / place.lstrip("/")).mkdir(parents=True)
+            (image.root / place.lstrip("/")).mkdir(parents=True, exist_ok=True)
         if not volumes.exists():
             shutil.copytree(image.root / "var/lib/steward", volumes)
             if os.geteuid() == 0:
