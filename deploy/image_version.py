@@ -5,6 +5,7 @@ Writes what `importlib.metadata` reads (PyPA, Recording installed projects) belo
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 def write(pyproject: Path, folder: Path) -> Path:
     """Returns the folder that it made. Raises KeyError when the project has no name or no version."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    made = folder / f"{project['name']}-{project['version']}.dist-info"
+    name = re.sub(r"[-_.]+", "_", project["name"]).lower()
+    made = folder / f"{name}-{project['version']}.dist-info"
     made.mkdir()
     about = f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n"
     (made / "METADATA").write_text(about, encoding="utf-8")
