@@ -20,23 +20,27 @@ from tests.k8s.dockerfile import Image
 
 USER = "65532"
 _PATH = "/usr/local/bin:/usr/bin"
-# $1: the root, $2: the folder of the volumes, $3: uid:gid or nothing; then folders and what they are in the root, a `--`, and
-# the command.
+# $1: the root, $2: the folder of the volumes, $3: uid:gid or nothing; then folders and where they are in the root (`none`: an
+# empty one), a `--`, and the command.
 _ENTER = """set -eu
 root=$1 volumes=$2 user=$3; shift 3
 mount --bind "$root" "$root"
 mount -o remount,bind,ro "$root"
 while [ "$1" != -- ]; do
-  mount --bind "$1" "$root$2"
-  mount -o remount,bind,ro "$root$2"
+  if [ "$1" = none ]; then
+    mount -t tmpfs none "$root$2"
+  else
+    mount --bind "$1" "$root$2"
+    mount -o remount,bind,ro "$root$2"
+  fi
   shift 2
 done
 shift
 for one in proc dev; do mount --rbind "/$one" "$root/$one"; done
-mount -t tmpfs none "$root/tmp"
 mount --bind "$volumes" "$root/var/lib/steward"
 exec chroot ${user:+--userspec="$user"} "$root" "$@"
 """
+_NONE = Path("none")
 
 
 @lru_cache(maxsize=1)
@@ -44,10 +48,9 @@ def isolation() -> tuple[str, ...] | None:
     """The command that gives a process mounts of its own, None where there is none."""
     for words in (("unshare", "--mount"), ("unshare", "--user", "--map-root-user", "--mount")):
         try:
-            # A bind mount, since a kernel may allow the namespace and refuse what it is for.
-            done = subprocess.run(
-                [*words, "mount", "--bind", "/tmp", "/tmp"], capture_output=True, check=False, timeout=10
-            )
+            # A kernel may allow the namespace and refuse what it is for.
+            tried = "mount --bind /usr /mnt && mount -o remount,bind,ro /mnt && mount -t tmpfs none /tmp"
+            done = subprocess.run([*words, "sh", "-c", tried], capture_output=True, check=False, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             continue
         if done.returncode == 0:
@@ -55,38 +58,40 @@ def isolation() -> tuple[str, ...] | None:
     return None
 
 
-def base(folder: Path, libraries: Path) -> Path:
-    """What the base image of the last stage has, from this machine: Python, and what it and `libraries` are linked with."""
+def base(folder: Path, libraries: Path) -> dict[str, Path]:
+    """What the base image of the last stage has, from this machine: Python, and what it and `libraries` are linked with.
+
+    Returns folders by where they are in an image; what needs one of its own is made below `folder`.
+    """
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    stdlib = Path(sysconfig.get_path("stdlib"))
     (folder / "usr/bin").mkdir(parents=True)
+    (folder / "usr/lib" / name).mkdir(parents=True)
     shutil.copy2(Path(sys.base_prefix, "bin", name).resolve(), folder / "usr/bin" / name)
     for other in ("python", "python3"):
         (folder / "usr/bin" / other).symlink_to(name)
-    unused = shutil.ignore_patterns(
-        "site-packages", "dist-packages", "test", "idlelib", "ensurepip", "tkinter", "config-*"
-    )
-    stdlib = folder / "usr/lib" / name
-    shutil.copytree(sysconfig.get_path("stdlib"), stdlib, ignore=unused, symlinks=True)
-    linked = [folder / "usr/bin" / name, *stdlib.rglob("*.so"), *libraries.rglob("*.so")]
+    linked = [folder / "usr/bin" / name, *stdlib.glob("lib-dynload/*.so"), *libraries.rglob("*.so")]
     told = subprocess.run(["ldd", *map(str, linked)], capture_output=True, text=True, check=False).stdout
     for library in sorted(set(re.findall(r"(?:=> |^\t)(/\S+) \(0x", told, re.MULTILINE))):
         if not library.startswith(str(libraries)):
             place = folder / library.lstrip("/")
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(library, place)
-    return folder
+    # An image may have put something of its own below /usr.
+    parts = [path for path in folder.iterdir() if path.name != "usr"] + list((folder / "usr").iterdir())
+    mounts = {f"/{path.relative_to(folder)}": path for path in parts} | {f"/usr/lib/{name}": stdlib}
+    # What is installed for this machine's Python is none of the image's.
+    return mounts | ({f"/usr/lib/{name}/site-packages": _NONE} if (stdlib / "site-packages").exists() else {})
 
 
 class Container:
     """An image, and the folder that stands for its volumes (mounted at /var/lib/steward)."""
 
-    def __init__(self, image: Image, base_folder: Path, volumes: Path) -> None:
+    def __init__(self, image: Image, system: Mapping[str, Path], volumes: Path) -> None:
         self.image = image
         self._volumes = volumes
-        # An image may have put something of its own below /usr.
-        parts = [path for path in base_folder.iterdir() if path.name != "usr"] + list((base_folder / "usr").iterdir())
-        self._mounts = {f"/{path.relative_to(base_folder)}": path for path in parts} | image.mounts
-        for place in (*self._mounts, "proc", "dev", "tmp"):
+        self._mounts = {**system, **image.mounts, "/tmp": _NONE}
+        for place in (*system, *image.mounts, "/tmp", "/proc", "/dev"):
             (image.root / place.lstrip("/")).mkdir(parents=True, exist_ok=True)
         if not volumes.exists():
             shutil.copytree(image.root / "var/lib/steward", volumes)

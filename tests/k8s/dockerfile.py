@@ -267,7 +267,7 @@ class Image:
     """What a replayed stage is: its folder, and how it starts."""
 
     root: Path
-    # Folders that all services' images share, by where they are in the image: a layer is not copied for each of them.
+    # Folders of other stages, by where they are in this one.
     mounts: dict[str, Path] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     workdir: str = "/"
@@ -286,6 +286,9 @@ class Image:
 
 class Replay:
     """Performs a Dockerfile's stages in folders below `folder`. Programs of the base images are this machine's.
+
+    A stage sees the folders of the one below it, and a COPY from a stage those of that stage: nothing is copied twice, and
+    what a later stage changes is changed for the earlier one, too.
 
     `apt-get` is left out (it makes the base, which is this machine), and so is `chown` unless we are root.
     """
@@ -308,12 +311,8 @@ class Replay:
                 image = Image(root)
             else:
                 below = self.image(base, service)
-                mounts = dict(below.mounts)
-                if self._of_service(base):
-                    shutil.copytree(below.root, root, symlinks=True)
-                else:
-                    root.mkdir()
-                    mounts |= {f"/{path.name}": path for path in below.root.iterdir() if path.is_dir()}
+                root.mkdir()
+                mounts = below.mounts | {f"/{path.name}": path for path in below.root.iterdir() if path.is_dir()}
                 image = Image(root, mounts, dict(below.environment), below.workdir, below.user, below.entrypoint)
             self._images[name] = image
             known: dict[str, str] = {}
@@ -361,11 +360,12 @@ class Replay:
                 return
             other = self.image(stage, service)
             for source in sources:
-                if source in other.mounts:
-                    image.mounts[target] = other.mounts[source]
+                owner = step.flags.get("chown")
+                if owner is None:
+                    image.mounts[target] = other.where(source)
                     continue
-                shutil.copytree(other.where(source), into, symlinks=True, dirs_exist_ok=True)
-                if (owner := step.flags.get("chown")) and os.geteuid() == 0:
+                shutil.copytree(other.where(source), into, symlinks=True)
+                if os.geteuid() == 0:
                     _chown(into, owner)
             return
         for source in sources:

@@ -57,7 +57,7 @@ def _told(service: str, world: dict[str, str], ports: set[int]) -> dict[str, str
     return told | {"STEWARD_HTTP_HOST": "127.0.0.1"}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_every_image_holds_what_its_service_needs(mesh: Mesh, folder: Path) -> None:
     found = parse((_TREE / "deploy/Dockerfile").read_text(encoding="utf-8"))
     compose = yaml.safe_load((_TREE / "deploy/compose.yaml").read_text(encoding="utf-8"))
@@ -99,6 +99,7 @@ async def test_every_image_holds_what_its_service_needs(mesh: Mesh, folder: Path
     assert containers["metering"].run(check, {}).returncode != 0
 
 
+@pytest.mark.timeout(300)
 def test_the_toolbox_holds_what_the_command_needs(folder: Path) -> None:
     found = parse((_TREE / "deploy/Dockerfile").read_text(encoding="utf-8"))
     stage = found.stage("toolbox")

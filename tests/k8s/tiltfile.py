@@ -263,7 +263,7 @@ class _Run:
         trigger = [trigger] if isinstance(trigger, str) else trigger
         return {"step": "run", "paths": [], "trigger": [str(self._path("run", path)) for path in trigger]}
 
-    def _steps(self, steps: Sequence[Doc], watched: list[Path]) -> None:
+    def _steps(self, steps: Sequence[Any], watched: list[Path]) -> None:
         """Tilt's order: fall_back_on, sync, run; and only what is watched can change."""
         order = ["initial_sync", "fall_back_on", "sync", "run"]
         before = 0
