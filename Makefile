@@ -39,7 +39,7 @@ lint: $(STAMP)
 
 # One run of pytest, so that its closing line speaks for all of it.
 test: lint
-	$(PYTEST) --durations=15 tests/lint tests/unit tests/integration tests/faults
+	$(PYTEST) --durations=15 tests/lint tests/unit tests/k8s tests/integration tests/faults
 
 # The same faults with every seed, and those that are too rough for each run (a full disk).
 faults: $(STAMP)
@@ -48,7 +48,7 @@ faults: $(STAMP)
 # Only the runs that prove a promise of the privacy policy; they leave build/promises.json for `steward promises`, as
 # every run of the tests does.
 promises: $(STAMP)
-	$(PYTEST) -m promise tests/lint tests/unit tests/integration tests/faults
+	$(PYTEST) -m promise tests/lint tests/unit tests/k8s tests/integration tests/faults
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
