@@ -13,7 +13,7 @@ import yaml
 from deploy.checkout import root
 from deploy.local.databases import Names
 from deploy.local.jars import KAFKA_VERSION
-from deploy.provision import needed
+from deploy.provision import needed, prepare
 from deploy.rooms import ROOMS
 from shared.mesh.runtime import _LEAVE_SECONDS
 from shared.mesh.settings import Misconfigured, ServiceSettings
@@ -195,3 +195,10 @@ def test_every_build_names_the_dockerfile_and_its_service() -> None:
                 Path(_FILE.parent, build["context"]) / build["dockerfile"]
             ).resolve() == _TREE / "deploy/Dockerfile", name
             assert build["args"].keys() <= arguments
+
+
+async def test_no_password_is_made_up_that_nobody_would_know() -> None:
+    told = dict(_compose()["services"]["provision"]["environment"])
+    del told["STEWARD_KEYS_OWNER_DATABASE_URL"]
+    with pytest.raises(Misconfigured, match="STEWARD_KEYS_OWNER_DATABASE_URL not set"):
+        await prepare(told)
