@@ -1,9 +1,10 @@
-"""One service in one process: `python -m deploy.serve <room>`."""
+"""One service in one process: `python -m deploy.serve <room>`; without a name the one of STEWARD_SERVICE, an image's own."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 
 from deploy.rooms import ROOMS, load, refusals
@@ -54,4 +55,4 @@ def _serve(room: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:] or os.environ.get("STEWARD_SERVICE", "").split()))

@@ -1,0 +1,1 @@
+"""The cluster's files, read and run without a cluster."""

@@ -1,0 +1,204 @@
+"""compose.yaml, read: what Docker would only say when it runs, and what no Docker would say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from deploy.checkout import root
+from deploy.local.databases import Names
+from deploy.local.jars import KAFKA_VERSION
+from deploy.provision import needed, prepare
+from deploy.rooms import ROOMS
+from shared.mesh.runtime import _LEAVE_SECONDS
+from shared.mesh.settings import Misconfigured, ServiceSettings
+from tests.k8s.dockerfile import parse
+
+_TREE = root()
+_FILE = _TREE / "deploy/compose.yaml"
+# What the Compose Specification knows of a service, as far as it is used here.
+_KEYS = frozenset((
+    "build", "cap_drop", "depends_on", "entrypoint", "environment", "healthcheck", "image", "ports", "read_only", "restart",
+    "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
+))  # fmt: skip
+_CONDITIONS = frozenset(("service_started", "service_healthy", "service_completed_successfully"))
+_VARIABLE = re.compile(r"STEWARD_[A-Z_]+")
+
+
+def _compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+    return loaded
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+)s", text)
+    assert match, text
+    return float(match[1])
+
+
+def _known() -> set[str]:
+    """Every variable that the code of services reads by name."""
+    read = {"STEWARD_POSTGRES_URL", *needed()}
+    for folder in ("shared", "services"):
+        for path in (_TREE / folder).rglob("*.py"):
+            read |= set(_VARIABLE.findall(path.read_text(encoding="utf-8")))
+    return read | {f"STEWARD_{room.upper()}{suffix}" for room in ROOMS for suffix in ("_PORT", "_PUBLIC_PORT")}
+
+
+def faults(compose: dict[str, Any]) -> list[str]:
+    """Why this would not start the mesh, a sentence each."""
+    services, found, known = compose["services"], [], _known()
+    volumes = set(compose["volumes"])
+    taken: dict[str, str] = {}
+    for name, service in services.items():
+        found += [f"{name}: {key} is no key of a service" for key in service.keys() - _KEYS]
+        if not re.search(r":[^:]+$|^steward-", service["image"]) or service["image"].endswith(":latest"):
+            found.append(f"{name}: {service['image']} names no version")
+        for variable in service.get("environment", {}):
+            if variable.startswith("STEWARD_") and variable not in known:
+                found.append(f"{name}: nobody reads {variable}")
+        for other, how in service.get("depends_on", {}).items():
+            if other not in services:
+                found.append(f"{name} depends on {other}, which is no service")
+            elif how["condition"] not in _CONDITIONS:
+                found.append(f"{name}: {how['condition']} is no condition")
+            elif how["condition"] == "service_healthy" and "healthcheck" not in services[other]:
+                found.append(f"{name} waits for {other}, which says nothing of its health")
+        for port in service.get("ports", ()):
+            host, outside, _ = port.split(":")
+            if host != "127.0.0.1":
+                found.append(f"{name}: {port} is open to the network")
+            if outside in taken:
+                found.append(f"port {outside} is taken by {taken[outside]} and {name}")
+            taken[outside] = name
+        for volume in service.get("volumes", ()):
+            if volume.partition(":")[0] not in volumes:
+                found.append(f"{name}: there is no volume {volume}")
+    for room in ROOMS:
+        found += _room(room, services.get(room), services)
+    missing = [variable for variable in needed() if variable not in services["provision"]["environment"]]
+    return [*found, *(f"provision is not told {variable}" for variable in missing), *_circles(services)]
+
+
+def _room(room: str, service: dict[str, Any] | None, services: dict[str, Any]) -> list[str]:
+    if service is None:
+        return [f"there is no service {room}"]
+    told = service["environment"]
+    found: list[str] = []
+    try:
+        settings = ServiceSettings.from_env(room, told)
+    except Misconfigured as error:
+        return [f"{room}: {error}"]
+    if service["image"] != f"steward-{room}" or service["build"]["args"] != {"SERVICE": room}:
+        found.append(f"{room} does not run its own image")
+    if _seconds(service["stop_grace_period"]) <= settings.drain_seconds + _LEAVE_SECONDS:
+        found.append(f"{room} is killed before it has drained")
+    check = " ".join(service["healthcheck"]["test"])
+    if f"127.0.0.1:{settings.port}/readyz" not in check:
+        found.append(f"{room}: the health check asks another port or path")
+    inside = {int(port.rpartition(":")[2]) for port in service["ports"]}
+    if inside != {settings.port} | ({settings.public_port} - {0}):
+        found.append(f"{room}: the published ports are not those that it opens")
+    if not (service["read_only"] and service["cap_drop"] == ["ALL"] and service["user"].split(":")[0] != "0"):
+        found.append(f"{room} may do more than it needs")
+    foreign = [f"STEWARD_{other.upper()}_" for other in ROOMS if other != room] + ["STEWARD_POSTGRES_URL"]
+    found += [f"{room} is told {variable}" for variable in told if variable.startswith(tuple(foreign))]
+    # What provisioning gives a role is what the service logs in with.
+    given = services["provision"]["environment"]
+    for variable, text in told.items():
+        if variable.endswith("_DATABASE_URL") and given.get(variable) != text:
+            found.append(f"{room}: {variable} is not the one that provision makes")
+    for names in (Names(room), *([] if room == "audit" else [Names("keys")])):
+        url = urlsplit(told[names.app_variable])
+        if (url.username, url.path) != (names.app, f"/{names.database}"):
+            found.append(f"{room}: {names.app_variable} names another role or database")
+    return found
+
+
+def _circles(services: dict[str, Any]) -> list[str]:
+    left = {name: set(service.get("depends_on", {})) & services.keys() for name, service in services.items()}
+    while free := [name for name, deps in left.items() if not deps]:
+        for name in free:
+            del left[name]
+        for deps in left.values():
+            deps -= set(free)
+    return [f"{', '.join(sorted(left))} wait for each other"] if left else []
+
+
+def test_nothing_is_wrong_with_it() -> None:
+    assert faults(_compose()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("billing.environment.STEWARD_BATCH_RECORD", "5", "nobody reads STEWARD_BATCH_RECORD"),
+        ("billing.environment.STEWARD_METERING_DATABASE_URL", "x", "billing is told STEWARD_METERING_DATABASE_URL"),
+        ("billing.environment.STEWARD_BILLING_DATABASE_URL", None, "STEWARD_BILLING_DATABASE_URL is not set"),
+        ("billing.environment.STEWARD_BILLING_DATABASE_URL",
+         "postgresql://steward_billing_app:other@postgres:5432/steward_billing", "not the one that provision makes"),
+        ("billing.environment.STEWARD_BILLING_DATABASE_URL",
+         "postgresql://steward_billing_owner:local-only@postgres:5432/steward_billing", "names another role or database"),
+        ("billing.environment.STEWARD_BILLING_PORT", "8090", "asks another port or path"),
+        ("billing.stop_grace_period", "30s", "killed before it has drained"),
+        ("billing.environment.STEWARD_DRAIN_SECONDS", "41", "killed before it has drained"),
+        ("billing.image", "steward-metering", "does not run its own image"),
+        ("billing.ports", ["127.0.0.1:8082:8081"], "not those that it opens"),
+        ("billing.ports", ["127.0.0.1:8081:8080"], "port 8081 is taken"),
+        ("billing.ports", ["0.0.0.0:8082:8080"], "open to the network"),
+        ("billing.read_only", False, "may do more than it needs"),
+        ("billing.user", "0:0", "may do more than it needs"),
+        ("billing.depends_on", {"provisions": {"condition": "service_started"}}, "which is no service"),
+        ("billing.depends_on", {"provision": {"condition": "service_healthy"}}, "says nothing of its health"),
+        ("kafka.depends_on", {"metering": {"condition": "service_started"}}, "wait for each other"),
+        ("kafka.image", "apache/kafka", "names no version"),
+        ("kafka.volume", [], "volume is no key of a service"),
+        ("kafka.volumes", ["kafkas:/var/lib/kafka/data"], "there is no volume kafkas"),
+        ("provision.environment.STEWARD_AUDITOR_KEYS_DATABASE_URL", None, "provision is not told"),
+        ("security", None, "there is no service security"),
+    ],
+)  # fmt: skip
+def test_a_changed_one_is_found_out(path: str, value: Any, said: str) -> None:
+    compose = _compose()
+    *folders, name = path.split(".")
+    place = compose["services"]
+    for folder in folders:
+        # Merged mappings are shared between services.
+        place[folder] = dict(place[folder])
+        place = place[folder]
+    if value is None:
+        del place[name]
+    else:
+        place[name] = value
+    assert said in "\n".join(faults(compose))
+
+
+def test_the_servers_are_those_that_the_tests_run() -> None:
+    services = _compose()["services"]
+    assert services["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
+    assert services["postgres"]["image"] == "postgres:18"
+
+
+def test_every_build_names_the_dockerfile_and_its_service() -> None:
+    arguments = {
+        step.text for stage in parse((_TREE / "deploy/Dockerfile").read_text()).stages for step in stage.all("ARG")
+    }
+    for name, service in _compose()["services"].items():
+        if service["image"].startswith("steward-"):
+            build = service["build"]
+            assert (
+                Path(_FILE.parent, build["context"]) / build["dockerfile"]
+            ).resolve() == _TREE / "deploy/Dockerfile", name
+            assert build["args"].keys() <= arguments
+
+
+async def test_no_password_is_made_up_that_nobody_would_know() -> None:
+    told = dict(_compose()["services"]["provision"]["environment"])
+    del told["STEWARD_KEYS_OWNER_DATABASE_URL"]
+    with pytest.raises(Misconfigured, match="STEWARD_KEYS_OWNER_DATABASE_URL not set"):
+        await prepare(told)

@@ -1,0 +1,380 @@
+"""A Tiltfile evaluated without Tilt: by the Starlark engine that Tilt uses, with builtins that check what Tilt checks.
+
+`evaluate` raises WrongTiltfile where Tilt would stop; `Tilted.faults` says what Tilt would only warn of, or find when it is
+too late: resources that wait for nothing or for each other, ports taken twice, objects that belong to nobody.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from starlark_go import Starlark, StarlarkError, configure_starlark
+
+from deploy.local.errors import LocalError
+from tests.k8s.dockerfile import Dockerfile, Ignored, parse
+from tests.k8s.tilt_api import VALUES, WrongCall, bind, loaded, names
+
+Doc = dict[str, Any]
+# yaml's own loader and dumper take ten times as long.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_LOAD = re.compile(r"^load\((?P<arguments>[^)]*)\)\s*$", re.MULTILINE)
+_DOTTED = re.compile(r"\b(config|os)\.([a-z_]+)\(")
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+# The kinds that hold containers; an own kind would have to be told by `k8s_kind`.
+_WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod")
+
+
+class WrongTiltfile(Exception):
+    """Tilt would not take it; the text says why."""
+
+
+@dataclass(slots=True)
+class Resource:
+    """A line in Tilt's list."""
+
+    name: str
+    objects: list[Doc] = field(default_factory=list)
+    deps: list[str] = field(default_factory=list)
+    ports: list[tuple[int, int]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    command: str = ""
+    automatic: bool = True
+
+
+@dataclass(slots=True)
+class Tilted:
+    """What a Tiltfile makes of itself."""
+
+    resources: dict[str, Resource] = field(default_factory=dict)
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    documents: list[Doc] = field(default_factory=list)
+    enabled: list[str] = field(default_factory=list)
+    loose: list[Doc] = field(default_factory=list)
+
+    def faults(self) -> Iterator[str]:
+        """A sentence for each."""
+        taken: dict[int, str] = {}
+        for resource in self.resources.values():
+            for dep in resource.deps:
+                if dep not in self.resources:
+                    yield f"{resource.name} waits for {dep}, which is no resource"
+                elif self.enabled and resource.name in self.enabled and dep not in self.enabled:
+                    yield f"{resource.name} waits for {dep}, which does not run in this choice"
+            for local, inside in resource.ports:
+                if local in taken:
+                    yield f"port {local} is forwarded to {taken[local]} and to {resource.name}"
+                taken[local] = resource.name
+                open_ports = {
+                    port["containerPort"]
+                    for doc in resource.objects
+                    for container in containers(doc)
+                    for port in container.get("ports", ())
+                }
+                if inside not in open_ports:
+                    yield f"{resource.name} has no port {inside}"
+            if not resource.labels:
+                yield f"{resource.name} stands in no group"
+            for label in resource.labels:
+                if not _LABEL.fullmatch(label):
+                    yield f"{resource.name}: {label} is no label"
+        yield from _circles({name: resource.deps for name, resource in self.resources.items()})
+        for name in self.enabled:
+            if name not in self.resources:
+                yield f"{name} is to run and is no resource"
+        for doc in self.loose:
+            yield f"{doc['kind']} {doc['metadata']['name']} belongs to no resource"
+        used = {container["image"] for doc in self.documents for container in containers(doc)}
+        for image in self.images:
+            if image not in used:
+                yield f"image {image} is built and not used"
+        for image in sorted(used):
+            if ":" not in image and image not in self.images:
+                yield f"image {image} is used and not built"
+
+
+def evaluate(
+    text: str, tree: Path, render: Callable[[Path], str], arguments: Mapping[str, list[str]] | None = None
+) -> Tilted:
+    """Runs the Tiltfile of `tree`. `arguments`: what `config.parse` gives. Raises WrongTiltfile."""
+    # What Tilt sets: a Tiltfile may assign a name again, and has loops and conditions at its top.
+    configure_starlark(allow_global_reassign=True)
+    run = _Run(tree, render, dict(arguments or {}))
+    functions = {name.replace(".", "__"): run.builtin(name) for name in names()}
+
+    def load(match: re.Match[str]) -> str:
+        words = [word.strip() for word in match["arguments"].split(",") if word.strip()]
+        extension, *imported = (word.strip("'\"") for word in words)
+        for name in imported:
+            functions[name] = run.builtin(loaded(extension, name))
+        # The line stays, so that the numbers of the others do.
+        return f"# {extension}"
+
+    try:
+        source = _DOTTED.sub(r"\1__\2(", _LOAD.sub(load, text))
+        Starlark(globals={**functions, **VALUES}, print=lambda words: None).exec(source, filename="Tiltfile")
+        run.assemble()
+    except (StarlarkError, WrongCall, LocalError) as error:
+        raise WrongTiltfile(str(error)) from error
+    return run.result
+
+
+def containers(doc: Doc) -> list[Doc]:
+    """The containers of a workload, none of anything else."""
+    if doc["kind"] not in _WORKLOADS:
+        return []
+    spec = doc["spec"]
+    for step in ("jobTemplate", "spec", "template", "spec"):
+        if "containers" not in spec and step in spec:
+            spec = spec[step]
+    return [*spec.get("initContainers", ()), *spec["containers"]]
+
+
+class _Run:
+    """One evaluation: what the builtins have been told."""
+
+    def __init__(self, tree: Path, render: Callable[[Path], str], arguments: dict[str, list[str]]) -> None:
+        self.result = Tilted()
+        self._tree = tree
+        self._render = render
+        self._arguments = arguments
+        self._defined: set[str] = set()
+        self._options: list[dict[str, Any]] = []
+
+    def builtin(self, name: str) -> Callable[..., Any]:
+        """The function of that name: its arguments are bound as Tilt does, then looked at."""
+        short = name.rpartition(" ")[2]
+        act: Callable[[dict[str, Any]], Any] | None = getattr(self, f"_{short.replace('.', '_')}", None)
+
+        def call(*positional: Any, **keywords: Any) -> Any:
+            bound = bind(name, positional, keywords)
+            return act(bound) if act is not None else None
+
+        return call
+
+    # -- settings --------------------------------------------------------------------------------------------------------
+
+    def _config_define_string_list(self, given: dict[str, Any]) -> None:
+        self._defined.add(given["name"])
+
+    def _config_parse(self, given: dict[str, Any]) -> dict[str, list[str]]:
+        unknown = set(self._arguments) - self._defined
+        if unknown:
+            raise WrongCall(f"config.parse: {', '.join(sorted(unknown))} is not defined")
+        return self._arguments
+
+    def _config_set_enabled_resources(self, given: dict[str, Any]) -> None:
+        self.result.enabled = list(given["resources"])
+
+    def _version_settings(self, given: dict[str, Any]) -> None:
+        if not re.fullmatch(r"(>=|>|<|<=|=)?\d+\.\d+\.\d+", given.get("constraint", "0.0.0")):
+            raise WrongCall("version_settings: constraint is none")
+
+    # -- objects ---------------------------------------------------------------------------------------------------------
+
+    def _kustomize(self, given: dict[str, Any]) -> Doc:
+        folder = self._path("kustomize", given["paths"])
+        if not (folder / "kustomization.yaml").is_file():
+            raise WrongCall(f"kustomize: {given['paths']} has no kustomization.yaml")
+        return {"blob": self._render(folder)}
+
+    def _decode_yaml_stream(self, given: dict[str, Any]) -> list[Doc]:
+        text = given["yaml"]
+        return [doc for doc in yaml.load_all(text["blob"] if isinstance(text, dict) else text, _LOADER) if doc]
+
+    def _encode_yaml_stream(self, given: dict[str, Any]) -> Doc:
+        return {"blob": yaml.dump_all(given["objs"], Dumper=_DUMPER)}
+
+    def _k8s_yaml(self, given: dict[str, Any]) -> None:
+        blobs = given["yaml"] if isinstance(given["yaml"], list) else [given["yaml"]]
+        for blob in blobs:
+            text = blob["blob"] if isinstance(blob, dict) else self._path("k8s_yaml", blob).read_text(encoding="utf-8")
+            self.result.documents += [doc for doc in yaml.load_all(text, _LOADER) if doc]
+
+    def _k8s_resource(self, given: dict[str, Any]) -> None:
+        if not given.get("workload") and not (given.get("new_name") and given.get("objects")):
+            raise WrongCall("k8s_resource: neither a workload, nor a new name with objects")
+        if given.get("pod_readiness", "") not in ("", "ignore", "wait"):
+            raise WrongCall(f"k8s_resource: pod_readiness is 'ignore' or 'wait', not {given['pod_readiness']!r}")
+        self._options.append(given)
+
+    def _port_forward(self, given: dict[str, Any]) -> list[int]:
+        return [given["local_port"], given.get("container_port", given["local_port"])]
+
+    # -- images ----------------------------------------------------------------------------------------------------------
+
+    def _docker_build(self, given: dict[str, Any]) -> None:
+        context = self._path("docker_build", given["context"])
+        file = self._path("docker_build", given.get("dockerfile", "Dockerfile"))
+        found = parse(file.read_text(encoding="utf-8"))
+        watched = [self._below("docker_build: only", context, path) for path in given.get("only", ())] or [context]
+        target = given.get("target")
+        if target and found.stage(target) is None:
+            raise WrongCall(f"docker_build: {given['dockerfile']} has no stage {target}")
+        arguments = {step.text.partition("=")[0] for stage in found.stages for step in stage.all("ARG")}
+        for name in given.get("build_args", {}):
+            if name not in arguments | found.arguments.keys():
+                raise WrongCall(f"docker_build: {given['dockerfile']} has no ARG {name}")
+        self._copied(given, found, context, watched)
+        self._steps(given.get("live_update", ()), watched)
+        if given["ref"] in self.result.images:
+            raise WrongCall(f"docker_build: {given['ref']} is built twice")
+        self.result.images[given["ref"]] = given
+
+    def _docker_build_with_restart(self, given: dict[str, Any]) -> None:
+        if not given["live_update"]:
+            raise WrongCall("docker_build_with_restart: no step of live_update")
+        if given.get("restart_file", "/tmp/").startswith("/tmp/"):  # what the extension takes when none is given
+            raise WrongCall("docker_build_with_restart: restart_file lies in /tmp, which the pods cover with a volume")
+        self._docker_build(given)
+
+    def _copied(self, given: dict[str, Any], found: Dockerfile, context: Path, watched: list[Path]) -> None:
+        """What the stage copies is in the context that Tilt sends: `only` leaves the rest out."""
+        stage = found.stage(given["target"]) if given.get("target") else found.stages[-1]
+        ignored = Ignored.read(context)
+        while stage is not None:
+            for copy in stage.all("COPY"):
+                if "from" in copy.flags:
+                    continue
+                for source in copy.words[:-1]:
+                    path = source.replace("${SERVICE}", given.get("build_args", {}).get("SERVICE", ""))
+                    place = context / path
+                    if not any(place.is_relative_to(one) for one in watched) or ignored(path):
+                        raise WrongCall(f"docker_build: COPY {path} is not in `only`")
+            stage = found.stage(stage.base)
+
+    def _sync(self, given: dict[str, Any]) -> Doc:
+        if not given["remote_path"].startswith("/"):
+            raise WrongCall(f"sync: {given['remote_path']} is not absolute")
+        return {"step": "sync", "paths": [str(self._path("sync", given["local_path"]))]}
+
+    def _fall_back_on(self, given: dict[str, Any]) -> Doc:
+        paths = [given["paths"]] if isinstance(given["paths"], str) else given["paths"]
+        return {"step": "fall_back_on", "paths": [str(self._path("fall_back_on", path)) for path in paths]}
+
+    def _run(self, given: dict[str, Any]) -> Doc:
+        trigger = given.get("trigger", [])
+        trigger = [trigger] if isinstance(trigger, str) else trigger
+        return {"step": "run", "paths": [], "trigger": [str(self._path("run", path)) for path in trigger]}
+
+    def _steps(self, steps: Sequence[Any], watched: list[Path]) -> None:
+        """Tilt's order: fall_back_on, sync, run; and only what is watched can change."""
+        order = ["initial_sync", "fall_back_on", "sync", "run"]
+        before = 0
+        for step in steps:
+            if not isinstance(step, dict) or "step" not in step:
+                raise WrongCall(f"live_update: {step} is no step")
+            now = order.index(step["step"])
+            if now < before:
+                raise WrongCall(f"live_update: {step['step']} must precede {order[before]}")
+            before = now
+            for path in step["paths"]:
+                if not any(Path(path).is_relative_to(one) for one in watched):
+                    raise WrongCall(f"live_update: {path} is not below what the image is built from")
+        synced = [Path(path) for step in steps if step["step"] == "sync" for path in step["paths"]]
+        for path in [path for step in steps for path in step.get("trigger", ())]:
+            if not any(Path(path).is_relative_to(one) for one in synced):
+                raise WrongCall(f"live_update: {path} triggers a run and is not synced, so it never does")
+
+    # -- the machine -----------------------------------------------------------------------------------------------------
+
+    def _local_resource(self, given: dict[str, Any]) -> None:
+        command = given.get("cmd", "")
+        self._add(
+            Resource(
+                given["name"],
+                deps=list(given.get("resource_deps", ())),
+                labels=_labels(given),
+                command=command if isinstance(command, str) else shlex.join(command),
+                automatic=given.get("auto_init", True),
+            )
+        )
+
+    # -- the end ---------------------------------------------------------------------------------------------------------
+
+    def assemble(self) -> None:
+        """Puts objects to resources as Tilt does after the last line."""
+        loose = [doc for doc in self.result.documents if not containers(doc)]
+        for doc in self.result.documents:
+            if containers(doc):
+                mine = [other for other in loose if _selects(other, doc)]
+                loose = [other for other in loose if other not in mine]
+                self._add(Resource(doc["metadata"]["name"], [doc, *mine]))
+        for given in self._options:
+            name = given.get("workload") or given["new_name"]
+            if not given.get("workload"):
+                self._add(Resource(name))
+            elif name not in self.result.resources:
+                raise WrongCall(f"k8s_resource: there is no workload {name}")
+            resource = self.result.resources[name]
+            for fragment in given.get("objects", ()):
+                found = [doc for doc in self.result.documents if fragment.lower() in _fragments(doc)]
+                if not found:
+                    raise WrongCall(f"k8s_resource {name}: no object is {fragment}")
+                if len(found) > 1:
+                    raise WrongCall(f"k8s_resource {name}: {fragment} are several")
+                if found[0] not in loose:
+                    raise WrongCall(f"k8s_resource {name}: {fragment} belongs to a resource already")
+                loose.remove(found[0])
+                resource.objects.append(found[0])
+            resource.deps += given.get("resource_deps", ())
+            resource.labels += _labels(given)
+            forwards = given.get("port_forwards", [])
+            resource.ports += [(one, one) if isinstance(one, int) else (one[0], one[1]) for one in forwards]
+        self.result.loose = loose
+
+    def _add(self, resource: Resource) -> None:
+        if resource.name in self.result.resources:
+            raise WrongCall(f"two resources are called {resource.name}")
+        self.result.resources[resource.name] = resource
+
+    def _path(self, call: str, path: str) -> Path:
+        return self._below(call, self._tree, path)
+
+    @staticmethod
+    def _below(call: str, folder: Path, path: str) -> Path:
+        place = (folder / path).resolve()
+        if not place.exists():
+            raise WrongCall(f"{call}: there is no {path}")
+        return place
+
+
+def _labels(given: Mapping[str, Any]) -> list[str]:
+    labels = given.get("labels", [])
+    return [labels] if isinstance(labels, str) else list(labels)
+
+
+def _selects(service: Doc, workload: Doc) -> bool:
+    """Whether Tilt puts a Service to this workload by itself."""
+    if service["kind"] != "Service" or service["metadata"].get("namespace") != workload["metadata"].get("namespace"):
+        return False
+    wanted = service["spec"].get("selector") or {}
+    return bool(wanted) and wanted.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
+
+
+def _fragments(doc: Doc) -> set[str]:
+    """Every name that Tilt knows an object by: name, name:kind, name:kind:namespace, name:kind:namespace:group."""
+    group = doc["apiVersion"].rpartition("/")[0] or "core"
+    parts = [doc["metadata"]["name"], doc["kind"], doc["metadata"].get("namespace", "default"), group]
+    return {":".join(parts[: n + 1]).lower() for n in range(len(parts))}
+
+
+def _circles(deps: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    done: set[str] = set()
+
+    def walk(name: str, path: tuple[str, ...]) -> Iterator[str]:
+        if name in path:
+            yield " waits for ".join((*path[path.index(name) :], name))
+        elif name not in done:
+            for dep in deps.get(name, ()):
+                yield from walk(dep, (*path, name))
+            done.add(name)
+
+    for name in deps:
+        yield from walk(name, ())
