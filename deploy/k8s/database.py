@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from deploy.k8s import names
 from deploy.k8s.names import Doc
-from deploy.local.databases import AUDITOR, Names, rights, role_settings
+from deploy.local.databases import AUDITOR, Names, rights, roles_without_login
 from shared.mesh import Service
 
 _API = "postgresql.cnpg.io/v1"
@@ -44,11 +44,7 @@ def _cluster(room: Names, *, busy: bool) -> Doc:
                     "encoding": "UTF8",
                     "dataChecksums": True,
                     # The roles get their login from the resources below; rights need them to be there.
-                    "postInitSQL": [
-                        f"CREATE ROLE {room.app}",
-                        f"CREATE ROLE {AUDITOR}",
-                        *(line for role in (room.owner, room.app, AUDITOR) for line in role_settings(role)),
-                    ],
+                    "postInitSQL": list(roles_without_login(room)),
                     "postInitApplicationSQL": list(rights(room)),
                 }
             },

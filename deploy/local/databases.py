@@ -74,6 +74,15 @@ def role_settings(role: str) -> tuple[str, ...]:
     )
 
 
+def roles_without_login(room: Names) -> tuple[str, ...]:
+    """The roles beside the owner, to which rights can be given before somebody else gives them a login."""
+    return (
+        f"CREATE ROLE {room.app}",
+        f"CREATE ROLE {AUDITOR}",
+        *(line for role in (room.owner, room.app, AUDITOR) for line in role_settings(role)),
+    )
+
+
 def rights(room: Names) -> tuple[str, ...]:
     """Who may do what in the room's database, as statements for its owner or a superuser in that database."""
     default = f"ALTER DEFAULT PRIVILEGES FOR ROLE {room.owner} IN SCHEMA public GRANT"

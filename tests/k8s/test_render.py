@@ -12,7 +12,7 @@ import yaml
 from deploy.k8s import database, kafka, names, network, render, rights, scaling, workload
 from deploy.k8s.kubectl import rendered
 from deploy.rooms import ROOMS
-from shared.contract.topics import TOPICS
+from shared.contract.topics import ACCESS, COMMANDS, TOPICS
 from shared.mesh import Footprint, Service
 from shared.policy import policy
 
@@ -60,14 +60,14 @@ def test_every_room_is_a_whole_of_manifests() -> None:
 
 def test_a_new_service_is_a_declaration(tmp_path: Path) -> None:
     """Everything about a service that nobody has thought of yet comes from its own declaration."""
-    topic = next(topic for topic in TOPICS if topic.name == "gateway.access")
+    topic = ACCESS
     made = Service(
         "security", migrations=tmp_path, footprint=Footprint(memory_mb=100, most=6, scales_on=topic, per_second=7)
     )
     made.consumes(topic)(lambda batch, tx: None)  # type: ignore[arg-type, return-value]
     assert [(g.name, g.operations) for g in rights.grants(made) if g.kind == "group"] == [
-        ("steward.security.gateway.access", ("Read",)),
-        ("steward.security.mesh.commands", ("Read",)),
+        (f"steward.security.{ACCESS.name}", ("Read",)),
+        (f"steward.security.{COMMANDS.name}", ("Read",)),
     ]
     (scaled,) = scaling.scaled([made])
     assert scaled["spec"]["maxReplicaCount"] == 6

@@ -13,6 +13,7 @@ from deploy.k8s import names
 from deploy.k8s.checks import keda, privilege, reach, references, runs, seeing
 from deploy.k8s.checks.objects import Overlay
 from deploy.k8s.verify import CHECKS, overlays
+from shared.contract.topics import BALANCES, MESSAGES, PAYMENTS
 
 Of = Callable[[str], Overlay]
 Change = Callable[[Overlay], Any]
@@ -209,19 +210,19 @@ NAMES: dict[str, tuple[Change, str]] = {
         "Deployment audit: nothing makes the config map settings",
     ),
     "another Kafka": (
-        lambda o: one(o, "KafkaTopic", "mesh.balances")["metadata"]["labels"].update({"strimzi.io/cluster": "other"}),
+        lambda o: one(o, "KafkaTopic", BALANCES.name)["metadata"]["labels"].update({"strimzi.io/cluster": "other"}),
         "KafkaTopic mesh.balances belongs to no Kafka that is here",
     ),
     "more replicas than brokers": (
-        lambda o: one(o, "KafkaTopic", "mesh.balances")["spec"].update(replicas=4),
+        lambda o: one(o, "KafkaTopic", BALANCES.name)["spec"].update(replicas=4),
         "KafkaTopic mesh.balances: 2 in sync of 4 replicas on 3 brokers",
     ),
     "a broker away stops the writers": (
-        lambda o: one(o, "KafkaTopic", "mesh.balances")["spec"]["config"].update({"min.insync.replicas": "3"}),
+        lambda o: one(o, "KafkaTopic", BALANCES.name)["spec"]["config"].update({"min.insync.replicas": "3"}),
         "KafkaTopic mesh.balances: with all 3 replicas in sync, one broker away stops its writers",
     ),
     "a right on no topic": (
-        lambda o: without(o, "KafkaTopic", "mesh.messages"),
+        lambda o: without(o, "KafkaTopic", MESSAGES.name),
         "KafkaUser notifications: there is no topic mesh.messages",
     ),
     "a role in no cluster": (
@@ -325,7 +326,7 @@ def test_scalers(overlay: Of, case: str) -> None:
 RIGHTS: dict[str, tuple[Change, str]] = {
     "a topic that is not its own": (
         lambda o: acls(o, "insights").append(
-            {"resource": {"type": "topic", "name": "gateway.payments", "patternType": "literal"}, "operations": ["Read"]}),
+            {"resource": {"type": "topic", "name": PAYMENTS.name, "patternType": "literal"}, "operations": ["Read"]}),
         "KafkaUser insights: Read on topic gateway.payments, and no code needs it",
     ),
     "a right too many on its own": (
