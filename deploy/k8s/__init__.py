@@ -1,0 +1,1 @@
+"""Kubernetes: the manifests that the code declares, and the tools that read them."""
