@@ -61,12 +61,12 @@ class Kind:
         return f"{root}{room}/{self.plural}" + (f"/{name}" if name is not None else "")
 
 
-def until(condition: Callable[[], bool], what: str, within: float = _READY_SECONDS) -> None:
-    """Waits for a state of the servers that nothing announces. Raises TimeoutError with `what`."""
+def until(condition: Callable[[], bool], what: str | Callable[[], str], within: float = _READY_SECONDS) -> None:
+    """Waits for a state of the servers that nothing announces. Raises TimeoutError with `what`, asked for only then."""
     end = time.monotonic() + within
     while not condition():
         if time.monotonic() >= end:
-            raise TimeoutError(f"{what}: not within {within:.0f} s")
+            raise TimeoutError(f"{what if isinstance(what, str) else what()}: not within {within:.0f} s")
         time.sleep(_POLL_SECONDS)  # lint: allow sleep-in-test -- polls for what no event announces
 
 

@@ -1,0 +1,141 @@
+"""One cluster for each version of Kubernetes and each overlay, one after the other; what they cost is said at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from deploy.k8s.kubectl import kustomized
+from tests.admission import binaries
+from tests.admission.cluster import Api, Cluster, Object
+
+K8S = Path(__file__).resolve().parents[2] / "k8s"
+OVERLAYS = sorted(folder.parent.name for folder in K8S.glob("overlays/*/kustomization.yaml"))
+STRICTEST = "prod"
+_COSTS: list[str] = []
+
+
+@dataclass
+class Judge:
+    """A cluster that judges one overlay. `documents` are the overlay's, as Kustomize renders them."""
+
+    cluster: Cluster
+    overlay: str
+    text: str
+    documents: list[Object]
+    api: Api
+    _applied: str | None = field(default=None)
+    _controlled: bool = field(default=False)
+
+    @property
+    def namespace(self) -> str:
+        """The one namespace of the overlay."""
+        (name,) = (document["metadata"]["name"] for document in self.of("Namespace"))
+        return str(name)
+
+    def of(self, kind: str, name: str | None = None) -> list[Object]:
+        """The documents of a kind, all or those of one name."""
+        found = (document for document in self.documents if document["kind"] == kind)
+        return [document for document in found if name is None or document["metadata"]["name"] == name]
+
+    def apply(self, *options: str) -> str:
+        """Applies the overlay as an SRE does, strictly; kubectl's words. Fails the test with them when it is refused."""
+        answer = self.cluster.kubectl(
+            "apply", "--server-side", "--validate=strict", "-f", "-", *options, stdin=self.text
+        )
+        assert answer.returncode == 0, f"{self.overlay} on {self.cluster.version}:\n{answer.stderr}"
+        return answer.stdout + answer.stderr
+
+    def installed(self) -> str:
+        """Applies the overlay for real, once."""
+        if self._applied is None:
+            self._applied = self.apply()
+        return self._applied
+
+    def controlled(self) -> None:
+        """The overlay is installed, and what it asks for is made by controllers on simulated nodes."""
+        self.installed()
+        if not self._controlled:
+            self.cluster.run_controllers()
+            self._controlled = True
+
+
+@cache
+def _rendered(overlay: str) -> tuple[str, list[Object]]:
+    text = kustomized(K8S / "overlays" / overlay)
+    documents = yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return text, [document for document in documents if document]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The pods of every overlay come and go here, and all tests of one cluster wait for its start.
+    config.inicfg["timeout"] = "300"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`judge`: each version with each overlay. `newest`: the newest version with each. `strictest`: each version with prod."""
+    versions = (binaries.OLDEST, binaries.NEWEST)
+    wanted = {
+        "judge": [(version, overlay) for version in versions for overlay in OVERLAYS],
+        "newest": [(binaries.NEWEST, overlay) for overlay in OVERLAYS],
+        "strictest": [(version, overlay) for version in versions for overlay in OVERLAYS if overlay == STRICTEST],
+        "deepest": [(binaries.NEWEST, overlay) for overlay in OVERLAYS if overlay == STRICTEST],
+    }
+    for name, pairs in wanted.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(
+                "judge", pairs, ids=lambda pair: f"{pair[0]}-{pair[1]}", indirect=True, scope="session"
+            )
+
+
+@pytest.fixture(scope="session")
+def judge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+    """A fresh cluster with our custom resources, and an overlay that it has not seen yet."""
+    version, overlay = request.param
+    text, documents = _rendered(overlay)
+    cluster = Cluster(version, tmp_path_factory.mktemp(f"{version}-{overlay}"))
+    try:
+        cluster.start()
+        yield Judge(cluster, overlay, text, documents, cluster.admin())
+    finally:
+        cluster.stop()
+        peaks = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sorted(cluster.peaks.items()))
+        _COSTS.append(
+            f"Kubernetes {version}, {overlay}: ready in {cluster.ready_seconds:.1f} s, "
+            f"custom resources in {cluster.crds_seconds:.1f} s; peak memory {peaks}"
+        )
+
+
+@pytest.fixture(scope="session")
+def newest(judge: Judge) -> Judge:
+    """An overlay on the newest version."""
+    return judge
+
+
+@pytest.fixture(scope="session")
+def strictest(judge: Judge) -> Judge:
+    """The overlay for production."""
+    return judge
+
+
+@pytest.fixture(scope="session")
+def deepest(judge: Judge) -> Judge:
+    """The overlay for production, on the newest version."""
+    return judge
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers() -> None:
+    """The programs are there; `make admission` has built them already, where everybody can see how long it takes."""
+    binaries.built(Console(stderr=True))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _COSTS:
+        terminalreporter.write_line(line)
