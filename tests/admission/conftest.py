@@ -73,11 +73,6 @@ def _rendered(overlay: str) -> tuple[str, list[Object]]:
     return text, [document for document in documents if document]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # The pods of every overlay come and go here, and all tests of one cluster wait for its start.
-    config.inicfg["timeout"] = "300"
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`judge`: each version with each overlay. `newest`: the newest version with each. `strictest`: each version with prod."""
     versions = (binaries.OLDEST, binaries.NEWEST)
@@ -95,7 +90,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def judge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+def judge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, servers: None) -> Iterator[Judge]:
     """A fresh cluster with our custom resources, and an overlay that it has not seen yet."""
     version, overlay = request.param
     text, documents = _rendered(overlay)
@@ -130,7 +125,7 @@ def deepest(judge: Judge) -> Judge:
     return judge
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def servers() -> None:
     """The programs are there; `make admission` has built them already, where everybody can see how long it takes."""
     binaries.built(Console(stderr=True))
