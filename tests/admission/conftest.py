@@ -18,6 +18,7 @@ from tests.admission.cluster import Api, Cluster, Object
 K8S = Path(__file__).resolve().parents[2] / "k8s"
 OVERLAYS = sorted(folder.parent.name for folder in K8S.glob("overlays/*/kustomization.yaml"))
 STRICTEST = "prod"
+NAMESPACE = "steward"
 _COSTS: list[str] = []
 
 
@@ -32,12 +33,6 @@ class Judge:
     api: Api
     _applied: str | None = field(default=None)
     _controlled: bool = field(default=False)
-
-    @property
-    def namespace(self) -> str:
-        """The one namespace of the overlay."""
-        (name,) = (document["metadata"]["name"] for document in self.of("Namespace"))
-        return str(name)
 
     def of(self, kind: str, name: str | None = None) -> list[Object]:
         """The documents of a kind, all or those of one name."""
@@ -56,6 +51,8 @@ class Judge:
         """Applies the overlay for real, once."""
         if self._applied is None:
             self._applied = self.apply()
+            for namespace in self.of("Namespace"):
+                self.api.apply(account("default", namespace["metadata"]["name"]))
         return self._applied
 
     def controlled(self) -> None:
@@ -64,6 +61,11 @@ class Judge:
         if not self._controlled:
             self.cluster.run_controllers()
             self._controlled = True
+
+
+def account(name: str, namespace: str) -> Object:
+    """A service account. The one named default is made by a controller, which not every cluster here has."""
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}}
 
 
 @cache

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.admission.cluster import Object, Refused
-from tests.admission.conftest import Judge
-from tests.admission.test_overlays import may, pod_of, workloads
+from tests.admission.conftest import NAMESPACE, Judge, account
+from tests.admission.test_overlays import may, pod_of, services
 
 Change = Callable[[Object], None]
 
@@ -96,7 +96,11 @@ MISTAKES = (
     # Rules in CEL, which a schema alone does not see.
     Mistake("cel-renewal-without-a-certificate", "KafkaUser", _set("spec.authentication.renewalDays", 30),
             ("spec.authentication", "renewalDays")),
-    Mistake("cel-reserved-database", "DatabaseRole", _set("spec.name", "postgres"), ("spec.name", "reserved")),
+    Mistake("cel-least-above-most", "ScaledObject", _set("spec.minReplicaCount", 1000),
+            ("spec", "minReplicaCount must be less than or equal to maxReplicaCount")),
+    Mistake("cel-two-images", "Cluster",
+            _set("spec.imageCatalogRef", {"apiGroup": "postgresql.cnpg.io", "kind": "ImageCatalog", "name": "x", "major": 18}),
+            ("spec", "imageName and imageCatalogRef are mutually exclusive")),
     # API versions that are gone.
     Mistake("removed-version-of-kafka", "Kafka", _set("apiVersion", "kafka.strimzi.io/v1beta2"), ("404",)),
     Mistake("removed-version-of-budgets", "PodDisruptionBudget", _set("apiVersion", "policy/v1beta1"), ("404",)),
@@ -116,6 +120,15 @@ def test_a_mistake_is_refused(strictest: Judge, mistake: Mistake) -> None:
         strictest.api.create(wrong, dry_run=True)
     for words in mistake.says:
         assert words in str(refusal.value)
+
+
+def test_what_must_not_change_cannot(strictest: Judge) -> None:
+    """A rule that compares with what is stored, which no file alone can break."""
+    strictest.installed()
+    role = copy.deepcopy(strictest.of("DatabaseRole")[0])
+    role["spec"]["name"] = "another"
+    with pytest.raises(Refused, match="name is immutable"):
+        strictest.api.apply(role, dry_run=True)
 
 
 def _root(spec: Object) -> None:
@@ -164,7 +177,7 @@ POD_MISTAKES: tuple[tuple[str, Change, str], ...] = (
 )
 def test_a_wrong_pod_is_refused(strictest: Judge, change: Change, says: str) -> None:
     strictest.installed()
-    pod = pod_of(copy.deepcopy(workloads(strictest)[0]))
+    pod = pod_of(copy.deepcopy(services(strictest)[0]))
     strictest.api.create(pod, dry_run=True)  # as it is, it is taken
     change(pod["spec"])
     with pytest.raises(Refused) as refusal:
@@ -176,35 +189,33 @@ def test_a_wrong_pod_is_refused(strictest: Judge, change: Change, says: str) -> 
 def test_a_namespace_without_labels_lets_them_all_in(strictest: Judge) -> None:
     """It is our namespace's label that judges, not the cluster: without it the same pod passes."""
     strictest.installed()
-    pod = pod_of(copy.deepcopy(workloads(strictest)[0]))
+    pod = pod_of(copy.deepcopy(services(strictest)[0]))
     pod["metadata"]["namespace"] = "default"
     for key in ("priorityClassName", "serviceAccountName"):
         pod["spec"].pop(key)
     pod["spec"]["containers"][0]["securityContext"]["privileged"] = True
     pod["spec"]["containers"][0]["securityContext"].pop("allowPrivilegeEscalation")
-    # The account of pods that name none is made by a controller, which the oldest version does not run here.
-    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "default"}}
-    strictest.api.apply(account)
+    strictest.api.apply(account("default", "default"))
     strictest.api.create(pod, dry_run=True)
 
 
 def test_a_right_that_somebody_gave_is_seen(strictest: Judge) -> None:
     """The test that service accounts may do nothing fails when one may."""
     strictest.installed()
-    account = strictest.of("ServiceAccount")[0]
-    subject = {"kind": "ServiceAccount", **{key: account["metadata"][key] for key in ("name", "namespace")}}
+    somebody = strictest.of("ServiceAccount")[0]
+    subject = {"kind": "ServiceAccount", **{key: somebody["metadata"][key] for key in ("name", "namespace")}}
     group = "rbac.authorization.k8s.io"
     binding = {
         "apiVersion": f"{group}/v1",
         "kind": "RoleBinding",
-        "metadata": {"name": "too-much", "namespace": strictest.namespace},
+        "metadata": {"name": "too-much", "namespace": NAMESPACE},
         "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "view"},
         "subjects": [subject],
     }
     strictest.api.create(binding)
     try:
-        assert may(strictest, account, "list", "", "pods")
-        assert not may(strictest, account, "get", "", "secrets")
+        assert may(strictest, somebody, "list", "", "pods")
+        assert not may(strictest, somebody, "get", "", "secrets")
     finally:
         strictest.api("DELETE", strictest.api.path(binding))
 

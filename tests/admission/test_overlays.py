@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.admission.cluster import Object, Refused
-from tests.admission.conftest import OVERLAYS, Judge
+from tests.admission.conftest import NAMESPACE, OVERLAYS, Judge
 
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 
@@ -53,24 +53,24 @@ def test_applying_again_changes_nothing(judge: Judge) -> None:
 def test_every_pod_is_taken(judge: Judge) -> None:
     """Pod Security, limits, quotas, priorities and service accounts are judged when a pod is made, not before."""
     judge.installed()
+    classes = {each["metadata"]["name"]: each["value"] for each in judge.of("PriorityClass")}
     for workload in workloads(judge):
-        made = judge.api.create(pod_of(workload), dry_run=True)
-        name, template = workload["metadata"]["name"], workload["spec"]["template"]["spec"]
-        spec = made["spec"]
-        assert spec["serviceAccountName"] == template["serviceAccountName"] == name
-        assert not [volume for volume in spec["volumes"] if volume["name"].startswith("kube-api-access")], name
-        classes = {each["metadata"]["name"]: each["value"] for each in judge.of("PriorityClass")}
-        assert spec["priority"] == classes[template["priorityClassName"]]
+        spec = judge.api.create(pod_of(workload), dry_run=True)["spec"]
+        name, written = workload["metadata"]["name"], workload["spec"]["template"]["spec"]
+        assert spec["serviceAccountName"] == written.get("serviceAccountName", "default")
+        assert not tokens(spec), name
+        assert spec["priority"] == classes.get(written.get("priorityClassName"), 0), name
         for container in spec["containers"]:
             resources = container["resources"]
             assert resources["requests"]["memory"] == resources["limits"]["memory"], name
-            assert "cpu" in resources["requests"] and "cpu" not in resources["limits"], name
+            assert "cpu" in resources["requests"], name
+            assert "cpu" not in resources["limits"], name
 
 
 def test_a_pod_that_says_nothing_gets_limits(judge: Judge) -> None:
     """The limit range fills in what a pod does not say, so that the quota can count it."""
     judge.installed()
-    pod = pod_of(workloads(judge)[0])
+    pod = pod_of(services(judge)[0])
     for container in pod["spec"]["containers"]:
         del container["resources"]
     made = judge.api.create(pod, dry_run=True)
@@ -91,7 +91,7 @@ def test_service_accounts_may_do_nothing(judge: Judge, verb: str, group: str, re
 
 def test_an_administrator_may(judge: Judge) -> None:
     """The question of the test above can be answered with yes."""
-    attributes = {"namespace": judge.namespace, "verb": "get", "group": "", "resource": "secrets"}
+    attributes = {"namespace": NAMESPACE, "verb": "get", "group": "", "resource": "secrets"}
     assert _reviewed(judge, {"user": "admin", "groups": ["system:masters"], "resourceAttributes": attributes})
 
 
@@ -113,6 +113,21 @@ def test_nobody_reaches_anybody_unless_a_policy_says_so(judge: Judge) -> None:
 def workloads(judge: Judge) -> list[Object]:
     """What makes pods."""
     return [document for kind in WORKLOADS for document in judge.of(kind)]
+
+
+def services(judge: Judge) -> list[Object]:
+    """The workloads that are services of ours: whoever has a budget."""
+    budgets = {document["metadata"]["name"] for document in judge.of("PodDisruptionBudget")}
+    return [workload for workload in workloads(judge) if workload["metadata"]["name"] in budgets]
+
+
+def tokens(spec: Object) -> list[Object]:
+    """The volumes of a pod by which it could speak to the API server."""
+    return [
+        volume
+        for volume in spec.get("volumes", ())
+        if any("serviceAccountToken" in source for source in volume.get("projected", {}).get("sources", ()))
+    ]
 
 
 def pod_of(workload: Object) -> Object:

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from tests.admission.cluster import Object, Refused, condition, until
-from tests.admission.conftest import Judge
-from tests.admission.test_overlays import workloads
+from tests.admission.conftest import NAMESPACE, Judge
+from tests.admission.test_overlays import services, tokens, workloads
 
 _ROLLED_SECONDS = 120.0
 
@@ -16,8 +16,12 @@ _ROLLED_SECONDS = 120.0
 def _pods(judge: Judge, workload: Object) -> list[Object]:
     """The pods of a workload that are not about to end."""
     selector = ",".join(f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items())
-    found = judge.api.items(f"/api/v1/namespaces/{judge.namespace}/pods", labelSelector=selector)
+    found = judge.api.items(f"/api/v1/namespaces/{_room(workload)}/pods", labelSelector=selector)
     return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+
+def _room(workload: Object) -> str:
+    return str(workload["metadata"]["namespace"])
 
 
 def _replicas(workload: Object) -> int:
@@ -36,7 +40,7 @@ def _out(judge: Judge, workload: Object) -> None:
     """Waits until a Deployment is out; when it does not come, its events say why."""
 
     def why() -> str:
-        events = judge.cluster.kubectl("-n", judge.namespace, "get", "events", "--sort-by=.lastTimestamp")
+        events = judge.cluster.kubectl("-n", _room(workload), "get", "events", "--sort-by=.lastTimestamp")
         return f"{workload['metadata']['name']} rolls out\n{events.stdout[-4000:]}"
 
     until(lambda: _is_out(judge, workload), why, _ROLLED_SECONDS)
@@ -50,8 +54,7 @@ def _rolled_out(judge: Judge) -> None:
 
 def _replicated(judge: Judge) -> list[Object]:
     """The Deployments with at least two replicas and a budget."""
-    budgets = {document["metadata"]["name"] for document in judge.of("PodDisruptionBudget")}
-    return [each for each in judge.of("Deployment") if _replicas(each) >= 2 and each["metadata"]["name"] in budgets]
+    return [workload for workload in services(judge) if _replicas(workload) >= 2]
 
 
 def test_every_workload_rolls_out(newest: Judge) -> None:
@@ -65,20 +68,20 @@ def test_every_workload_rolls_out(newest: Judge) -> None:
 def test_pods_carry_priority_and_account_and_no_token(newest: Judge) -> None:
     _rolled_out(newest)
     classes = {each["metadata"]["name"]: each["value"] for each in newest.of("PriorityClass")}
-    for workload in workloads(newest):
+    for workload in services(newest):
         for pod in _pods(newest, workload):
             spec = pod["spec"]
             assert spec["priority"] == classes[spec["priorityClassName"]] > 0
             assert spec["serviceAccountName"] == workload["metadata"]["name"]
             assert spec["automountServiceAccountToken"] is False
-            assert not [volume for volume in spec["volumes"] if volume["name"].startswith("kube-api-access")]
+            assert not tokens(spec)
 
 
 def test_the_books_go_before_the_rest(newest: Judge) -> None:
     _rolled_out(newest)
     priorities = {
         workload["metadata"]["name"]: pod["spec"]["priority"]
-        for workload in workloads(newest)
+        for workload in services(newest)
         for pod in _pods(newest, workload)
     }
     books = {priorities.pop("metering"), priorities.pop("billing")}
@@ -89,7 +92,7 @@ def test_the_books_go_before_the_rest(newest: Judge) -> None:
 def test_the_quota_counts_them_and_has_room(newest: Judge) -> None:
     _rolled_out(newest)
     (quota,) = newest.of("ResourceQuota")
-    wanted = sum(map(_replicas, workloads(newest)))
+    wanted = sum(_replicas(workload) for workload in workloads(newest) if _room(workload) == NAMESPACE)
     until(lambda: newest.api.get(quota)["status"].get("used", {}).get("pods") == str(wanted), "the quota has counted")
 
 
@@ -167,7 +170,7 @@ def test_a_surge_would_be_seen(deepest: Judge) -> None:
 def _during_update(judge: Judge, workload: Object) -> list[tuple[int, int]]:
     """(pods that are not ending, those of them that are ready) after each change of a rolling update."""
     selector = ",".join(f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items())
-    collection = f"/api/v1/namespaces/{judge.namespace}/pods"
+    collection = f"/api/v1/namespaces/{NAMESPACE}/pods"
     listed = judge.api("GET", collection, labelSelector=selector)
     pods: dict[str, Object] = {pod["metadata"]["uid"]: pod for pod in listed["items"]}
     old = set(pods)
