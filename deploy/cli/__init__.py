@@ -53,6 +53,7 @@ COMMANDS: dict[str, Lazy] = {
         "deploy.cli.retention:retention", "Show how much time each store has until it keeps something too long."
     ),
     "drill": Lazy("deploy.cli.drill:drill", "Rehearse what must go well on a bad day, on a mesh of its own."),
+    "k8s": Lazy("deploy.cli.k8s:k8s", "Render and verify the Kubernetes manifests. Needs no cluster."),
     "demo": Lazy("deploy.cli.demo:demo", "See the mesh at work, somebody forgotten, and both proved."),
 }
 

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import click
 
@@ -84,11 +84,9 @@ def pages(known: Mapping[str, str], room: str, name: str, limit: int, **query: o
 
 
 def _get(known: Mapping[str, str], room: str, path: str, role: str, reason: str) -> tuple[int, Any]:
-    port = known.get(f"STEWARD_{room.upper()}_PORT")
-    if not port:
-        raise Unavailable(f"no stack has been started here (no port of {room} is known): start one with `steward up`")
+    place = _place(known, room)
     headers = {"x-steward-actor": actor(), "x-steward-role": role, "x-steward-reason": reason}
-    connection = http.client.HTTPConnection(HOST, int(port), timeout=_SECONDS)
+    connection = http.client.HTTPConnection(place, timeout=_SECONDS)
     try:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
@@ -96,7 +94,18 @@ def _get(known: Mapping[str, str], room: str, path: str, role: str, reason: str)
     except (OSError, http.client.HTTPException, ValueError) as error:
         said = str(error) or type(error).__name__
         raise Unavailable(
-            f"{room} does not answer on port {port} ({said}): see `steward status`, or start with `steward up`"
+            f"{room} does not answer at {place} ({said}): see `steward status`, or start with `steward up`"
         ) from error
     finally:
         connection.close()
+
+
+def _place(known: Mapping[str, str], room: str) -> str:
+    """host:port of the service: on this machine, or where STEWARD_<SERVICE>_URL says (in a cluster)."""
+    port = known.get(f"STEWARD_{room.upper()}_PORT")
+    elsewhere = known.get(f"STEWARD_{room.upper()}_URL")
+    if elsewhere:
+        return urlsplit(elsewhere).netloc
+    if not port:
+        raise Unavailable(f"no stack has been started here (no port of {room} is known): start one with `steward up`")
+    return f"{HOST}:{port}"

@@ -133,7 +133,8 @@ def _chosen(known: Mapping[str, str], service: str | None) -> tuple[str, ...]:
     """The services that are asked: the one that is named, or all that run here; where none does, the first one says so."""
     if service is not None:
         return (service,)
-    return tuple(name for name in HOLDERS if f"STEWARD_{name.upper()}_PORT" in known) or HOLDERS
+    told = (tuple(f"STEWARD_{name.upper()}_{what}" for what in ("PORT", "URL")) for name in HOLDERS)
+    return tuple(name for name, either in zip(HOLDERS, told, strict=True) if known.keys() & set(either)) or HOLDERS
 
 
 def _find(known: Mapping[str, str], letter: int, service: str | None) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Kubernetes: the manifests that the code declares, and the tools that read them."""
+"""Kubernetes manifests from what the code declares (`render`), and what no API server can judge about them (`verify`)."""

@@ -64,6 +64,31 @@ class Names:
         return f"STEWARD_AUDITOR_{self.name.upper()}_DATABASE_URL"
 
 
+def role_settings(role: str) -> tuple[str, ...]:
+    """What holds for every session of `role`, on every server. Its name is one of `Names`, or the auditor's."""
+    return (
+        # A frozen process must not hold a partition's row for ever.
+        f"ALTER ROLE {role} SET idle_in_transaction_session_timeout = '10s'",
+        f"ALTER ROLE {role} SET timezone = 'UTC'",
+        f"ALTER ROLE {role} SET jit = 'off'",
+    )
+
+
+def rights(room: Names) -> tuple[str, ...]:
+    """Who may do what in the room's database, as statements for its owner or a superuser in that database."""
+    default = f"ALTER DEFAULT PRIVILEGES FOR ROLE {room.owner} IN SCHEMA public GRANT"
+    statements = (
+        f"REVOKE ALL ON DATABASE {room.database} FROM PUBLIC",
+        f"GRANT CONNECT, TEMPORARY ON DATABASE {room.database} TO {room.app}",
+        f"GRANT CONNECT ON DATABASE {room.database} TO {AUDITOR}",
+        "REVOKE ALL ON SCHEMA public FROM PUBLIC",
+        f"GRANT USAGE ON SCHEMA public TO {room.app}, {AUDITOR}",
+        f"{default} SELECT, INSERT, UPDATE, DELETE ON TABLES TO {room.app}",
+        f"{default} USAGE ON SEQUENCES TO {room.app}",
+    )
+    return statements if room.name == KEYS else (*statements, f"{default} SELECT ON TABLES TO {AUDITOR}")
+
+
 async def provision(
     admin_url: str,
     services: Iterable[str],
@@ -190,10 +215,8 @@ async def _role(admin: asyncpg.Connection[asyncpg.Record], role: str, password: 
     if not await admin.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", role):
         await _ddl(admin, "CREATE ROLE %I LOGIN", role)
     await _ddl(admin, "ALTER ROLE %I LOGIN PASSWORD %L", role, scram_secret(password))
-    # The same on every server, ours or not: a frozen process must not hold a partition's row for ever.
-    await _ddl(admin, "ALTER ROLE %I SET idle_in_transaction_session_timeout = '10s'", role)
-    await _ddl(admin, "ALTER ROLE %I SET timezone = 'UTC'", role)
-    await _ddl(admin, "ALTER ROLE %I SET jit = 'off'", role)
+    for statement in role_settings(role):
+        await admin.execute(statement)
 
 
 async def _database(admin: asyncpg.Connection[asyncpg.Record], room: Names) -> None:
@@ -208,16 +231,8 @@ async def _rights(owner_url: str, room: Names) -> None:
     owner = await connect(owner_url)
     try:
         async with owner.transaction():
-            await _ddl(owner, "REVOKE ALL ON DATABASE %I FROM PUBLIC", room.database)
-            await _ddl(owner, "GRANT CONNECT, TEMPORARY ON DATABASE %I TO %I", room.database, room.app)
-            await _ddl(owner, "GRANT CONNECT ON DATABASE %I TO %I", room.database, AUDITOR)
-            await _ddl(owner, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
-            await _ddl(owner, "GRANT USAGE ON SCHEMA public TO %I, %I", room.app, AUDITOR)
-            default = "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT"
-            await _ddl(owner, f"{default} SELECT, INSERT, UPDATE, DELETE ON TABLES TO %I", room.app)
-            await _ddl(owner, f"{default} USAGE ON SEQUENCES TO %I", room.app)
-            if room.name != KEYS:
-                await _ddl(owner, f"{default} SELECT ON TABLES TO %I", AUDITOR)
+            for statement in rights(room):
+                await owner.execute(statement)
     finally:
         await owner.close()
 

@@ -29,8 +29,8 @@ from services.audit.drift import app as drift
 from services.audit.recompute import PICO, ByokTerms, byok_fees
 from services.audit.replay import Chain, Findings, Part, Replay
 from services.audit.residue import app as residue
-from shared.contract.topics import GENERATIONS, PAYMENTS
-from shared.mesh import Service, Transaction, metrics
+from shared.contract.topics import GENERATIONS, HOLDERS, PAYMENTS, TOPICS
+from shared.mesh import Footprint, Rights, Service, Transaction, metrics
 from shared.mesh.http import NotFound
 from shared.mesh.settings import KafkaSettings, Misconfigured
 from shared.mesh.store import Connection
@@ -460,7 +460,15 @@ class Room:
 def make_service(env: Mapping[str, str] = os.environ) -> Service:
     """The room's declaration; `env` names the databases that it reads."""
     room = Room(env)
-    service = Service("audit", migrations=Path(__file__).parent / "migrations", on_start=room.open)
+    service = Service(
+        "audit",
+        migrations=Path(__file__).parent / "migrations",
+        # One: who follows the books does so from where it stands, in memory.
+        footprint=Footprint(memory_mb=172),
+        rights=Rights(inspects=TOPICS, audits=HOLDERS, blobs=True),
+        uses_keys=True,
+        on_start=room.open,
+    )
 
     # Jobs run one after the other, each inside a transaction of audit's database. It must be a short one: no row version
     # that is newer than a running transaction may be cleared away, in the other databases neither.

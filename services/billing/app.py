@@ -22,7 +22,7 @@ from shared.contract.cards import holds_card
 from shared.contract.codec import encode_json
 from shared.contract.ids import derived_id
 from shared.contract.topics import pace
-from shared.mesh import Batch, Partitioned, Service, Transaction, metrics
+from shared.mesh import Batch, Footprint, Partitioned, Service, Transaction, metrics
 from shared.mesh.http import NotFound
 from shared.mesh.store import Connection, OutboxRow
 from shared.mesh.transaction import rfc3339, shard_of
@@ -59,6 +59,7 @@ async def observe(db: Connection, now: datetime) -> None:
 service = Service(
     "billing",
     migrations=Path(__file__).parent / "migrations",
+    footprint=Footprint(memory_mb=167, replicas=2, most=3, scales_on=topics.USAGE_RATED, per_second=100, books=True),
     partitioned=(
         Partitioned(
             "line_seen", back=policy().window.days + 1, ahead=7, keeps=policy().window, bound=charges.day_bound

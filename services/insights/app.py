@@ -12,7 +12,7 @@ from services.insights import store
 from services.insights.activity import LIFE, judged, missing, obeyed, row
 from services.insights.data_map import HOLDING
 from shared.contract import topics
-from shared.mesh import Batch, Partitioned, Service, Transaction
+from shared.mesh import Batch, Footprint, Partitioned, Service, Transaction
 from shared.mesh.http import NotAllowed
 from shared.privacy.holder import attach
 from shared.privacy.reasons import names_a_case
@@ -20,6 +20,7 @@ from shared.privacy.reasons import names_a_case
 service = Service(
     "insights",
     migrations=Path(__file__).parent / "migrations",
+    footprint=Footprint(memory_mb=130, replicas=2, most=3, scales_on=topics.ACTIVITY, per_second=2_000),
     partitioned=(Partitioned("activity", back=0, ahead=LIFE.days + 3, keeps=timedelta(0)),),
 )
 

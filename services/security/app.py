@@ -21,7 +21,7 @@ from services.security.access import (
 )
 from services.security.data_map import HOLDING
 from shared.contract import topics
-from shared.mesh import Batch, Partitioned, Received, Service, Transaction
+from shared.mesh import Batch, Footprint, Partitioned, Received, Service, Transaction
 from shared.privacy.holder import attach
 from shared.privacy.vault import Shredded, Tampered, Vault, day_hmac, seal_value, vault_of
 
@@ -34,6 +34,7 @@ def make_service() -> Service:
     service = Service(
         "security",
         migrations=Path(__file__).parent / "migrations",
+        footprint=Footprint(memory_mb=130, replicas=2, most=3, scales_on=topics.ACCESS, per_second=2_000),
         partitioned=(
             Partitioned("access_row", back=0, ahead=ROW_LIFE.days + 3, keeps=timedelta(0)),
             Partitioned("access_ip", back=0, ahead=IP_LIFE.days + 3, keeps=timedelta(0)),

@@ -20,6 +20,11 @@ class WrongTopic(Exception):
     """A topic exists and is not what the contract says; the text says what to do."""
 
 
+def created_with(topic: Topic, *, hurried: bool = False) -> dict[str, str]:
+    """The settings with which a topic is made, whoever makes it."""
+    return topic.config(hurried=hurried) | {"max.message.bytes": str(MAX_RECORD_BYTES)}
+
+
 async def ensure_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS) -> list[str]:
     """Makes the contract's topics and returns the new ones. Raises `WrongTopic` for a changed partition count.
 
@@ -35,7 +40,7 @@ async def ensure_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPIC
                 topic.name,
                 topic.partitions,
                 settings.replication,
-                topic_configs=topic.config(hurried=settings.hurried) | {"max.message.bytes": str(MAX_RECORD_BYTES)},
+                topic_configs=created_with(topic, hurried=settings.hurried),
             )
             for topic in wanted
             if topic.name not in existing

@@ -110,7 +110,8 @@ class Runtime:
         self._pool = await store.open_pool(settings.database_url, application=f"steward-{service.name}")
         if service.on_start is not None:
             await service.on_start(self)
-        await ensure_topics(settings.kafka)
+        # Its own alone: in a cluster it has no right to see, and none to make, those of others.
+        await ensure_topics(settings.kafka, service.topics)
         self.relay = Relay(
             service.name, settings.database_url, self._pool, settings.kafka,
             fault=self._fault, locking=self._relay_locking,

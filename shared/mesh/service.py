@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from aiokafka import ConsumerRecord
 
-from shared.contract.topics import Topic
+from shared.contract.topics import TOPICS, Topic
 from shared.mesh.store import Connection
 from shared.mesh.transaction import Transaction
 
@@ -143,15 +143,58 @@ class Consumer:
     guarded: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a service needs where it runs, as measured; requests, limits and scaling in a cluster follow from it.
+
+    `memory_mb`: the most resident memory of one process under its heaviest work (1 MB = 10**6 bytes). `replicas`: processes
+    that run always; `most`: beyond which more do not help (partitions, or the database, are the limit). `scales_on`: the
+    topic whose backlog asks for more, of which one process handles `per_second` records. `books`: keeps the books, so it is
+    the last to make room for others.
+    """
+
+    memory_mb: int
+    replicas: int = 1
+    most: int = 1
+    scales_on: Topic | None = None
+    per_second: int = 0
+    books: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.replicas <= self.most:
+            raise ValueError(f"{self.replicas} replicas of at most {self.most}")
+        if self.most > self.replicas and (self.scales_on is None or self.per_second <= 0):
+            raise ValueError("what scales needs a topic and a speed to scale by")
+        if self.scales_on is not None and self.most > self.scales_on.partitions:
+            raise ValueError(f"{self.scales_on.name} keeps {self.scales_on.partitions} processes busy, not {self.most}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a service does beyond reading the topics that it consumes and writing those that the contract gives it.
+
+    `inspects`: topics whose records and settings it reads without a group. `trims`: topics that it cuts, behind the readers
+    of each. `audits`: services whose databases it reads with the auditor's login. `egress`: what it reaches outside of the
+    cluster (`smtp`). `blobs`: it reads or writes the store of copies. `signs`: it has the key that signs certificates.
+    """
+
+    inspects: tuple[Topic, ...] = ()
+    trims: tuple[Topic, ...] = ()
+    audits: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
+    blobs: bool = False
+    signs: bool = False
+
+
 @dataclass(slots=True)
 class Service:
     """One room of the house. `publishes` is checked against the contract when a record is published."""
 
     name: str
     migrations: Path
+    footprint: Footprint | None = None
     partitioned: tuple[Partitioned, ...] = ()
-    egress: tuple[str, ...] = ()
-    replicas: int = 1
+    rights: Rights = Rights()
     uses_keys: bool = False
     filter: Filter | None = None
     guard: Guard | None = None
@@ -175,6 +218,12 @@ class Service:
     read_handlers: dict[str, ReadHandler] = field(default_factory=dict)
     file_handlers: dict[str, FileHandler] = field(default_factory=dict)
     commands: dict[str, CommandHandler] = field(default_factory=dict)
+
+    @property
+    def topics(self) -> tuple[Topic, ...]:
+        """Every topic that this service has to do with."""
+        rights = (*self.rights.inspects, *self.rights.trims)
+        return tuple(t for t in TOPICS if self.name in t.readers or self.name in t.writers or t in rights)
 
     def consumes(
         self,

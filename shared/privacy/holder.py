@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -456,6 +457,7 @@ def attach(
     )
     service.schemas += (("privacy", SCHEMA),)
     service.uses_keys = True
+    service.rights = replace(service.rights, blobs=True)
     service.guard, service.filter = holder.tombstones.guard, holder.tombstones.filter
     started, caught_up, idle = service.on_start, service.on_caught_up, service.on_idle
 

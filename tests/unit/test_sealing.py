@@ -133,7 +133,8 @@ def test_a_missing_key_is_no_damage() -> None:
 def test_every_value_has_a_key_of_its_own() -> None:
     values = [seal(ADDRESS, KEY, PUBLIC) for _ in range(50)]
     assert len({part for value in values for part in value.split(":")[3:]}) == 100
-    assert not re.search("ada|example", "".join(values))
+    # As long as chance does not write among some thousand characters of base64.
+    assert not re.search("lovelace|example", "".join(values))
 
 
 def test_platforms_seal_with_the_key_as_it_is_printed() -> None:

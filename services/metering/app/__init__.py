@@ -24,7 +24,7 @@ from services.metering.data_map import HOLDING
 from services.metering.identity import day_bound
 from services.metering.usage import hour_bound, ordinal_bound
 from shared.contract import topics
-from shared.mesh import Batch, Done, Partitioned, Received, Service, Task, Transaction
+from shared.mesh import Batch, Done, Footprint, Partitioned, Received, Service, Task, Transaction
 from shared.mesh.http import NotFound
 from shared.policy import policy
 from shared.privacy.holder import attach
@@ -56,8 +56,11 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
                 "rollup_daily", back=ROLLUP_DAYS, ahead=40, monthly=True, keeps=ROLLUPS_LIVE, bound=ordinal_bound
             ),
         ),
-        replicas=2,
-        uses_keys=True,
+        # Measured with `make bench`: 33,800 generations a second in one process, and two bring 1.4 times as much: beyond
+        # that its database is the limit.
+        footprint=Footprint(
+            memory_mb=237, replicas=2, most=4, scales_on=topics.GENERATIONS, per_second=20_000, books=True
+        ),
         on_start=room.open,
         on_idle=store.pending_count,
         on_observe=observe,

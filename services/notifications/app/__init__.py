@@ -13,7 +13,7 @@ from services.notifications import store
 from services.notifications.app.office import SEND, Office
 from services.notifications.data_map import HOLDING
 from shared.contract import topics
-from shared.mesh import Batch, Received, Service, Task, Transaction, metrics
+from shared.mesh import Batch, Footprint, Received, Rights, Service, Task, Transaction, metrics
 from shared.mesh.store import Connection
 from shared.privacy.holder import attach
 
@@ -39,7 +39,8 @@ def make_service(office: Office | None = None) -> Service:
     service = Service(
         "notifications",
         migrations=Path(__file__).parents[1] / "migrations",
-        egress=("smtp",),
+        footprint=Footprint(memory_mb=130, replicas=2, most=2),
+        rights=Rights(egress=("smtp",)),
         on_start=office.open,
         on_observe=observe,
     )

@@ -21,11 +21,11 @@ from services.retention.data_map import HOLDING
 from services.retention.directory import store as directory_store
 from services.retention.speed import LAST
 from shared.contract import events, topics
-from shared.mesh import Batch, Received, Service, Task, Transaction
+from shared.mesh import Batch, Footprint, Received, Rights, Service, Task, Transaction
 from shared.mesh.http import NotFound
 from shared.mesh.service import Served
 from shared.mesh.store import Connection
-from shared.mesh.trim import hold_of, trim
+from shared.mesh.trim import hold_of, is_trimmed, trim
 from shared.privacy.holder import attach
 
 _REPUBLISHED = 1_000
@@ -61,6 +61,9 @@ def make_service(
     service = Service(
         "retention",
         migrations=Path(__file__).parents[1] / "migrations",
+        # 128 MB of it for a passphrase's key (scrypt), while a package is made.
+        footprint=Footprint(memory_mb=244, replicas=2, most=2),
+        rights=Rights(trims=tuple(topic for topic in topics.TOPICS if is_trimmed(topic)), signs=True),
         on_start=start,
         on_observe=gauges,
     )

@@ -1,0 +1,95 @@
+"""KEDA's triggers: their `metadata` is a free map for the API server, so that a misspelt name passes it unseen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from deploy.k8s import names, rights, scaling
+from deploy.k8s.checks.objects import Overlay
+from deploy.k8s.names import Doc
+
+_FLAGS = ("true", "false")
+_LIKE_FLAGS = {"allowIdleConsumers", "excludePersistentLag", "scaleToZeroOnInvalidOffset", "limitToPartitionsWithLag",
+               "ensureEvenDistributionOfPartitions", "unsafeSsl"}  # fmt: skip
+
+
+@cache
+def _parameters() -> dict[str, dict[str, Any]]:
+    text = Path(__file__).with_name("keda-kafka.json").read_text(encoding="utf-8")
+    parameters: dict[str, dict[str, Any]] = json.loads(text)["parameters"]
+    return parameters
+
+
+def check(overlay: Overlay) -> list[str]:
+    """A sentence for each thing in a ScaledObject that KEDA would refuse, pass over, or scale by the wrong thing for."""
+    return [
+        f"ScaledObject {doc['metadata']['name']}: {said}"
+        for doc in overlay.of("ScaledObject")
+        for said in (*_target(overlay, doc), *(s for trigger in doc["spec"]["triggers"] for s in _trigger(overlay, doc, trigger)))
+    ]
+
+
+def _target(overlay: Overlay, doc: Doc) -> Iterator[str]:
+    spec, name = doc["spec"], doc["spec"]["scaleTargetRef"]["name"]
+    target = overlay.named("Deployment").get(name)
+    if target is None:
+        yield f"there is no Deployment {name} to scale"
+        return
+    if not 1 <= spec["minReplicaCount"] <= spec["maxReplicaCount"]:
+        yield f"replicas from {spec['minReplicaCount']} to {spec['maxReplicaCount']}"
+    down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    if down["stabilizationWindowSeconds"] < 300 or any(policy["value"] > 1 for policy in down["policies"]):
+        yield "scales down too fast: each step stops the whole group (at least 300 s of calm, one pod at a time)"
+
+
+def _trigger(overlay: Overlay, doc: Doc, trigger: Doc) -> Iterator[str]:
+    if trigger["type"] != "kafka":
+        yield f"{trigger['type']!r} is a trigger that nobody here knows: add its parameters to the check"
+        return
+    said, given = trigger["metadata"], _given(overlay, trigger)
+    for name, value in said.items():
+        known = _parameters().get(name)
+        if known is None or "metadata" not in known["in"]:
+            yield f"the kafka trigger has no parameter {name!r}" if known is None else f"{name} comes by authentication alone"
+        elif not isinstance(value, str):
+            yield f"{name}: {value!r} is no text, and every parameter is one"
+        elif value not in known.get("values", _FLAGS if name in _LIKE_FLAGS else (value,)):
+            yield f"{name}: {value!r} is none of {', '.join(known.get('values', _FLAGS))}"
+    for name in given - _parameters().keys():
+        yield f"its authentication gives {name!r}, which the kafka trigger does not know"
+    for name, known in _parameters().items():
+        if not known["optional"] and name not in said and name not in given:
+            yield f"{name} is missing"
+    if trigger.get("authenticationRef", {}).get("name") not in overlay.named("TriggerAuthentication"):
+        yield "its authentication is not there"
+    yield from _meaning(overlay, doc, said)
+
+
+def _given(overlay: Overlay, trigger: Doc) -> set[str]:
+    """The parameters that come by the trigger's authentication."""
+    found = overlay.named("TriggerAuthentication").get(trigger.get("authenticationRef", {}).get("name", ""))
+    spec = found["spec"] if found else {}
+    return {each["parameter"] for kind in ("secretTargetRef", "configMapTargetRef") for each in spec.get(kind, [])}
+
+
+def _meaning(overlay: Overlay, doc: Doc, said: Doc) -> Iterator[str]:
+    """That it is the backlog of the pods that are scaled, and that the threshold is what was measured."""
+    service = rights.services().get(doc["spec"]["scaleTargetRef"]["name"])
+    topic = overlay.named("KafkaTopic").get(said.get("topic", ""))
+    if topic is None:
+        yield f"there is no topic {said.get('topic')!r}"
+    elif doc["spec"]["maxReplicaCount"] > topic["spec"]["partitions"]:
+        yield f"more replicas than {said['topic']} has partitions"
+    if service is None:
+        return
+    own = rights.scales_on(service)
+    if own is None or said.get("topic") != own.name or said.get("consumerGroup") != rights.group(service.name, own):
+        yield f"{said.get('consumerGroup')} on {said.get('topic')} is not what {service.name} scales by"
+    if said.get("lagThreshold") != str(scaling.threshold(service)):
+        yield f"lagThreshold {said.get('lagThreshold')} is not what was measured ({scaling.threshold(service)})"
+    if not str(said.get("bootstrapServers", "")).startswith(f"{names.KAFKA}-kafka-bootstrap.{names.NAMESPACE}.svc:"):
+        yield f"{said.get('bootstrapServers')} is not reached from KEDA's namespace"

@@ -1,0 +1,178 @@
+"""Names that one object says and another one has to have: selectors, ports, secrets and their keys, accounts, classes, topics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deploy.k8s import names, rights, secrets
+from deploy.k8s.checks.objects import Overlay, Pods, matches
+from deploy.k8s.names import Doc
+
+
+def check(overlay: Overlay) -> list[str]:
+    """A sentence for each name that leads nowhere."""
+    return [*_selectors(overlay), *_pods(overlay), *_kafka(overlay), *_postgres(overlay)]
+
+
+# --- selectors ---------------------------------------------------------------------------------------------------
+
+
+def _selectors(overlay: Overlay) -> Iterator[str]:
+    pods = overlay.pods()
+    for doc in overlay.of("Service", "PodDisruptionBudget", "PodMonitor", "NetworkPolicy"):
+        spec, where = doc["spec"], f"{doc['kind']} {doc['metadata']['name']}"
+        selector = {"matchLabels": spec["selector"]} if doc["kind"] == "Service" else spec.get("selector", spec.get("podSelector"))
+        home = doc["metadata"]["namespace"]
+        found = [each for each in pods if each.namespace == home and matches(selector, each.labels)]
+        if not found:
+            yield f"{where} selects no pod"
+        wanted = [port.get("targetPort") for port in spec.get("ports", [])] if doc["kind"] == "Service" else []
+        wanted += [endpoint["port"] for endpoint in spec.get("podMetricsEndpoints", [])]
+        for each in found:
+            if each.spec is None:
+                continue  # an operator's: its ports are in no manifest
+            yield from (f"{where}: {each.name} has no port {port!r}" for port in wanted if port not in each.ports())
+    budgets = [doc["spec"]["selector"] for doc in overlay.of("PodDisruptionBudget")]
+    for service in rights.services():
+        if not any(each.name == service for each in pods):
+            yield f"{service} has no pods"
+        elif not any(matches(budget, names.selector(service)) for budget in budgets):
+            yield f"{service} has no PodDisruptionBudget"
+
+
+# --- pods --------------------------------------------------------------------------------------------------------
+
+
+def _pods(overlay: Overlay) -> Iterator[str]:
+    held, maps = _secrets(overlay), _config_maps(overlay)
+    for doc, pods in overlay.workloads():
+        where, spec = f"{doc['kind']} {pods.name}", pods.spec or {}
+        if not matches(doc["spec"]["selector"], pods.labels):
+            yield f"{where} does not select its own pods"
+        account = spec.get("serviceAccountName")
+        if account is not None and account not in overlay.named("ServiceAccount"):
+            yield f"{where}: there is no ServiceAccount {account}"
+        priority = spec.get("priorityClassName")
+        if priority is not None and priority not in overlay.named("PriorityClass"):
+            yield f"{where}: there is no PriorityClass {priority}"
+        for constraint in spec.get("topologySpreadConstraints", []):
+            if not matches(constraint["labelSelector"], pods.labels):
+                yield f"{where}: a spread over {constraint['topologyKey']} does not count its own pods"
+        for container in spec["containers"]:
+            yield from (f"{where}: {said}" for said in _container(container, pods, spec))
+            if pods.namespace == names.NAMESPACE:
+                yield from (f"{where}: {said}" for said in _given(container, spec, held, maps))
+
+
+def _container(container: Doc, pods: Pods, spec: Doc) -> Iterator[str]:
+    volumes = {volume["name"] for volume in spec.get("volumes", [])}
+    for mount in container.get("volumeMounts", []):
+        if mount["name"] not in volumes:
+            yield f"there is no volume {mount['name']}"
+    for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+        probe = container.get(kind, {}).get("httpGet") or container.get(kind, {}).get("tcpSocket")
+        if probe and probe["port"] not in pods.ports():
+            yield f"{kind} asks a port {probe['port']!r} that it does not have"
+
+
+def _given(container: Doc, spec: Doc, held: Mapping[str, set[str]], maps: Mapping[str, set[str]]) -> Iterator[str]:
+    for said in _references(container, spec):
+        kind, name, key = said
+        known = held if kind == "secret" else maps
+        if name not in known:
+            yield f"nothing makes the {kind} {name}"
+        elif key is not None and key not in known[name]:
+            yield f"the {kind} {name} has no key {key}"
+
+
+def _references(container: Doc, spec: Doc) -> Iterator[tuple[str, str, str | None]]:
+    """(kind, name, key) of every secret and config map that a pod needs; a whole one has no key."""
+    for source in container.get("envFrom", []):
+        if "configMapRef" in source:
+            yield "config map", source["configMapRef"]["name"], None
+        if "secretRef" in source:
+            yield "secret", source["secretRef"]["name"], None
+    for variable in container.get("env", []):
+        source = variable.get("valueFrom", {})
+        if "secretKeyRef" in source:
+            yield "secret", source["secretKeyRef"]["name"], source["secretKeyRef"]["key"]
+        if "configMapKeyRef" in source:
+            yield "config map", source["configMapKeyRef"]["name"], source["configMapKeyRef"]["key"]
+    for volume in spec.get("volumes", []):
+        if "configMap" in volume:
+            yield "config map", volume["configMap"]["name"], None
+        sources = [volume["secret"]] if "secret" in volume else []
+        sources += [source["secret"] for source in volume.get("projected", {}).get("sources", [])]
+        for source in sources:
+            name = source.get("secretName", source.get("name"))
+            yield from (("secret", name, item["key"]) for item in source.get("items", [{"key": None}]))
+
+
+def _config_maps(overlay: Overlay) -> dict[str, set[str]]:
+    return {name: set(doc.get("data", {})) for name, doc in overlay.named("ConfigMap").items()}
+
+
+def _secrets(overlay: Overlay) -> dict[str, set[str]]:
+    """Every secret that will be there and its keys: of external-secrets or `steward k8s secrets`, and of the operators."""
+    external = overlay.named("ExternalSecret")
+    if external:
+        held = {name: {each["secretKey"] for each in doc["spec"]["data"]} for name, doc in external.items()}
+    else:
+        held = {secret.name: set(secret.keys) for secret in secrets.wanted(rights.services().values())}
+    for user in overlay.named("KafkaUser"):
+        held[user] = {"password", "sasl.jaas.config"}
+    for kafka in overlay.named("Kafka"):
+        held[f"{kafka}-cluster-ca-cert"] = {"ca.crt", "ca.p12", "ca.password"}
+    for cluster in overlay.named("Cluster"):
+        held[f"{cluster}-ca"] = {"ca.crt", "ca.key"}
+    return held
+
+
+# --- Kafka and PostgreSQL ----------------------------------------------------------------------------------------
+
+
+def _kafka(overlay: Overlay) -> Iterator[str]:
+    kafkas, topics = overlay.named("Kafka"), overlay.named("KafkaTopic")
+    brokers = sum(
+        pool["spec"]["replicas"] for pool in overlay.of("KafkaNodePool") if "broker" in pool["spec"]["roles"]
+    )
+    for doc in overlay.of("KafkaTopic", "KafkaUser", "KafkaNodePool"):
+        if doc["metadata"]["labels"].get("strimzi.io/cluster") not in kafkas:
+            yield f"{doc['kind']} {doc['metadata']['name']} belongs to no Kafka that is here"
+    for name, topic in topics.items():
+        replicas, in_sync = topic["spec"]["replicas"], int(topic["spec"]["config"]["min.insync.replicas"])
+        if not in_sync <= replicas <= brokers:
+            yield f"KafkaTopic {name}: {in_sync} in sync of {replicas} replicas on {brokers} brokers"
+        if replicas > 1 and in_sync == replicas:
+            yield f"KafkaTopic {name}: with all {replicas} replicas in sync, one broker away stops its writers"
+    for user in overlay.of("KafkaUser"):
+        for acl in user["spec"]["authorization"]["acls"]:
+            resource = acl["resource"]
+            if resource["type"] == "topic" and resource["name"] not in topics:
+                yield f"KafkaUser {user['metadata']['name']}: there is no topic {resource['name']}"
+
+
+def _postgres(overlay: Overlay) -> Iterator[str]:
+    clusters, held = overlay.named("Cluster"), _secrets(overlay)
+    for doc in overlay.of("DatabaseRole"):
+        spec, where = doc["spec"], f"DatabaseRole {doc['metadata']['name']}"
+        if spec["cluster"]["name"] not in clusters:
+            yield f"{where}: there is no Cluster {spec['cluster']['name']}"
+        if spec["passwordSecret"]["name"] not in held:
+            yield f"{where}: nothing makes the secret {spec['passwordSecret']['name']}"
+    for name, cluster in clusters.items():
+        if cluster["spec"]["bootstrap"]["initdb"]["secret"]["name"] not in held:
+            yield f"Cluster {name}: nothing makes the secret of its owner"
+
+
+def names_in(value: Any) -> Iterator[str]:
+    """Every text in a nested value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from names_in(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from names_in(each)

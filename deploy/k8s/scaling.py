@@ -1,0 +1,114 @@
+"""How many pods: KEDA looks at the group's backlog and asks for as many as work it off within seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from deploy.k8s import names, rights
+from deploy.k8s.names import Doc
+from deploy.k8s.workload import footprint
+from shared.mesh import Service
+
+TARGET_SECONDS = 10
+"""How old a backlog may be, spread over all pods, before there is one pod more: what the freshness goal allows an event."""
+AUTHENTICATION = "kafka-scaler"
+# Each step stops the whole group for a moment: few steps, one pod at a time, and slow ones down.
+_UP_SECONDS, _DOWN_SECONDS, _CALM_SECONDS = 60, 300, 600
+
+
+def threshold(service: Service) -> int:
+    """The backlog of one pod (records) that asks for another."""
+    return footprint(service).per_second * TARGET_SECONDS
+
+
+def scaled(house: Iterable[Service]) -> list[Doc]:
+    """A ScaledObject for each service whose number of pods is not fixed."""
+    return [_scaled(service) for service in house if rights.scales_on(service) is not None]
+
+
+def _scaled(service: Service) -> Doc:
+    measured, topic = footprint(service), rights.scales_on(service)
+    assert topic is not None
+    policy = {"type": "Pods", "value": 1}
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": names.meta(service.name, service.name),
+        "spec": {
+            "scaleTargetRef": {"name": service.name},
+            "pollingInterval": 15,
+            "minReplicaCount": measured.replicas,
+            "maxReplicaCount": measured.most,
+            "fallback": {"failureThreshold": 4, "replicas": measured.replicas, "behavior": "currentReplicasIfHigher"},
+            "advanced": {
+                "horizontalPodAutoscalerConfig": {
+                    "behavior": {
+                        "scaleUp": {
+                            "stabilizationWindowSeconds": _UP_SECONDS,
+                            "policies": [policy | {"periodSeconds": 2 * _UP_SECONDS}],
+                        },
+                        "scaleDown": {
+                            "stabilizationWindowSeconds": _CALM_SECONDS,
+                            "policies": [policy | {"periodSeconds": _DOWN_SECONDS}],
+                        },
+                    }
+                }
+            },
+            "triggers": [
+                {
+                    "type": "kafka",
+                    "metricType": "AverageValue",
+                    "metadata": {
+                        "bootstrapServers": f"{names.KAFKA_BOOTSTRAP.replace(':', f'.{names.NAMESPACE}.svc:')}",
+                        "consumerGroup": rights.group(service.name, topic),
+                        "topic": topic.name,
+                        "lagThreshold": str(threshold(service)),
+                        "offsetResetPolicy": "earliest",
+                        # A partition that stands still waits for a person, not for more pods.
+                        "excludePersistentLag": "true",
+                        "sasl": "scram_sha512",
+                        "tls": "enable",
+                    },
+                    "authenticationRef": {"name": AUTHENTICATION},
+                }
+            ],
+        },
+    }
+
+
+def authentication() -> list[Doc]:
+    """As whom KEDA looks at Kafka. The name is no secret, but has no place in the trigger."""
+    of = names.SCALER
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": names.meta(AUTHENTICATION, of),
+            "data": {"username": of},
+        },
+        {
+            "apiVersion": "keda.sh/v1alpha1",
+            "kind": "TriggerAuthentication",
+            "metadata": names.meta(AUTHENTICATION, of),
+            "spec": {
+                "configMapTargetRef": [{"parameter": "username", "name": AUTHENTICATION, "key": "username"}],
+                "secretTargetRef": [
+                    {"parameter": "password", "name": of, "key": "password"},
+                    {"parameter": "ca", "name": names.KAFKA_CA, "key": "ca.crt"},
+                ],
+            },
+        },
+    ]
+
+
+def pod_monitor(service: Service) -> Doc:
+    """Where Prometheus finds the service's pods; series carry job="steward/<service>"."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PodMonitor",
+        "metadata": names.meta(service.name, service.name),
+        "spec": {
+            "selector": {"matchLabels": names.selector(service.name)},
+            "podMetricsEndpoints": [{"port": "http", "path": "/metrics", "interval": "15s", "scrapeTimeout": "10s"}],
+        },
+    }
