@@ -31,6 +31,7 @@ from tests.admission import binaries, crds
 
 Object = dict[str, Any]
 CRDS = crds.HERE
+NODES = Path(__file__).with_name("nodes.yaml")
 ZONES, NODES_PER_ZONE = ("a", "b", "c"), 2
 # Generous: four programs start at once on two cores that may have other work.
 _READY_SECONDS = 120.0
@@ -238,7 +239,9 @@ class Cluster:
         self._run(
             "kwok",
             f"--kubeconfig={self._kubeconfig('nodes')}",
+            f"--config={NODES}",
             "--manage-all-nodes=true",
+            "--node-lease-duration-seconds=40",
             f"--server-address=127.0.0.1:{ports[2]}",
             module="kwok",
         )
