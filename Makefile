@@ -39,7 +39,7 @@ lint: $(STAMP)
 
 # One run of pytest, so that its closing line speaks for all of it.
 test: lint
-	$(PYTEST) --durations=15 tests/lint tests/unit tests/integration tests/faults
+	$(PYTEST) --durations=15 tests/lint tests/unit tests/k8s tests/integration tests/faults
 
 # Every overlay of k8s/ before real Kubernetes servers (tests/admission/README.md): minutes to build them, once.
 admission: $(STAMP)
@@ -56,7 +56,7 @@ faults: $(STAMP)
 # Only the runs that prove a promise of the privacy policy; they leave build/promises.json for `steward promises`, as
 # every run of the tests does.
 promises: $(STAMP)
-	$(PYTEST) -m promise tests/lint tests/unit tests/integration tests/faults
+	$(PYTEST) -m promise tests/lint tests/unit tests/k8s tests/integration tests/faults
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench

@@ -66,3 +66,27 @@ def secrets(smtp_url: str | None, mail_from: str | None, dev: bool) -> None:
     else:
         raise click.UsageError("say --smtp-url and --mail-from, or --dev")
     click.echo(yaml.safe_dump_all(made, sort_keys=False), nl=False)
+
+
+@k8s.command(epilog="Example: steward k8s verify prod")
+@click.argument("overlay", required=False)
+def verify(overlay: str | None) -> None:
+    """Check what no API server can: names, scalers, paths, rights, pods, rules. Of every overlay, or of OVERLAY.
+
+    Who reaches whom is read from the network policies and compared with what the code declares to need, both ways. Exit code
+    1: something is wrong.
+    """
+    from deploy.k8s.verify import overlays, verify
+
+    there = overlays()
+    if overlay is not None and overlay not in there:
+        raise click.UsageError(f"there is no overlay {overlay!r}; there are {', '.join(there)}")
+    wrong = 0
+    for name in [overlay] if overlay else there:
+        for about, found in verify(name).items():
+            click.echo(f"{name}: {about}: {f'{len(found)} wrong' if found else 'ok'}")
+            for said in found:
+                click.echo(f"  {said}")
+            wrong += len(found)
+    if wrong:
+        raise Refused(f"{wrong} wrong")

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from deploy.k8s import database, kafka, network, rights, scaling, secrets, toolbox, workload
+from deploy.k8s import database, kafka, network, rights, scaling, secrets, sizing, toolbox, workload
 from deploy.k8s.names import Doc
 from shared.mesh import Service
 
@@ -47,6 +47,7 @@ def documents() -> dict[str, str]:
     for folder, listed in folders.items():
         texts[f"base/{folder}/kustomization.yaml"] = _kustomization(sorted(listed))
     texts["base/kustomization.yaml"] = _kustomization([_BY_HAND, *folders])
+    texts["SIZING.md"] = sizing.page()
     return texts
 
 

@@ -263,7 +263,11 @@ async def chain_lines(lab: Lab, ceilings: Ceilings, plan: Plan, report: Report, 
     lab.need("metering", "billing")
     await lab.reset(plan)
     before = await ceilings.before()
+    stored = await lab.stored()
     run = await run_chain(lab, plan, lab.rooms, replicas)
+    grown = {place: size - stored.get(place, 0) for place, size in (await lab.stored()).items()}
+    # The backlog was there before.
+    grown[GENERATIONS.name] = stored[GENERATIONS.name]
     pair = around(report, "generations_to_balances", before, await ceilings.measure())
     limits = (Limit(">=", 0.45, "ratio"), Limit(">=", _MIN_CHAIN_A_SECOND))
     note = "; ".join([run.note, f"metering processes: {replicas}", *(f"without {room}" for room in lab.absent)])
@@ -274,6 +278,10 @@ async def chain_lines(lab: Lab, ceilings: Ceilings, plan: Plan, report: Report, 
             for process, seconds in run.cpu.items()
         ),
         Line("wal_bytes_per_event", run.wal_bytes / run.generations, "bytes", note="whole chain, all databases"),
+        *(
+            Line(f"stored_bytes_{place}", grown[place] / run.generations, "bytes/event", note="whole chain, indexes included")
+            for place in ("metering", "billing", GENERATIONS.name, USAGE_RATED.name, BALANCES.name)
+        ),
         *(
             Line(f"rss_{room}", peak, "MB", limits=(Limit("<=", _MAX_RSS_MB),), note="peak, in the whole chain")
             for room, peak in run.peak_mb.items()

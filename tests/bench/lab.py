@@ -130,6 +130,18 @@ class Lab:
                 self._plan = plan
         await self.settle()
 
+    async def stored(self) -> dict[str, int]:
+        """Bytes on the disk: of each room's database by its name, and of each topic's segments."""
+        async with self.admin() as admin:
+            rows = await admin.fetch(
+                "SELECT datname, pg_database_size(datname) AS size FROM pg_database WHERE datname LIKE 'steward\\_%'"
+            )
+        sizes = {str(row["datname"]).removeprefix("steward_"): int(row["size"]) for row in rows}
+        for topic in TOPICS:
+            segments = (self.stack.home / "kafka").rglob(f"{topic.name}-*/*.log")
+            sizes[topic.name] = sum(segment.stat().st_size for segment in segments)
+        return sizes
+
     async def settle(self) -> None:
         """Writes a checkpoint, so that what was before costs nothing while something is measured."""
         async with self.admin() as admin:

@@ -14,14 +14,14 @@ from deploy.k8s.names import Doc
 
 _FLAGS = ("true", "false")
 _LIKE_FLAGS = {"allowIdleConsumers", "excludePersistentLag", "scaleToZeroOnInvalidOffset", "limitToPartitionsWithLag",
-               "ensureEvenDistributionOfPartitions", "unsafeSsl"}  # fmt: skip
+               "ensureEvenDistributionOfPartitions", "unsafeSsl", "ignoreNullValues"}  # fmt: skip
 
 
 @cache
-def _parameters() -> dict[str, dict[str, Any]]:
-    text = Path(__file__).with_name("keda-kafka.json").read_text(encoding="utf-8")
-    parameters: dict[str, dict[str, Any]] = json.loads(text)["parameters"]
-    return parameters
+def _scalers() -> dict[str, dict[str, dict[str, Any]]]:
+    text = Path(__file__).with_name("keda.json").read_text(encoding="utf-8")
+    scalers: dict[str, dict[str, dict[str, Any]]] = json.loads(text)["scalers"]
+    return scalers
 
 
 def check(overlay: Overlay) -> list[str]:
@@ -29,7 +29,10 @@ def check(overlay: Overlay) -> list[str]:
     return [
         f"ScaledObject {doc['metadata']['name']}: {said}"
         for doc in overlay.of("ScaledObject")
-        for said in (*_target(overlay, doc), *(s for trigger in doc["spec"]["triggers"] for s in _trigger(overlay, doc, trigger)))
+        for said in (
+            *_target(overlay, doc),
+            *(s for trigger in doc["spec"]["triggers"] for s in _trigger(overlay, doc, trigger)),
+        )
     ]
 
 
@@ -47,26 +50,31 @@ def _target(overlay: Overlay, doc: Doc) -> Iterator[str]:
 
 
 def _trigger(overlay: Overlay, doc: Doc, trigger: Doc) -> Iterator[str]:
-    if trigger["type"] != "kafka":
-        yield f"{trigger['type']!r} is a trigger that nobody here knows: add its parameters to the check"
+    kind, said, given = trigger["type"], trigger["metadata"], _given(overlay, trigger)
+    parameters = _scalers().get(kind)
+    if parameters is None:
+        yield f"{kind!r} is a trigger that nobody here knows: add its parameters to the check"
         return
-    said, given = trigger["metadata"], _given(overlay, trigger)
     for name, value in said.items():
-        known = _parameters().get(name)
-        if known is None or "metadata" not in known["in"]:
-            yield f"the kafka trigger has no parameter {name!r}" if known is None else f"{name} comes by authentication alone"
+        known = parameters.get(name)
+        if known is None:
+            yield f"the {kind} trigger has no parameter {name!r}"
+        elif "metadata" not in known["in"]:
+            yield f"{name} comes by authentication alone"
         elif not isinstance(value, str):
             yield f"{name}: {value!r} is no text, and every parameter is one"
         elif value not in known.get("values", _FLAGS if name in _LIKE_FLAGS else (value,)):
             yield f"{name}: {value!r} is none of {', '.join(known.get('values', _FLAGS))}"
-    for name in given - _parameters().keys():
-        yield f"its authentication gives {name!r}, which the kafka trigger does not know"
-    for name, known in _parameters().items():
+    for name in given - parameters.keys():
+        yield f"its authentication gives {name!r}, which the {kind} trigger does not know"
+    for name, known in parameters.items():
         if not known["optional"] and name not in said and name not in given:
             yield f"{name} is missing"
-    if trigger.get("authenticationRef", {}).get("name") not in overlay.named("TriggerAuthentication"):
+    if "authenticationRef" in trigger and trigger["authenticationRef"]["name"] not in overlay.named(
+        "TriggerAuthentication"
+    ):
         yield "its authentication is not there"
-    yield from _meaning(overlay, doc, said)
+    yield from _backlog(overlay, doc, said) if kind == "kafka" else _load(doc, said)
 
 
 def _given(overlay: Overlay, trigger: Doc) -> set[str]:
@@ -76,7 +84,19 @@ def _given(overlay: Overlay, trigger: Doc) -> set[str]:
     return {each["parameter"] for kind in ("secretTargetRef", "configMapTargetRef") for each in spec.get(kind, [])}
 
 
-def _meaning(overlay: Overlay, doc: Doc, said: Doc) -> Iterator[str]:
+def _load(doc: Doc, said: Doc) -> Iterator[str]:
+    """That it is the load of the pods that are scaled, in a metric that they have."""
+    service = rights.services().get(doc["spec"]["scaleTargetRef"]["name"])
+    topic = rights.scales_on(service) if service is not None else None
+    if service is None or topic is None:
+        return
+    if said.get("query") != scaling.load_query(service.name, topic):
+        yield f"its query is not what {service.name} handles of {topic.name}"
+    if said.get("threshold") != str(scaling.rate_threshold(service)):
+        yield f"threshold {said.get('threshold')} is not what was measured ({scaling.rate_threshold(service)})"
+
+
+def _backlog(overlay: Overlay, doc: Doc, said: Doc) -> Iterator[str]:
     """That it is the backlog of the pods that are scaled, and that the threshold is what was measured."""
     service = rights.services().get(doc["spec"]["scaleTargetRef"]["name"])
     topic = overlay.named("KafkaTopic").get(said.get("topic", ""))

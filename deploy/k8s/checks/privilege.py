@@ -25,10 +25,18 @@ def check(overlay: Overlay) -> list[str]:
         given = set()
         for acl in users[name]["spec"]["authorization"]["acls"]:
             resource = acl["resource"]
-            if resource.get("patternType") != "literal" or resource.get("name") in (None, "*") or acl.get("type") == "deny":
+            if (
+                resource.get("patternType") != "literal"
+                or resource.get("name") in (None, "*")
+                or acl.get("type") == "deny"
+            ):
                 said.append(f"KafkaUser {name}: a right on {resource.get('name')!r} that is not by one exact name")
             given |= {(resource["type"], resource.get("name"), operation) for operation in acl["operations"]}
         flat = {(grant.kind, grant.name, operation) for grant in wanted for operation in grant.operations}
-        said += [f"KafkaUser {name}: {op} on {kind} {of}, and no code needs it" for kind, of, op in sorted(given - flat)]
-        said += [f"KafkaUser {name}: {op} on {kind} {of} is needed and not given" for kind, of, op in sorted(flat - given)]
+        said += [
+            f"KafkaUser {name}: {op} on {kind} {of}, and no code needs it" for kind, of, op in sorted(given - flat)
+        ]
+        said += [
+            f"KafkaUser {name}: {op} on {kind} {of} is needed and not given" for kind, of, op in sorted(flat - given)
+        ]
     return said

@@ -18,7 +18,29 @@ from deploy.k8s.names import Doc
 WORLD, API_SERVER = "the world", "the API server"
 # An address of each: one that nobody in a cluster has (documentation's, RFC 5737), one of a cluster's own network.
 _ADDRESSES = {WORLD: "203.0.113.7", API_SERVER: "10.96.0.1"}
-_PORTS = (25, 53, 80, 443, 465, 587, 1025, 4317, 4318, 5432, 6443, 8000, 8025, 8080, 8081, 8443, 9000, 9090, 9091, 9093, 9187)
+_PORTS = (
+    25,
+    53,
+    80,
+    443,
+    465,
+    587,
+    1025,
+    4317,
+    4318,
+    5432,
+    6443,
+    8000,
+    8025,
+    8080,
+    8081,
+    8443,
+    9000,
+    9090,
+    9091,
+    9093,
+    9187,
+)
 _DNS = "kube-dns"
 
 
@@ -41,7 +63,13 @@ def ends(overlay: Overlay) -> list[_End]:
     """Everything that packets come from and go to: pods, the neighbours' namespaces, addresses outside."""
     found = [_End(pods.name, pods.namespace, pods.labels) for pods in overlay.pods()]
     there = {(end.namespace, end.name) for end in found}
-    neighbours = [network.MONITORING, network.INGRESS, network.OBJECTS, network.GATEWAY_HOME, *network.OPERATORS.values()]
+    neighbours = [
+        network.MONITORING,
+        network.INGRESS,
+        network.OBJECTS,
+        network.GATEWAY_HOME,
+        *network.OPERATORS.values(),
+    ]
     found += [_End(name, name, {}) for name in neighbours if (name, name) not in there]
     # A stranger: a pod in a namespace that nobody here knows.
     found.append(_End("a stranger", "stranger", {"app.kubernetes.io/name": "stranger"}))
@@ -177,5 +205,6 @@ def unselected(overlay: Overlay) -> list[Pods]:
     return [
         pods
         for pods in overlay.pods()
-        if pods.namespace == names.NAMESPACE and not any(matches(doc["spec"]["podSelector"], pods.labels) for doc in denied)
+        if pods.namespace == names.NAMESPACE
+        and not any(matches(doc["spec"]["podSelector"], pods.labels) for doc in denied)
     ]

@@ -22,7 +22,11 @@ def _selectors(overlay: Overlay) -> Iterator[str]:
     pods = overlay.pods()
     for doc in overlay.of("Service", "PodDisruptionBudget", "PodMonitor", "NetworkPolicy"):
         spec, where = doc["spec"], f"{doc['kind']} {doc['metadata']['name']}"
-        selector = {"matchLabels": spec["selector"]} if doc["kind"] == "Service" else spec.get("selector", spec.get("podSelector"))
+        selector = (
+            {"matchLabels": spec["selector"]}
+            if doc["kind"] == "Service"
+            else spec.get("selector", spec.get("podSelector"))
+        )
         home = doc["metadata"]["namespace"]
         found = [each for each in pods if each.namespace == home and matches(selector, each.labels)]
         if not found:
@@ -134,9 +138,7 @@ def _secrets(overlay: Overlay) -> dict[str, set[str]]:
 
 def _kafka(overlay: Overlay) -> Iterator[str]:
     kafkas, topics = overlay.named("Kafka"), overlay.named("KafkaTopic")
-    brokers = sum(
-        pool["spec"]["replicas"] for pool in overlay.of("KafkaNodePool") if "broker" in pool["spec"]["roles"]
-    )
+    brokers = sum(pool["spec"]["replicas"] for pool in overlay.of("KafkaNodePool") if "broker" in pool["spec"]["roles"])
     for doc in overlay.of("KafkaTopic", "KafkaUser", "KafkaNodePool"):
         if doc["metadata"]["labels"].get("strimzi.io/cluster") not in kafkas:
             yield f"{doc['kind']} {doc['metadata']['name']} belongs to no Kafka that is here"
