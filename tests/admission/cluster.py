@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.client import HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ class Api:
         """One request; the parsed answer. Raises Refused for every code from 400 on."""
         answer = self._send(self._connected(), method, path, body, content, query)
         text = answer.read().decode()
-        parsed = json.loads(text) if text[:1] in ("{", "[") else text
+        parsed = json.loads(text) if answer.headers.get_content_type() == "application/json" else text
         if answer.status >= 400:
             raise Refused(answer.status, parsed["message"] if isinstance(parsed, dict) else text)
         return parsed
@@ -321,12 +322,9 @@ class Cluster:
 
     def _apply_definitions(self) -> float:
         began, admin = time.monotonic(), self.admin()
-        definitions = [crds.read(file) for file in sorted(CRDS.glob("*.yaml"))]
+        definitions = _definitions()
         for definition in definitions:
             admin.create(definition)
-        collection = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        until(lambda: all(map(_is_established, admin.items(collection))), "the custom resources are served")
-        # The documents by which kubectl and strict clients know a kind follow a moment later.
         names = {(d["spec"]["group"], d["spec"]["names"]["plural"]) for d in definitions}
         groups = {f"/apis/{d['spec']['group']}/{v['name']}" for d in definitions for v in d["spec"]["versions"]}
 
@@ -337,7 +335,7 @@ class Cluster:
                 return False
             return names <= set(found)
 
-        until(served, "the custom resources are discovered")
+        until(served, "the custom resources are served")
         return time.monotonic() - began
 
     def _kubeconfig(self, user: str) -> Path:
@@ -358,6 +356,7 @@ class Cluster:
 
     def _run(self, name: str, *arguments: str, module: str | None = None) -> None:
         program = binaries.path(module or self.version, name)
+        assert program.exists(), f"{name} has not been built: `make admission` does that first"
         self.children[name] = Child.start(
             name,
             [str(program), *arguments],
@@ -382,7 +381,7 @@ def peak_bytes(pid: int) -> int:
 
 def condition(stored: Object, name: str) -> bool:
     """Whether a condition of an object's status is True."""
-    found = stored.get("status", {}).get("conditions", ())
+    found = stored.get("status", {}).get("conditions") or ()
     return any(entry["type"] == name and entry["status"] == "True" for entry in found)
 
 
@@ -390,8 +389,9 @@ def _is_ready(stored: Object) -> bool:
     return condition(stored, "Ready")
 
 
-def _is_established(stored: Object) -> bool:
-    return condition(stored, "Established")
+@cache
+def _definitions() -> tuple[Object, ...]:
+    return tuple(crds.read(file) for file in sorted(CRDS.glob("*.yaml")))
 
 
 def _nodes() -> Sequence[Object]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
 from deploy.k8s.kubectl import kustomized
 from tests.admission import binaries
@@ -51,8 +50,13 @@ class Judge:
         """Applies the overlay for real, once."""
         if self._applied is None:
             self._applied = self.apply()
+            # What controllers would do at once, and what admission waits for: not every cluster here has them.
             for namespace in self.of("Namespace"):
                 self.api.apply(account("default", namespace["metadata"]["name"]))
+            for quota in self.of("ResourceQuota"):
+                hard = quota["spec"]["hard"]
+                status = {"status": {"hard": hard, "used": dict.fromkeys(hard, "0")}}
+                self.api("PATCH", f"{self.api.path(quota)}/status", status, content="application/merge-patch+json")
         return self._applied
 
     def controlled(self) -> None:
@@ -64,7 +68,7 @@ class Judge:
 
 
 def account(name: str, namespace: str) -> Object:
-    """A service account. The one named default is made by a controller, which not every cluster here has."""
+    """A service account."""
     return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}}
 
 
@@ -76,19 +80,18 @@ def _rendered(overlay: str) -> tuple[str, list[Object]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`judge`: each version with each overlay. `newest`: the newest version with each. `strictest`: each version with prod."""
-    versions = (binaries.OLDEST, binaries.NEWEST)
+    """`judge`: each version with each overlay; `newest` and `strictest`: some of them; `deepest`: only where both meet."""
+    pairs = [(version, overlay) for version in (binaries.OLDEST, binaries.NEWEST) for overlay in OVERLAYS]
+    on_newest = [pair for pair in pairs if pair[0] == binaries.NEWEST]
     wanted = {
-        "judge": [(version, overlay) for version in versions for overlay in OVERLAYS],
-        "newest": [(binaries.NEWEST, overlay) for overlay in OVERLAYS],
-        "strictest": [(version, overlay) for version in versions for overlay in OVERLAYS if overlay == STRICTEST],
-        "deepest": [(binaries.NEWEST, overlay) for overlay in OVERLAYS if overlay == STRICTEST],
+        "deepest": [pair for pair in on_newest if pair[1] == STRICTEST],
+        "newest": on_newest,
+        "strictest": [pair for pair in pairs if pair[1] == STRICTEST],
+        "judge": pairs,  # the others stand on it
     }
-    for name, pairs in wanted.items():
-        if name in metafunc.fixturenames:
-            metafunc.parametrize(
-                "judge", pairs, ids=lambda pair: f"{pair[0]}-{pair[1]}", indirect=True, scope="session"
-            )
+    name = next((name for name in wanted if name in metafunc.fixturenames), None)
+    if name is not None:
+        metafunc.parametrize("judge", wanted[name], ids="-".join, indirect=True, scope="session")
 
 
 @pytest.hookimpl(trylast=True)
@@ -107,7 +110,7 @@ def _turn(item: pytest.Item) -> tuple[str, str, int]:
 
 
 @pytest.fixture(scope="session")
-def judge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, servers: None) -> Iterator[Judge]:
+def judge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
     """A fresh cluster with our custom resources, and an overlay that it has not seen yet."""
     version, overlay = request.param
     text, documents = _rendered(overlay)
@@ -140,12 +143,6 @@ def strictest(judge: Judge) -> Judge:
 def deepest(judge: Judge) -> Judge:
     """The overlay for production, on the newest version."""
     return judge
-
-
-@pytest.fixture(scope="session")
-def servers() -> None:
-    """The programs are there; `make admission` has built them already, where everybody can see how long it takes."""
-    binaries.built(Console(stderr=True))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.admission.cluster import Object, Refused
+from tests.admission.cluster import Object, Refused, until
 from tests.admission.conftest import NAMESPACE, Judge, account
 from tests.admission.test_overlays import may, pod_of, services
 
@@ -205,19 +205,29 @@ def test_a_right_that_somebody_gave_is_seen(strictest: Judge) -> None:
     somebody = strictest.of("ServiceAccount")[0]
     subject = {"kind": "ServiceAccount", **{key: somebody["metadata"][key] for key in ("name", "namespace")}}
     group = "rbac.authorization.k8s.io"
+    metadata = {"name": "too-much", "namespace": NAMESPACE}
+    role = {
+        "apiVersion": f"{group}/v1",
+        "kind": "Role",
+        "metadata": metadata,
+        "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}],
+    }
     binding = {
         "apiVersion": f"{group}/v1",
         "kind": "RoleBinding",
-        "metadata": {"name": "too-much", "namespace": NAMESPACE},
-        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "view"},
+        "metadata": metadata,
+        "roleRef": {"apiGroup": group, "kind": "Role", "name": "too-much"},
         "subjects": [subject],
     }
-    strictest.api.create(binding)
+    for given in (role, binding):
+        strictest.api.create(given)
     try:
-        assert may(strictest, somebody, "list", "", "pods")
+        # The authorizer reads what is stored through a watch of its own.
+        until(lambda: may(strictest, somebody, "list", "", "pods"), "the right is known")
         assert not may(strictest, somebody, "get", "", "secrets")
     finally:
-        strictest.api("DELETE", strictest.api.path(binding))
+        for given in (role, binding):
+            strictest.api("DELETE", strictest.api.path(given))
 
 
 def test_the_command_that_applies_fails_with_the_path(strictest: Judge) -> None:
