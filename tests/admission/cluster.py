@@ -230,6 +230,7 @@ class Cluster:
             "--use-service-account-credentials=true",
             f"--service-account-private-key-file={self.home / 'service-accounts.key'}",
             f"--root-ca-file={self._authority}",
+            "--resource-quota-sync-period=5s",  # a creation that is tried again is counted twice until then
         )
         self._run(
             "kube-scheduler",

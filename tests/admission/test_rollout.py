@@ -93,7 +93,11 @@ def test_the_quota_counts_them_and_has_room(newest: Judge) -> None:
     _rolled_out(newest)
     (quota,) = newest.of("ResourceQuota")
     wanted = sum(_replicas(workload) for workload in workloads(newest) if _room(workload) == NAMESPACE)
-    until(lambda: newest.api.get(quota)["status"].get("used", {}).get("pods") == str(wanted), "the quota has counted")
+
+    def used() -> str:
+        return str(newest.api.get(quota)["status"].get("used", {}).get("pods"))
+
+    until(lambda: used() == str(wanted), lambda: f"the quota counts {wanted} pods, and not {used()}", 60)
 
 
 def test_replicas_stand_in_several_zones_and_on_several_nodes(deepest: Judge) -> None:
