@@ -41,7 +41,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed", seeds, ids=lambda seed: f"seed={seed}")
 
 
+# By folder, whatever is not named here last: a worker that is done early steals short tests, not one that takes a minute.
+LONGEST_FIRST = ("faults", "integration")
+
+
+def _turn(item: pytest.Item) -> int:
+    folder = item.path.parent.name
+    return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_turn)
     if not config.getoption("--all-seeds"):
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         if left_out:

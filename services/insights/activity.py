@@ -12,14 +12,19 @@ from shared.policy import policy
 LIFE = timedelta(days=policy().activity_days)
 
 Verdict = Literal["kept", "opted_out", "expired", "future"]
+Kind = Literal["workspace", "member"]
+"""Who states settings, and the column of the activity that names it."""
+
+_MEMBERS_OUT = "may not be complete: activity of members who have opted out for themselves is not kept"
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a workspace wants. `kept_since`: when its last opt-out ended; nothing from before is kept."""
+    """What a workspace, or a member, wants. `kept_since`: when its last opt-out ended; nothing from before is kept.
+    `account`: that owns the workspace; a member's setting is nobody else's."""
 
-    workspace: str
-    account: str
+    name: str
+    account: str | None
     version: int
     opted_out: bool
     kept_since: datetime | None = None
@@ -39,12 +44,12 @@ class Row(NamedTuple):
     model: str | None
 
 
-def judged(event: Any, setting: Setting | None, now: datetime) -> Verdict:
-    """Whether the event may leave a row, or why not.
+def judged(event: Any, settings: Iterable[Setting | None], now: datetime) -> Verdict:
+    """Whether the event may leave a row, or why not. `settings`: the workspace's and the member's; either's opt-out is one.
 
     An opt-out comes first: of who has opted out not even a wrong clock is a reason to keep anything.
     """
-    if event.data.opted_out or (setting is not None and not _wanted(event.time, setting)):
+    if event.data.opted_out or any(one is not None and not _wanted(event.time, one) for one in settings):
         return "opted_out"
     if event.time + LIFE <= now:
         return "expired"
@@ -55,16 +60,18 @@ def _wanted(at: datetime, setting: Setting) -> bool:
     return not setting.opted_out and (setting.kept_since is None or at >= setting.kept_since)
 
 
-def missing(setting: Setting | None, now: datetime) -> str | None:
-    """Why activity of the time that is kept may be missing; None if nothing stands in its way."""
+def missing(setting: Setting | None, now: datetime, *, members_out: bool) -> str | None:
+    """Why activity of the time that is kept may be missing; None if nothing stands in its way. `members_out`: some members
+    have opted out for themselves; whether they are in this workspace is not known here."""
+    of_members = _MEMBERS_OUT if members_out else None
     if setting is None:
-        return None
+        return of_members
     if setting.opted_out:
         return "not kept: the workspace has opted out of activity"
     if setting.kept_since is not None and setting.kept_since > now - LIFE:
         since = setting.kept_since.astimezone(UTC).isoformat().replace("+00:00", "Z")
         return f"nothing from before {since} is kept: until then the workspace had opted out of activity"
-    return None
+    return of_members
 
 
 def row(event: Any) -> Row:
@@ -76,20 +83,21 @@ def row(event: Any) -> Row:
     )  # fmt: skip
 
 
-def obeyed(known: Mapping[str, Setting], stated: Iterable[Any]) -> tuple[list[Setting], list[Setting]]:
+def obeyed(known: Mapping[str, Setting], kind: Kind, stated: Iterable[Any]) -> tuple[list[Setting], list[Setting]]:
     """The settings that changed, and those of them whose earlier activity has to go.
 
-    A version that is not higher than the known one changes nothing. An erased workspace wants nothing kept.
+    A version that is not higher than the known one changes nothing. Who is erased wants nothing kept.
     """
     after, purged = dict(known), set()
     for data in stated:
-        before = after.get(data.workspace)
+        name = getattr(data, kind)
+        before = after.get(name)
         if before is not None and data.version <= before.version:
             continue
         out = data.activity_opt_out or data.erased
         since = None if before is None else data.changed_at if before.opted_out and not out else before.kept_since
-        after[data.workspace] = Setting(data.workspace, data.account, data.version, out, since)
+        after[name] = Setting(name, getattr(data, "account", None), data.version, out, since)
         if out:
-            purged.add(data.workspace)
+            purged.add(name)
     changed = [setting for name, setting in sorted(after.items()) if setting is not known.get(name)]
-    return changed, [setting for setting in changed if setting.workspace in purged]
+    return changed, [setting for setting in changed if setting.name in purged]

@@ -37,12 +37,23 @@ DATA_MAP: DataMap = (
         category="user.privacy_preferences", use="essential.service", clock_start="account_closed",
         period="account_closure", on_erasure="delete_row", ground="contract",
     ),
+    *personal(
+        "member_setting", "member",
+        category="user.unique_id", use="essential.service", clock_start="account_closed", period="account_closure",
+        on_erasure="delete_row", ground="contract",
+    ),
+    *personal(
+        "member_setting", "version", "activity_opt_out", "kept_since",
+        category="user.privacy_preferences", use="essential.service", clock_start="account_closed",
+        period="account_closure", on_erasure="delete_row", ground="contract",
+    ),
 )  # fmt: skip
 
 # What a member did is the member's own, in whichever workspace: it serves nobody else's rights or books.
 ROWS: tuple[Rows, ...] = (
     Rows("activity", owners={"account": "account", "workspace": "workspace", "member": "member"}, when="occurred_at"),
     Rows("workspace_setting", owners={"account": "account", "workspace": "workspace"}),
+    Rows("member_setting", owners={"member": "member"}),
 )
 
 HOLDING = Holding("insights", DATA_MAP, ROWS)

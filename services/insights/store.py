@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from services.insights.activity import Row, Setting
+from services.insights.activity import Kind, Row, Setting
 from shared.mesh.store import Connection
 
 # Whoever writes activity shares this lock, whoever changes settings has it alone: so no activity that was looked at
@@ -24,35 +24,59 @@ async def own_settings(db: Connection) -> None:
     await db.execute("SELECT pg_advisory_xact_lock($1)", _SETTINGS_LOCK)
 
 
-async def settings(db: Connection, workspaces: Collection[str]) -> dict[str, Setting]:
-    """The settings in force of those of `workspaces` that stated some."""
+async def settings(db: Connection, kind: Kind, names: Collection[str]) -> dict[str, Setting]:
+    """The settings in force of those workspaces, or members, that stated some."""
+    account = "account" if kind == "workspace" else "NULL"
     rows = await db.fetch(
-        """SELECT workspace, account, version, activity_opt_out, kept_since FROM workspace_setting
-           WHERE workspace = ANY($1)""",
-        list(workspaces),
+        f"""SELECT {kind}, {account}, version, activity_opt_out, kept_since FROM {kind}_setting
+           WHERE {kind} = ANY($1)""",  # noqa: S608 -- a kind
+        list(names),
     )
-    return {row["workspace"]: Setting(*row) for row in rows}
+    return {row[0]: Setting(*row) for row in rows}
 
 
-async def set_settings(db: Connection, changed: Sequence[Setting]) -> None:
-    """Puts `changed` in force."""
+async def set_workspace_settings(db: Connection, changed: Sequence[Setting]) -> None:
+    """Puts settings of workspaces in force."""
     await db.execute(
         """INSERT INTO workspace_setting (workspace, account, version, activity_opt_out, kept_since)
            SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::boolean[], $5::timestamptz[])
            ON CONFLICT (workspace) DO UPDATE SET account = EXCLUDED.account, version = EXCLUDED.version,
              activity_opt_out = EXCLUDED.activity_opt_out, kept_since = EXCLUDED.kept_since
            WHERE workspace_setting.version < EXCLUDED.version""",
-        [s.workspace for s in changed], [s.account for s in changed], [s.version for s in changed],
+        [s.name for s in changed], [s.account for s in changed], [s.version for s in changed],
         [s.opted_out for s in changed], [s.kept_since for s in changed],
     )  # fmt: skip
 
 
-async def forget(db: Connection, purged: Sequence[Setting]) -> int:
-    """Deletes what these workspaces do not want kept; returns how many rows that were."""
+async def set_member_settings(db: Connection, changed: Sequence[Setting]) -> None:
+    """Puts settings of members in force."""
+    await db.execute(
+        """INSERT INTO member_setting (member, version, activity_opt_out, kept_since)
+           SELECT * FROM unnest($1::text[], $2::bigint[], $3::boolean[], $4::timestamptz[])
+           ON CONFLICT (member) DO UPDATE SET version = EXCLUDED.version, activity_opt_out = EXCLUDED.activity_opt_out,
+             kept_since = EXCLUDED.kept_since
+           WHERE member_setting.version < EXCLUDED.version""",
+        [s.name for s in changed], [s.version for s in changed], [s.opted_out for s in changed],
+        [s.kept_since for s in changed],
+    )  # fmt: skip
+
+
+async def forget_member_settings(db: Connection, members: Sequence[str]) -> None:
+    """Forgets what members wanted who are erased, or have been nowhere for long."""
+    await db.execute("DELETE FROM member_setting WHERE member = ANY($1)", list(members))
+
+
+async def members_out(db: Connection) -> bool:
+    """Whether any member has opted out for itself."""
+    return bool(await db.fetchval("SELECT EXISTS (SELECT FROM member_setting WHERE activity_opt_out)"))
+
+
+async def forget(db: Connection, kind: Kind, purged: Sequence[Setting]) -> int:
+    """Deletes what these workspaces, or members, do not want kept; returns how many rows that were."""
     done: str = await db.execute(
-        """DELETE FROM activity AS a USING unnest($1::text[], $2::timestamptz[]) AS v(workspace, before)
-           WHERE a.workspace = v.workspace AND (v.before IS NULL OR a.occurred_at < v.before)""",
-        [s.workspace for s in purged], [None if s.opted_out else s.kept_since for s in purged],
+        f"""DELETE FROM activity AS a USING unnest($1::text[], $2::timestamptz[]) AS v(name, before)
+           WHERE a.{kind} = v.name AND (v.before IS NULL OR a.occurred_at < v.before)""",  # noqa: S608 -- a kind
+        [s.name for s in purged], [None if s.opted_out else s.kept_since for s in purged],
     )  # fmt: skip
     return int(done.rpartition(" ")[2])
 

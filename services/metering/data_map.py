@@ -19,6 +19,19 @@ DATA_MAP: DataMap = (
         note="32 bits: tells same from different content, and no more",
     ),
     *personal(
+        "charged", "key", "owner",
+        category="user.unique_id.pseudonymous", use="essential.service", clock_start="id_day",
+        period="deduplication_window", on_erasure="expire", ground="contract",
+        note="the key of `seen`, and the workspace hashed under it and the day's key, which is destroyed with the partition",
+    ),
+    *personal(
+        "charged", "occurred_at", "input_tokens", "output_tokens", "amount_pico", "tier", "rule", "quantities",
+        category="user.behavior", use="essential.service", clock_start="id_day",
+        period="deduplication_window", on_erasure="expire", ground="contract",
+        note="what a correction reverses by, where no log row outlives de-duplication; leads to nobody",
+    ),
+    *plain("charged", "retention_days", "price_version"),
+    *personal(
         "request_log", "generation_id", "generation_ref", "account", "workspace", "key_id", "record", "line",
         category="user.unique_id", use="essential.service", clock_start="request", period="request_log",
         on_erasure="delete_row", ground="contract",
@@ -41,9 +54,20 @@ DATA_MAP: DataMap = (
         period="account_closure", on_erasure="delete_row", ground="contract",
     ),
     *plain("workspace_setting", "treating", "treated", "revision"),
+    *personal(
+        "key_setting", "key", "account",
+        category="user.unique_id", use="essential.service", clock_start="account_closed", period="account_closure",
+        on_erasure="delete_row", ground="contract", note="keys whose makers keep their log shorter; not who they are",
+    ),
+    *personal(
+        "key_setting", "version", "log_retention_days", "ended_before",
+        category="user.privacy_preferences", use="essential.service", clock_start="account_closed",
+        period="account_closure", on_erasure="delete_row", ground="contract",
+    ),
+    *plain("key_setting", "treating", "treated", "revision"),
     *plain("setting_revision", "single", "revision"),
     *personal(
-        "quarantine", "event_id", "usage", "line_key",
+        "quarantine", "event_id", "usage", "line_key", "original_key",
         category="user.unique_id", use="essential.service", clock_start="arrival", period="account_closure",
         on_erasure="delete_row", ground="contract",
         note="usage that waits for its price; at log retention 0 without generation, key and reference",
@@ -136,5 +160,6 @@ HOLDING = Holding(
         Rows("rollup_hourly", {"workspace": "workspace"}, {"key": "key_id"}, when="to_timestamp(hour * 3600.0)"),
         Rows("rollup_daily", {"workspace": "workspace"}, when="to_timestamp(day * 86400.0)"),
         Rows("workspace_setting", _OWNERS),
+        Rows("key_setting", {"account": "account", "key": "key"}),
     ),
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
-from services.metering import log_row
+from services.metering import charged, log_row
 from shared.mesh import packed
 from shared.mesh.store import Connection, copy_packed
 from shared.privacy.store import Slice
@@ -86,11 +86,15 @@ async def add_log(db: Connection, rows: Sequence[bytes]) -> None:
     await copy_packed(db, "request_log", log_row.COLUMNS, rows)
 
 
-# A row is over when its own time is, when it is older than its workspace wants now, or when an earlier setting ended it.
+# A row is over when its own time is, when it is older than its workspace, or who made its key, wants now, or when an
+# earlier setting ended it.
 _FROM_LIVE = """SELECT r.* FROM request_log r LEFT JOIN workspace_setting s ON s.workspace = r.workspace
+                 LEFT JOIN key_setting k ON k.key = r.key_id
                WHERE r.expires_on >= ($1::timestamptz AT TIME ZONE 'UTC')::date
-                 AND r.occurred_at + least(r.retention_days, s.log_retention_days) * interval '1 day' > $1
-                 AND (s.ended_before IS NULL OR r.occurred_at > s.ended_before)"""
+                 AND r.occurred_at + least(r.retention_days, s.log_retention_days, k.log_retention_days)
+                     * interval '1 day' > $1
+                 AND (s.ended_before IS NULL OR r.occurred_at > s.ended_before)
+                 AND (k.ended_before IS NULL OR r.occurred_at > k.ended_before)"""
 _LOGGED = _FROM_LIVE + " AND r.generation_id = $2"
 _LOGGED_LOCKED = _LOGGED + " FOR UPDATE OF r"
 
@@ -98,6 +102,14 @@ _LOGGED_LOCKED = _LOGGED + " FOR UPDATE OF r"
 async def logged(db: Connection, generation: str, now: datetime, *, lock: bool = False) -> asyncpg.Record | None:
     """A generation's log row, by its id; hidden from the instant on which it expires. `lock`: it is to be replaced."""
     return await db.fetchrow(_LOGGED_LOCKED if lock else _LOGGED, now, generation)
+
+
+async def logged_made_at(db: Connection, ms: int, now: datetime) -> list[asyncpg.Record]:
+    """Log rows of generations whose id was made in one millisecond (since 1970), locked."""
+    return await db.fetch(
+        _FROM_LIVE + " AND r.generation_id >= $2 AND r.generation_id < $3 FOR UPDATE OF r",
+        now, UUID(int=ms << 80), UUID(int=(ms + 1) << 80),
+    )  # fmt: skip
 
 
 async def logged_between(
@@ -131,43 +143,92 @@ async def forget_logged(db: Connection, rows: Sequence[Any]) -> None:
     )  # fmt: skip
 
 
-# --- what workspaces want of the log -----------------------------------------------------------------------------
+# --- charges without a name ------------------------------------------------------------------------------------------
 
 
-async def setting_versions(db: Connection, workspaces: Sequence[str]) -> dict[str, int]:
-    """The version of each workspace's settings that is known here; of one whose account is not, none."""
-    rows = await db.fetch(
-        "SELECT workspace, version FROM workspace_setting WHERE workspace = ANY($1) AND account IS NOT NULL",
-        list(workspaces),
+async def add_charged(db: Connection, rows: Sequence[bytes]) -> None:
+    """Notes what generations were charged: rows as `charged` packs them."""
+    await copy_packed(db, "charged", charged.COLUMNS, rows)
+
+
+async def charge_of(db: Connection, key: bytes) -> asyncpg.Record | None:
+    """What a generation was charged, by what it is remembered by; locked: it is to be replaced."""
+    return await db.fetchrow("SELECT * FROM charged WHERE key = $1 FOR UPDATE", key)
+
+
+async def forget_charged(db: Connection, keys: Sequence[bytes]) -> None:
+    """Removes charges: others take their place, or none has to."""
+    # The range lets PostgreSQL skip the other days' partitions.
+    await db.execute(
+        "DELETE FROM charged WHERE key = ANY($1::bytea[]) AND key BETWEEN $2 AND $3", list(keys), min(keys), max(keys)
     )
-    return {row["workspace"]: row["version"] for row in rows}
 
 
-async def set_settings(db: Connection, settings: Sequence[tuple[str, str, int, int]], now: datetime) -> None:
-    """Takes over (workspace, account, version, days), each higher than what is known. What has ended by the setting until now
+# --- what workspaces, and the makers of keys, want of the log ----------------------------------------------------
+
+
+class Settings(NamedTuple):
+    """A table of settings: whose they are, the column of log and sums that leads there, and what a row of the log (`t`) of
+    one of them (`s`) is kept for, in days, with what the other table says."""
+
+    table: str
+    name: str
+    logged: str
+    days: str
+
+
+OF_WORKSPACES = Settings(
+    "workspace_setting", "workspace", "workspace",
+    """least(s.log_retention_days, (SELECT o.log_retention_days FROM key_setting o WHERE o.key = t.key_id))""",
+)  # fmt: skip
+# What a workspace that never stated a setting wants, each of its rows knows: that is never made longer.
+OF_KEYS = Settings(
+    "key_setting", "key", "key_id",
+    """least(s.log_retention_days, coalesce(
+         (SELECT o.log_retention_days FROM workspace_setting o WHERE o.workspace = t.workspace), t.retention_days))""",
+)  # fmt: skip
+ALL_SETTINGS = (OF_WORKSPACES, OF_KEYS)
+
+
+async def setting_versions(db: Connection, of: Settings, names: Sequence[str]) -> dict[str, int]:
+    """The version of each one's settings that is known here; of one whose account is not, none."""
+    rows = await db.fetch(
+        f"SELECT {of.name} AS name, version FROM {of.table} WHERE {of.name} = ANY($1) AND account IS NOT NULL",  # noqa: S608
+        list(names),
+    )
+    return {row["name"]: row["version"] for row in rows}
+
+
+async def set_settings(
+    db: Connection, of: Settings, settings: Sequence[tuple[str, str, int, int]], now: datetime
+) -> None:
+    """Takes over (name, account, version, days), each higher than what is known. What has ended by the setting until now
     stays ended, whatever the new one is."""
     revision = await db.fetchval("UPDATE setting_revision SET revision = revision + 1 RETURNING revision")
     await db.executemany(
-        """INSERT INTO workspace_setting AS s (workspace, account, version, log_retention_days, revision)
+        f"""INSERT INTO {of.table} AS s ({of.name}, account, version, log_retention_days, revision)
            VALUES ($1, $2, $3, $4, $5)
-           ON CONFLICT (workspace) DO UPDATE
+           ON CONFLICT ({of.name}) DO UPDATE
              SET account = excluded.account, version = excluded.version, log_retention_days = excluded.log_retention_days,
                  revision = excluded.revision,
                  ended_before = greatest(s.ended_before, $6::timestamptz - s.log_retention_days * interval '1 day')
-           WHERE s.version < excluded.version OR (s.account IS NULL AND s.version = excluded.version)""",
+           WHERE s.version < excluded.version OR (s.account IS NULL AND s.version = excluded.version)""",  # noqa: S608
         [(*setting, revision, now) for setting in sorted(settings)],
     )
 
 
-async def forget_settings(db: Connection, workspaces: Sequence[str]) -> None:
-    """Forgets what erased workspaces wanted."""
-    await db.execute("DELETE FROM workspace_setting WHERE workspace = ANY($1)", list(workspaces))
+async def forget_settings(db: Connection, of: Settings, names: Sequence[str]) -> None:
+    """Forgets what the erased wanted."""
+    await db.execute(f"DELETE FROM {of.table} WHERE {of.name} = ANY($1)", list(names))  # noqa: S608
 
 
-async def settings_since(db: Connection, revision: int) -> dict[str, int]:
-    """workspace -> days, of what came to be after a revision."""
-    rows = await db.fetch("SELECT workspace, log_retention_days FROM workspace_setting WHERE revision > $1", revision)
-    return {row["workspace"]: row["log_retention_days"] for row in rows}
+async def settings_since(db: Connection, of: Settings, revision: int) -> dict[str, int]:
+    """name -> days, of what came to be after a revision."""
+    rows = await db.fetch(
+        f"SELECT {of.name} AS name, log_retention_days FROM {of.table} WHERE revision > $1",  # noqa: S608
+        revision,
+    )
+    return {row["name"]: row["log_retention_days"] for row in rows}
 
 
 async def kept_days(db: Connection, workspace: str) -> int | None:
@@ -178,87 +239,121 @@ async def kept_days(db: Connection, workspace: str) -> int | None:
     return days
 
 
-async def shorter_than(db: Connection, account: str, days: int) -> dict[str, int]:
-    """workspace -> days, of those workspaces of an account that keep their log for less than `days`."""
+async def shorter_than(db: Connection, account: str, days: int) -> tuple[dict[str, int], int]:
+    """(workspace -> days, of those workspaces of an account that keep their log for less than `days`; how many keys in them
+    have makers who want that)."""
     rows = await db.fetch(
         """SELECT workspace, log_retention_days FROM workspace_setting
            WHERE account = $1 AND log_retention_days < $2 ORDER BY workspace""",
         account, days,
     )  # fmt: skip
-    return {row["workspace"]: row["log_retention_days"] for row in rows}
+    keys = await db.fetchval(
+        "SELECT count(*) FROM key_setting WHERE account = $1 AND log_retention_days < $2", account, days
+    )
+    return {row["workspace"]: row["log_retention_days"] for row in rows}, keys
 
 
 async def settings_open(db: Connection) -> bool:
     """Whether rows on disk have still to be treated by a setting."""
-    return bool(await db.fetchval("SELECT EXISTS (SELECT FROM workspace_setting WHERE treated < version)"))
+    return bool(
+        await db.fetchval(
+            """SELECT EXISTS (SELECT FROM workspace_setting WHERE treated < version)
+                      OR EXISTS (SELECT FROM key_setting WHERE treated < version)"""
+        )
+    )
 
 
 async def begin_treating(db: Connection) -> None:
-    """Marks the settings by which the rows on disk are treated now; what waits unrated of workspaces that keep no log any
-    more loses what a log would have kept."""
-    await db.execute("UPDATE workspace_setting SET treating = version WHERE treated < version")
-    await db.execute(
-        """UPDATE quarantine q
-           SET event_id = NULL, event_at = date_trunc('hour', q.event_at),
-               usage = (q.usage - 'generation_ref') || '{"key": "not-kept", "log_retention_days": 0}'
-                 || CASE WHEN q.usage ? 'original' THEN jsonb_build_object('original', $1::text) ELSE '{}' END
-           FROM workspace_setting s
-           WHERE q.usage->>'workspace' = s.workspace AND s.log_retention_days = 0 AND s.treated < s.treating""",
-        NO_GENERATION,
-    )
+    """Marks the settings by which the rows on disk are treated now; what waits unrated, and is not to be logged any more,
+    loses what a log would have kept."""
+    for of in ALL_SETTINGS:
+        await db.execute(f"UPDATE {of.table} SET treating = version WHERE treated < version")  # noqa: S608
+        await db.execute(
+            f"""UPDATE quarantine q
+               SET event_id = NULL, event_at = date_trunc('hour', q.event_at),
+                   usage = (q.usage - 'generation_ref') || '{{"key": "not-kept", "log_retention_days": 0}}'
+                     || CASE WHEN q.usage ? 'original' THEN jsonb_build_object('original', $1::text) ELSE '{{}}' END
+               FROM {of.table} s
+               WHERE q.usage->>'{of.name}' = s.{of.name} AND s.log_retention_days = 0 AND s.treated < s.treating""",  # noqa: S608
+            NO_GENERATION,
+        )
 
 
 async def end_treating(db: Connection) -> bool:
     """The rows on disk are as the marked settings want them; True if others came meanwhile."""
-    await db.execute("UPDATE workspace_setting SET treated = treating WHERE treated < treating")
+    for of in ALL_SETTINGS:
+        await db.execute(f"UPDATE {of.table} SET treated = treating WHERE treated < treating")  # noqa: S608
     return await settings_open(db)
+
+
+async def ending(db: Connection, piece: Slice, made_from: UUID, before: datetime) -> list[asyncpg.Record]:
+    """Of a slice of one of the log's partitions: rows, locked, that the marked settings end before an instant, of
+    generations with ids from `made_from` on, each once. `kept_days`: as all settings want it now."""
+    found: dict[UUID, asyncpg.Record] = {}
+    for of in ALL_SETTINGS:
+        rows = await db.fetch(
+            f"""SELECT t.*, least(t.retention_days, {of.days}) AS kept_days
+                FROM {piece.relation} t JOIN {of.table} s ON s.{of.name} = t.{of.logged}
+                WHERE s.treated < s.treating AND {piece.condition} AND t.generation_id >= $1
+                  AND (t.occurred_at <= s.ended_before
+                       OR t.occurred_at + least(t.retention_days, {of.days}) * interval '1 day' < $2)
+                FOR UPDATE OF t""",  # noqa: S608 -- names of the catalogue
+            made_from, before,
+        )  # fmt: skip
+        found |= {row["generation_id"]: row for row in rows}
+    return list(found.values())
 
 
 async def treat_logged(db: Connection, piece: Slice, expires_on: date, now: datetime) -> tuple[int, int]:
     """Treats a slice of one of the log's partitions by the marked settings: deletes what is over, moves the rest to the
     day on which it expires now. Returns how many rows it deleted, and moved."""
-    deleted = await db.fetchval(
-        f"""WITH gone AS (
-                DELETE FROM {piece.relation} t USING workspace_setting s
-                WHERE s.workspace = t.workspace AND s.treated < s.treating AND {piece.condition}
-                  AND (t.occurred_at <= s.ended_before
-                       OR t.occurred_at + least(t.retention_days, s.log_retention_days) * interval '1 day' <= $1)
-                RETURNING 1)
-            SELECT count(*) FROM gone""",  # noqa: S608 -- a name of the catalogue
-        now,
-    )
-    # By way of the whole table, or a row could not leave its partition.
-    moved = await db.fetchval(
-        f"""WITH moved AS (
-                UPDATE request_log t
-                SET retention_days = s.log_retention_days,
-                    expires_on = (t.occurred_at AT TIME ZONE 'UTC' + s.log_retention_days * interval '1 day')::date
-                FROM workspace_setting s
-                WHERE s.workspace = t.workspace AND s.treated < s.treating AND t.expires_on = '{expires_on:%Y-%m-%d}'
-                  AND {piece.condition} AND t.retention_days <> s.log_retention_days
-                RETURNING 1)
-            SELECT count(*) FROM moved""",  # noqa: S608 -- a date
-    )
+    deleted = moved = 0
+    for of in ALL_SETTINGS:
+        deleted += await db.fetchval(
+            f"""WITH gone AS (
+                    DELETE FROM {piece.relation} t USING {of.table} s
+                    WHERE s.{of.name} = t.{of.logged} AND s.treated < s.treating AND {piece.condition}
+                      AND (t.occurred_at <= s.ended_before OR {of.days} = 0
+                           OR t.occurred_at + least(t.retention_days, {of.days}) * interval '1 day' <= $1)
+                    RETURNING 1)
+                SELECT count(*) FROM gone""",  # noqa: S608 -- names of the catalogue
+            now,
+        )
+        # By way of the whole table, or a row could not leave its partition.
+        moved += await db.fetchval(
+            f"""WITH moved AS (
+                    UPDATE request_log t
+                    SET retention_days = {of.days},
+                        expires_on = (t.occurred_at AT TIME ZONE 'UTC' + {of.days} * interval '1 day')::date
+                    FROM {of.table} s
+                    WHERE s.{of.name} = t.{of.logged} AND s.treated < s.treating
+                      AND t.expires_on = '{expires_on:%Y-%m-%d}' AND {piece.condition}
+                      AND t.retention_days <> {of.days}
+                    RETURNING 1)
+                SELECT count(*) FROM moved""",  # noqa: S608 -- names and a date
+        )
     return deleted, moved
 
 
 async def treat_rollups(db: Connection, piece: Slice) -> int:
-    """Of a slice of the hourly sums: those of workspaces that keep no log any more become sums of days, without key and
-    model. Returns how many hourly sums that were."""
-    return int(
-        await db.fetchval(
+    """Of a slice of the hourly sums: those that nothing is logged of any more become sums of days, without key and model.
+    Returns how many hourly sums that were."""
+    folded = 0
+    for of in ALL_SETTINGS:
+        folded += await db.fetchval(
             f"""WITH taken AS (
-                DELETE FROM {piece.relation} t USING workspace_setting s
-                WHERE s.workspace = t.workspace AND s.treated < s.treating AND s.log_retention_days = 0 AND {piece.condition}
+                DELETE FROM {piece.relation} t USING {of.table} s
+                WHERE s.{of.name} = t.{of.logged} AND s.treated < s.treating AND s.log_retention_days = 0
+                  AND {piece.condition}
                 RETURNING t.*
             ), by_day AS (
                 INSERT INTO rollup_daily AS r (workspace, day, generations, input_tokens, output_tokens, amount_pico)
                 SELECT workspace, hour / 24 AS day, sum(generations), sum(input_tokens), sum(output_tokens), sum(amount_pico)
                 FROM taken GROUP BY workspace, day ORDER BY day, workspace
                 {_ADD_DAYS})
-            SELECT count(*) FROM taken""",  # noqa: S608 -- a name of the catalogue
+            SELECT count(*) FROM taken""",  # noqa: S608 -- names of the catalogue
         )
-    )
+    return folded
 
 
 # --- ratings of a range ------------------------------------------------------------------------------------------
@@ -306,11 +401,11 @@ async def quarantine(db: Connection, rows: Sequence[Sequence[Any]]) -> int:
     columns[9] = [msgspec.json.encode(usage).decode() for usage in columns[9]]
     added = await db.fetch(
         """INSERT INTO quarantine (reason, missing, event_type, event_id, event_at, known_at, arrived_at, provider,
-               model, usage, line_key)
-           SELECT a, b, c, d, e, f, g, h, i, j::jsonb, k
+               model, usage, line_key, original_key)
+           SELECT a, b, c, d, e, f, g, h, i, j::jsonb, k, l
            FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::timestamptz[],
-               $7::timestamptz[], $8::text[], $9::text[], $10::text[], $11::bytea[])
-             AS v(a, b, c, d, e, f, g, h, i, j, k) RETURNING id""",
+               $7::timestamptz[], $8::text[], $9::text[], $10::text[], $11::bytea[], $12::bytea[])
+             AS v(a, b, c, d, e, f, g, h, i, j, k, l) RETURNING id""",
         *columns,
     )  # fmt: skip
     return len(added)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from services.metering import log_row
+from services.metering import charged, log_row
 from services.metering.identity import EPOCH_ORDINAL
 from services.metering.price_book import PriceBook
 from services.metering.pricing import (
@@ -116,12 +116,13 @@ class Way:
     generations rated by it have in common in lines, log rows and sums."""
 
     __slots__ = (
-        "border", "columns", "denominator", "hour", "middle", "model", "prices", "terms", "tier", "version",
+        "border", "charge", "columns", "denominator", "hour", "middle", "model", "prices", "terms", "tier", "version",
     )  # fmt: skip
 
     def __init__(self, usage: Any, version: str, tier: str, rule: str, terms: str, card: Card | None = None) -> None:
         self.model, self.version, self.tier, self.terms = usage.model, version, tier, terms
         self.columns = log_row.of_way(usage, tier, rule, version)
+        self.charge = charged.of_way(tier, rule, version)
         self.hour, self.middle = -1, b""
         self.prices: Mapping[str, int] = {} if card is None else card.prices
         self.denominator = 1 if card is None else card.denominator
@@ -216,9 +217,13 @@ class Effects:
 
     partitions: int
     sums_from_hour: int = 0
+    day_keys: Mapping[int, bytes] = field(default_factory=dict)
+    """The keys of the days of ids, by ordinal: without its day's key a generation leaves no charge to be corrected by."""
     units: dict[str, Unit] = field(default_factory=dict)
     rows: list[bytes] = field(default_factory=list)
     """Packed rows of the request log; complete once `records` is through."""
+    charges: list[bytes] = field(default_factory=list)
+    """Packed rows of `charged`: of what may still be corrected when its log row is gone, or never was."""
     sums: dict[tuple[Place, Way, int], list[int]] = field(default_factory=dict)
     rated: int = 0
     reported: list[Reported] = field(default_factory=list)
@@ -236,6 +241,7 @@ class Effects:
         others = []
         n = 0
         units, sums, places, kinds = self.units, self.sums, known.places, known.kinds
+        window_us = now_us + charged.WINDOW_US
         for arrival in arrivals:
             n += 1
             line_id, (event, record, at_us, _, uuid) = arrival
@@ -268,6 +274,8 @@ class Effects:
                     at_us, place.days, uuid, read, generated, amount, place.columns, way.columns, usage.generation_ref,
                     quantities,
                 )  # fmt: skip
+            if at_us + place.keep_us < window_us:
+                self._charge(line_id, place, way, at_us, read, generated, amount, quantities)
             if usage.cost_reported_pico is not None:
                 self.reported.append(Reported(usage, event.time, instant(record.timestamp), amount, amount, "list"))
             hour = at_us // HOUR_US
@@ -288,18 +296,36 @@ class Effects:
         self.rated += n - len(others)
         return others
 
-    def add(self, usage: Any, uuid: bytes | None, line_id: bytes, at_us: int, priced: Priced, now_us: int) -> None:
+    def _charge(
+        self, key: bytes, place: Place, way: Way, at_us: int, read: int, generated: int, amount_pico: int, quantities: bytes
+    ) -> None:  # fmt: skip
+        owned = charged.owner(key, place.workspace, self.day_keys)
+        if owned is not None:
+            self.charges.append(
+                charged.row(key, owned, at_us, place.days, read, generated, amount_pico, way.charge, quantities)
+            )
+
+    def add(
+        self, usage: Any, uuid: bytes | None, line_id: bytes, at_us: int, priced: Priced, now_us: int,
+        key: bytes | None = None,
+    ) -> None:  # fmt: skip
         """A rated generation: its line, its share of the sums and, if its workspace keeps one, its log row.
 
-        No row without `uuid`, nor if it has expired at `now_us`. Both instants: microseconds since 1970.
+        No row without `uuid`, nor if it has expired at `now_us`. Both instants: microseconds since 1970. `key`: what the
+        generation is remembered by, if its line has another id; empty if by nothing.
         """
         rated = priced.rated
         place, way = Place(usage), Way(usage, rated.price_version, rated.tier, rated.rule, priced.terms)
-        row = None
+        row, reported = None, _encode({**usage.tokens, **usage.counts})
         if uuid is not None and at_us + place.keep_us > now_us:
             row = log_row.row(
                 at_us, place.days, uuid, usage.input_tokens, usage.output_tokens, priced.amount_pico, place.columns,
-                way.columns, usage.generation_ref, _encode({**usage.tokens, **usage.counts}),
+                way.columns, usage.generation_ref, reported,
+            )  # fmt: skip
+        key = line_id if key is None else key
+        if key and at_us + place.keep_us < now_us + charged.WINDOW_US:
+            self._charge(
+                key, place, way, at_us, usage.input_tokens, usage.output_tokens, priced.amount_pico, reported
             )  # fmt: skip
         self.add_line(place, way, line_id, at_us // HOUR_US, priced.quantities, priced.amount_pico, row)
         self.sum(place, way, at_us // HOUR_US, 1, usage.input_tokens, usage.output_tokens, rated.amount_pico)

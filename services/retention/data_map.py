@@ -76,6 +76,12 @@ DATA_MAP: DataMap = (
         note="ids and instants, never the key or a hash of it; the name is sealed under the account's key",
     ),
     *personal(
+        "restriction", "member", "version", "log_retention_days", "activity_opt_out", "changed_at", "alone_since",
+        category="user.privacy_preferences", use="essential.service", clock_start="account_closed",
+        period="account_closure", on_erasure="delete_row", ground="contract",
+        note="what a member wants in every workspace; its clock starts when it is in none any more and has no key",
+    ),
+    *personal(
         "credit_known", "workspace", "version", "balance_pico",
         category="user.behavior.purchase_history", use="essential.service", clock_start="account_closed",
         period="account_closure", on_erasure="delete_row", ground="contract",
@@ -196,6 +202,7 @@ ROWS: tuple[Rows, ...] = (
         corrects=("name",),
     ),
     Rows("member", {"account": "account", "workspace": "workspace", "member": "member"}),
+    Rows("restriction", {"member": "member"}),
     Rows("workspace", {"account": "account", "workspace": "workspace"}),
     Rows(
         "account", {"account": "account", "identity": "identity"}, sealed={"name": "account.name"}, corrects=("name",)

@@ -170,7 +170,8 @@ class Correction(Usage):
 class UsageCorrected(Event):
     """Replaces what an earlier event said: the recorded charge is reversed and this content is charged.
 
-    `time` is the original's event time. Keyed by `original`, so that it follows the original on its partition.
+    `time` is the original's event time. Keyed by `original`, so that it follows the original on its partition. Taken in the
+    days in which the original's repeats are told apart, whatever log its workspace keeps; later, while its log row is there.
     """
 
     TYPE: ClassVar[str] = "usage.corrected.v1"
@@ -457,6 +458,30 @@ class SettingsStated(Event):
     data: Settings
 
 
+class Restriction(Closed):
+    """What a member wants kept of itself, in every workspace; the whole, not the difference. What an administrator wants
+    may be less, never more: the shorter counts. No account: it ends with nobody else's."""
+
+    member: Id
+    version: Annotated[int, Field(ge=1)] = Field(description="Rises with every change; a lower one is ignored.")
+    log_retention_days: Annotated[int, Field(ge=0, le=90)] = Field(
+        default=90,
+        description="How long requests made with the member's keys are logged, at most: 0 not at all, 1 the least, "
+        "90 as long as the workspace wants.",
+    )
+    activity_opt_out: bool = Field(
+        default=False, description="No dashboard and playground activity of the member is kept."
+    )
+
+
+class MemberRestricted(Event):
+    """A member restricted what is kept of it, or takes that back. The member itself said so. Keyed by member."""
+
+    TYPE: ClassVar[str] = "member.restricted.v1"
+    type: Literal["member.restricted.v1"]
+    data: Restriction
+
+
 class Membership(Closed):
     """A person in a workspace."""
 
@@ -544,7 +569,9 @@ class Activity(Closed):
     surface: Literal["dashboard", "playground"]
     action: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]{0,63}$")]
     model: Name | None = None
-    opted_out: bool = Field(default=False, description="The workspace's setting in force at the gateway: keep nothing.")
+    opted_out: bool = Field(
+        default=False, description="The setting in force at the gateway, the workspace's or the member's: keep nothing."
+    )
 
 
 class ActivityRecorded(Event):
@@ -934,6 +961,43 @@ class SettingsChanged(Event):
     TYPE: ClassVar[str] = "workspace.settings.v1"
     type: Literal["workspace.settings.v1"]
     data: EffectiveSettings
+
+
+class KeySettings(Closed):
+    """How long requests made with a key are logged at most, because its maker wants that; whose key it is, is not told."""
+
+    key: Id
+    account: Id = Field(description="The account that owns the key's workspace.")
+    version: Annotated[int, Field(ge=1)]
+    log_retention_days: Annotated[int, Field(ge=0, le=90)]
+    changed_at: Instant
+    erased: bool = False
+
+
+class KeySettingsChanged(Event):
+    """What a key's maker wants of its log, in force. Compacted, keyed by `key/` and the key."""
+
+    TYPE: ClassVar[str] = "key.settings.v1"
+    type: Literal["key.settings.v1"]
+    data: KeySettings
+
+
+class MemberSettings(Closed):
+    """Whether a member's activity may be kept, in whichever workspace."""
+
+    member: Id
+    version: Annotated[int, Field(ge=1)]
+    activity_opt_out: bool
+    changed_at: Instant
+    erased: bool = False
+
+
+class MemberSettingsChanged(Event):
+    """What a member wants of its activity, in force. Compacted, keyed by `member/` and the member."""
+
+    TYPE: ClassVar[str] = "member.settings.v1"
+    type: Literal["member.settings.v1"]
+    data: MemberSettings
 
 
 class Refusal(Closed):

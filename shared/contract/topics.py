@@ -93,6 +93,16 @@ class Topic:
 
 _TRANSIT = timedelta(days=6)
 
+
+def settings_key(data: Any) -> str:
+    """The record key of settings in force. No id has a slash in it: a key or a member is never taken for a workspace."""
+    for kind in ("key", "member"):
+        if (name := getattr(data, kind, None)) is not None:
+            return f"{kind}/{name}"
+    workspace: str = data.workspace
+    return workspace
+
+
 GENERATIONS = Topic(
     name="gateway.generations",
     title="What was generated: one event for each generation, and corrections of earlier ones.",
@@ -189,18 +199,19 @@ COMMANDS = Topic(
 
 ACCOUNTS = Topic(
     name="gateway.accounts",
-    title="Who is who: accounts, workspaces, members, API keys, settings.",
+    title="Who is who: accounts, workspaces, members, API keys, settings, what members restrict for themselves.",
     events=(
         e.AccountOpened,
         e.AccountClosed,
         e.WorkspaceCreated,
         e.SettingsStated,
+        e.MemberRestricted,
         e.MemberAdded,
         e.MemberRemoved,
         e.KeyCreated,
         e.KeyRevoked,
     ),
-    key="account",
+    key="account; a member's restriction: the member",
     partitions=6,
     writers=("gateway",),
     readers=("retention", "notifications"),
@@ -208,7 +219,7 @@ ACCOUNTS = Topic(
     ordered=True,
     fixed_partitions=True,
     after_erasure={"retention": "drop", "notifications": "drop"},
-    key_of=lambda event: event.data.account,
+    key_of=lambda event: event.data.member if event.type == e.MemberRestricted.TYPE else event.data.account,
 )
 ACCESS = Topic(
     name="gateway.access",
@@ -290,9 +301,9 @@ PRIVACY_RECEIPTS = Topic(
 )
 SETTINGS = Topic(
     name="mesh.workspace-settings",
-    title="The settings of each workspace, in force.",
-    events=(e.SettingsChanged,),
-    key="workspace",
+    title="The settings in force: each workspace's, and what members have restricted for themselves.",
+    events=(e.SettingsChanged, e.KeySettingsChanged, e.MemberSettingsChanged),
+    key="workspace; key/ and a key; member/ and a member",
     partitions=1,
     writers=("retention",),
     readers=("metering", "insights"),
@@ -301,7 +312,7 @@ SETTINGS = Topic(
     ordered=True,
     fixed_partitions=True,
     after_erasure={"metering": "drop", "insights": "drop"},
-    key_of=lambda event: event.data.workspace,
+    key_of=lambda event: settings_key(event.data),
 )
 KEY_REFUSALS = Topic(
     name="mesh.key-refusals",

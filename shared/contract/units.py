@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from .events import AccessRecorded, GenerationCompleted, UsageCorrected, UsageRated
+from .events import AccessRecorded, GenerationCompleted, KeySettingsChanged, UsageCorrected, UsageRated
 
 Subject: TypeAlias = tuple[str, str]
 """(kind, id), the kind as in `SubjectKind`."""
@@ -36,6 +36,8 @@ def units(event: Any) -> Sequence[Unit]:
     if event.type == AccessRecorded.TYPE and data.account is None and data.identity is not None:
         # Whoever signs in without an account any more must not become somebody again. A new account may.
         subjects = (("identity", data.identity),)
+    if event.type == KeySettingsChanged.TYPE:
+        subjects += (("key", data.key),)
     # What an erased member's key still tries names the key no more.
     traces = (("key", data.key),) if event.type == AccessRecorded.TYPE and data.key is not None else ()
     return [Unit(subjects, event, traces)]

@@ -92,18 +92,40 @@ async def topic_settings(settings: KafkaSettings, topics: Iterable[Topic] = TOPI
         await admin.close()
 
 
-async def end_offsets(settings: KafkaSettings, topics: Iterable[str]) -> dict[TopicPartition, tuple[int, int]]:
-    """(log start, log end) of every partition of `topics`."""
-    consumer: Any = AIOKafkaConsumer(**settings.client())
-    await consumer.start()
-    try:
-        await consumer._client.force_metadata_update()
-        tps = []
-        for topic in topics:
-            consumer._client.add_topic(topic)
-            await consumer._client.force_metadata_update()
-            tps += [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
-        begin, end = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+class Spans:
+    """Asks Kafka where partitions begin and end, on a connection of its own: the broker answers one question of a
+    connection after the other, and a fetch that waits for records is a question, too."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._client: Any = None
+
+    async def open(self) -> None:
+        """Connects; to be closed in any case. Raises `KafkaError` when Kafka is away."""
+        self._client = AIOKafkaConsumer(**self._settings.client())
+        await self._client.start()
+
+    async def close(self) -> None:
+        """Disconnects, if it was open."""
+        if self._client is not None:
+            await self._client.stop()
+
+    async def of(self, topics: Iterable[str]) -> dict[TopicPartition, tuple[int, int]]:
+        """(log start, log end) of every partition of `topics`."""
+        wanted = list(topics)
+        if not wanted:
+            return {}  # to the client, no topics are all topics
+        await self._client._client.set_topics(wanted)
+        tps = [TopicPartition(t, p) for t in wanted for p in sorted(self._client.partitions_for_topic(t) or ())]
+        begin, end = await self._client.beginning_offsets(tps), await self._client.end_offsets(tps)
         return {tp: (begin[tp], end[tp]) for tp in tps}
+
+
+async def end_offsets(settings: KafkaSettings, topics: Iterable[str]) -> dict[TopicPartition, tuple[int, int]]:
+    """(log start, log end) of every partition of `topics`, asked once."""
+    spans = Spans(settings)
+    try:
+        await spans.open()
+        return await spans.of(topics)
     finally:
-        await consumer.stop()
+        await spans.close()

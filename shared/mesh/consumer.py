@@ -234,9 +234,13 @@ class TopicConsumer:
         for tp in tps:
             if not await self._claim(tp, generation):
                 return
+        # Together: what is resumed alone is fetched alone, and the others wait until that fetch is answered.
+        for tp in tps:
+            self._resume(tp, generation)
 
     async def _claim(self, tp: TopicPartition, generation: int) -> bool:
-        """Claims one partition, for as long as the database takes. False = a newer assignment overtook this one."""
+        """Claims one partition, for as long as the database takes; still paused. False = a newer assignment overtook
+        this one."""
         delay = 0.1
         while generation == self._generation and not self._stopping.is_set():
             try:
@@ -247,7 +251,7 @@ class TopicConsumer:
                 if generation != self._generation:
                     return False
                 partition = Partition(cursor, last_ms=int(self._clock.now().timestamp() * 1000))
-                await self._start_reading(tp, partition)
+                await self._begin_at_cursor(tp, partition)
             except (*TRANSIENT, KafkaError) as error:
                 self.tick()
                 log.warning("claim of %s-%s waits: %s", tp.topic, tp.partition, type(error).__name__)
@@ -259,7 +263,7 @@ class TopicConsumer:
             return True
         return False
 
-    async def _start_reading(self, tp: TopicPartition, partition: Partition) -> None:
+    async def _begin_at_cursor(self, tp: TopicPartition, partition: Partition) -> None:
         consumer = self._consumer()
         cursor = partition.cursor
         if cursor.created:
@@ -271,7 +275,14 @@ class TopicConsumer:
         self.partitions[tp] = partition
         self._fenced_at.pop(tp, None)  # not before: until now a look at the cursors would fence it once more
         self._seek(tp, cursor.next_offset)
-        consumer.resume(tp)
+
+    def _resume(self, tp: TopicPartition, generation: int) -> None:
+        if generation != self._generation or tp in self._fenced_at:
+            return  # the next assignment, or the claim after the fence, starts over
+        try:
+            self._consumer().resume(tp)
+        except IllegalStateError:
+            return  # no longer assigned
         self.progress.paused_since.pop(tp, None)
 
     async def revoked(self, tps: Sequence[TopicPartition]) -> None:
@@ -616,7 +627,8 @@ class TopicConsumer:
             return
         if not by_hand:
             self._fenced_before.add(tp)
-        await self._claim(tp, generation)
+        if await self._claim(tp, generation):
+            self._resume(tp, generation)
 
     def _decode(self, groups: Groups) -> tuple[list[Received], list[Refusal], Groups]:
         """Decodes a batch in one pass; a version nobody here knows yet ends its partition's share of it."""
@@ -814,19 +826,20 @@ class TopicConsumer:
             self._on_fenced(tp)
         return bool(moved or self._fenced_at)
 
-    async def true_lag(self) -> int:
-        """Records of the topic that the group has not passed, whoever owns their partitions: Kafka's ends against the
-        cursor rows. Not to be known while this process is still claiming: then 1."""
-        consumer = self.consumer
-        if consumer is None or not self.ready() or await self.notice_moved():
+    async def true_lag(self, spans: Mapping[TopicPartition, tuple[int, int]]) -> int:
+        """Records of the topic that the group has not passed, whoever owns their partitions: Kafka's `spans` (log start
+        and end) against the cursor rows. Not to be known while this process is still claiming: then 1."""
+        if not self.ready() or await self.notice_moved():
             return 1
         name = self.topic.name
-        tps = [TopicPartition(name, part) for part in consumer.partitions_for_topic(name) or ()]
-        begins, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
         async with self._pool.acquire() as db:
             passed = await store.next_offsets(db, self.group, name)
         # What was cut off before a cursor had passed it (an older copy of the database was put back) never comes.
-        return sum(max(0, ends[tp] - max(begins[tp], passed.get(tp.partition, 0))) for tp in tps)
+        return sum(
+            max(0, end - max(begin, passed.get(tp.partition, 0)))
+            for tp, (begin, end) in spans.items()
+            if tp.topic == name
+        )
 
     def observe(self) -> None:
         """Sets the gauges of lag and of partitions that stand still."""
@@ -860,7 +873,8 @@ class TopicConsumer:
         if consumer is not None:
             for tp in consumer.paused():
                 partition = self.partitions.get(tp)
-                if partition is not None and partition.stopped is None and tp not in self._fenced_at:
+                claiming = tp in self._fenced_at or tp in self.progress.paused_since
+                if partition is not None and partition.stopped is None and not claiming:
                     return f"{tp.topic}-{tp.partition}: paused without a reason"
         return None
 

@@ -22,7 +22,7 @@ from faststream.kafka.message import KafkaMessage
 
 from shared.contract.topics import COMMANDS, TOPICS, pace
 from shared.mesh import metrics, partitions, store
-from shared.mesh.admin import end_offsets, ensure_topics
+from shared.mesh.admin import Spans, ensure_topics
 from shared.mesh.clock import Clock, clock_from
 from shared.mesh.commands import RELEASE_PARKED, command_consumer, release_parked_task
 from shared.mesh.consumer import TRANSIENT, Limit, TopicConsumer
@@ -42,6 +42,8 @@ _HINT_SECONDS = 3.0
 # What saying goodbye to Kafka may take beyond the drain.
 _LEAVE_SECONDS = 5.0
 _LINGER_BYTES = 64 * 1024
+# How long Kafka may keep a fetch of nothing (a record is answered at once). A seek waits for the fetch that is out, so not long.
+_FETCH_WAIT_MS = 100
 _LOOK_SECONDS = 0.05
 MESH_PARTITIONED = (Partitioned("mesh_dead_letter", ahead=9, keeps=timedelta(0)),)
 """The runtime's own partitioned tables, in every service's database."""
@@ -76,6 +78,7 @@ class Runtime:
         self._fault, self._limit = fault, limit
         self._fencing, self._relay_locking, self._http = fencing, relay_locking, http
         self._brokers: list[KafkaBroker] = []
+        self._spans = Spans(settings.kafka)
         self._pool: Pool | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._started = False
@@ -112,6 +115,8 @@ class Runtime:
             await service.on_start(self)
         # Its own alone: in a cluster it has no right to see, and none to make, those of others.
         await ensure_topics(settings.kafka, service.topics)
+        self.on_close(self._spans.close)
+        await self._spans.open()
         self.relay = Relay(
             service.name, settings.database_url, self._pool, settings.kafka,
             fault=self._fault, locking=self._relay_locking,
@@ -173,7 +178,7 @@ class Runtime:
         groups = {c.topic.name: c.group for c in self.consumers}
         if not groups:
             return
-        ends = await end_offsets(self.settings.kafka, groups)
+        ends = await self._spans.of(groups)
         behind = {tp: end for tp, (begin, end) in ends.items() if end > begin}
         while not self._exit.is_set():
             async with self.pool.acquire() as db:
@@ -235,7 +240,7 @@ class Runtime:
             no_reply=True,
             max_records=min(declaration.batch, settings.batch_records),
             batch_timeout_ms=200,
-            fetch_max_wait_ms=settings.linger_ms if declaration.lingers else 100,
+            fetch_max_wait_ms=settings.linger_ms if declaration.lingers else _FETCH_WAIT_MS,
             fetch_min_bytes=_LINGER_BYTES if declaration.lingers else 1,
             max_partition_fetch_bytes=1024 * 1024,
             session_timeout_ms=settings.session_timeout_ms,
@@ -469,7 +474,8 @@ class Runtime:
         """Whether nothing is on its way: lag 0 (asked of Kafka, not of a cache), outbox and tasks empty."""
         lag: dict[str, int] = {}
         stopped: list[str] = []
-        lags = await asyncio.gather(*(consumer.true_lag() for consumer in self.consumers))
+        spans = await self._spans.of({consumer.topic.name for consumer in self.consumers})
+        lags = await asyncio.gather(*(consumer.true_lag(spans) for consumer in self.consumers))
         for consumer, behind in zip(self.consumers, lags, strict=True):
             lag[consumer.topic.name] = behind
             stopped += consumer.stops()

@@ -279,7 +279,12 @@ async def chain_lines(lab: Lab, ceilings: Ceilings, plan: Plan, report: Report, 
         ),
         Line("wal_bytes_per_event", run.wal_bytes / run.generations, "bytes", note="whole chain, all databases"),
         *(
-            Line(f"stored_bytes_{place}", grown[place] / run.generations, "bytes/event", note="whole chain, indexes included")
+            Line(
+                f"stored_bytes_{place}",
+                grown[place] / run.generations,
+                "bytes/event",
+                note="whole chain, indexes included",
+            )
             for place in ("metering", "billing", GENERATIONS.name, USAGE_RATED.name, BALANCES.name)
         ),
         *(

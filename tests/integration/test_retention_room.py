@@ -65,9 +65,10 @@ async def test_an_administrators_settings_come_into_force_and_nobody_elses(stage
     assert sorted(await refusals(mesh)) == ["invalid"] * 2 + ["not_administrator"] * 3
     await stage.send(stage.settings(4, 0, activity_opt_out=True), stage.settings(3, 60), stage.settings(4, 60))
     said = await stage.published(topics.SETTINGS, workspace=stage.workspace)
-    # The topic is compacted: earlier ones may be gone already.
+    # The topic is compacted: earlier ones may be gone already. And what is in force is said again by the hour.
     known = [(1, 30), (2, 90), (4, 0)]
-    assert [(one["version"], one["log_retention_days"]) for one in said] in (known, known[1:], known[2:])
+    different = list(dict.fromkeys((one["version"], one["log_retention_days"]) for one in said))
+    assert different in (known, known[1:], known[2:])
     assert said[-1]["activity_opt_out"] is True and said[-1]["account"] == stage.account
     row = (await mesh.fetch("retention", "SELECT version, log_retention_days AS days FROM workspace"))[0]
     assert (row["version"], row["days"]) == (4, 0)

@@ -12,7 +12,7 @@ from tests.support.world import Mesh
 
 # Every table of metering and billing that holds a row per request, with what would tell whose it is.
 PER_REQUEST = {
-    "metering": ("request_log", "quarantine", "seen"),
+    "metering": ("request_log", "quarantine", "seen", "charged"),
     "billing": ("charge_line", "line_seen", "line_late"),
 }
 

@@ -18,7 +18,7 @@ from shared.mesh import Batch, Done, Service, Task, Transaction, metrics, tracin
 from shared.mesh.clock import FileClock, clock_from
 from shared.mesh.consumer import Limit
 from tests.support.gateway import Gateway
-from tests.support.world import Mesh
+from tests.support.world import Faults, Mesh
 
 
 class Poisoned(Exception):
@@ -245,3 +245,16 @@ async def test_liveness_is_a_loop_that_turns(mesh: Mesh, sample: Sample) -> None
         task.cancel()
     consumer.progress.ticked_at -= 31
     assert any("has not turned" in t for t in running.troubles())
+
+
+async def test_a_claim_that_waits_is_no_trouble(mesh: Mesh, sample: Sample) -> None:
+    waits = Faults("claimed", nth=2)
+    running = await mesh.start("billing", service=sample.service, fault=waits)
+    async with asyncio.timeout(20):
+        await waits.hit.wait()
+    # The partitions before it are claimed, and paused until all are.
+    assert any(consumer.partitions for consumer in running.consumers)
+    assert running.troubles() == []
+    waits.release.set()
+    await mesh.owned()
+    assert running.troubles() == []

@@ -13,6 +13,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.metering import charged
 from services.metering.identity import day_bound, digest_of, hidden, identities, reversal_of
 from services.metering.price_book import PriceBook
 from services.metering.price_version import ContextTier, PriceVersion
@@ -24,6 +25,7 @@ from shared.contract.ids import uuid7
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 NOW_MS = 1_795_521_600_000
+DAY_KEYS = {(NOW - timedelta(days=n)).date().toordinal(): bytes([n]) * 32 for n in range(7)}
 PRICES = {"input": Decimal("0.0000025"), "output": Decimal("0.00001"), "web_search": Decimal("0.01")}
 BOOK = PriceBook(
     [
@@ -98,7 +100,7 @@ def decoded(effects: Effects) -> Any:
         (part, record, [unit | {"lines": msgspec.json.decode(unit["lines"])} for unit in units])
         for part, record, units in effects.records()
     ]
-    return records, sorted(effects.rows), effects.rated, effects.versions
+    return records, sorted(effects.rows), effects.rated, effects.versions, sorted(effects.charges)
 
 
 def totals(effects: Effects) -> dict[Any, list[int]]:
@@ -113,13 +115,47 @@ def totals(effects: Effects) -> dict[Any, list[int]]:
 @given(st.lists(st.tuples(usages, BEFORE), max_size=30))
 def test_the_quick_way_is_the_long_way(rows: list[tuple[Any, int]]) -> None:
     made = arrivals(rows)
-    quick, long = Effects(6), Effects(6)
+    quick, long = Effects(6, 0, DAY_KEYS), Effects(6, 0, DAY_KEYS)
     known = Known(BOOK)
     for some in (list(made.items())[::2], list(made.items())[1::2]):  # the second time the known are there
         long_way(quick, quick.add_plain(known, some, NOW_MS * 1000))
     long_way(long, made.items())
     assert decoded(quick) == decoded(long)
     assert totals(quick) == totals(long)
+
+
+@given(st.lists(st.tuples(usages, BEFORE), min_size=1, max_size=30))
+def test_what_its_log_does_not_outlive_the_window_with_leaves_a_charge_without_a_name(
+    rows: list[tuple[Any, int]],
+) -> None:
+    made = arrivals(rows)
+    effects = Effects(6, 0, DAY_KEYS)
+    long_way(effects, made.items())
+    by_key = {row[6:22]: row for row in effects.charges}
+    rated = {key: arrival for key, arrival in made.items() if not isinstance(_priced(arrival), Unpriced)}
+    assert len(by_key) == len(effects.charges) and len(rated) == effects.rated
+    assert by_key.keys() == {key for key, (event, *_) in rated.items() if event.data.log_retention_days < 30}
+    for key, row in by_key.items():
+        usage, uuid = made[key][0].data, made[key][4]
+        assert row[26:34] == charged.owner(key, usage.workspace, DAY_KEYS) != charged.owner(key, "w", DAY_KEYS)
+        assert uuid[6:] not in row and usage.workspace.encode() not in row
+        assert msgspec.json.decode(row[row.rindex(b"{") :]) == {**usage.tokens, **usage.counts}
+    # Without the key of its day nothing is left, and nothing told.
+    effects = Effects(6)
+    long_way(effects, made.items())
+    assert effects.charges == [] and {charged.owner(key, "w", {}) for key in made} == {None}
+
+
+def test_the_owners_of_two_charges_are_told_apart_by_nothing() -> None:
+    """The same workspace reads differently in each charge, and under each day's key."""
+    key, other = bytes(6) + b"a" * 10, bytes(6) + b"b" * 10
+    day = date(1970, 1, 1).toordinal()
+    one, two = {day: b"1" * 32}, {day: b"2" * 32}
+    assert len({charged.owner(key, "w", one), charged.owner(other, "w", one), charged.owner(key, "w", two)}) == 3
+
+
+def _priced(arrival: Any) -> Any:
+    return price(BOOK, arrival[0].data, arrival[0].time, NOW)
 
 
 def test_a_price_that_depends_on_the_time_is_asked_for_each_time() -> None:
@@ -151,7 +187,7 @@ def test_a_price_that_depends_on_the_time_is_asked_for_each_time() -> None:
 def test_records_hold_every_line_once_and_in_no_time_order(rows: list[tuple[Any, int]]) -> None:
     effects = Effects(6)
     long_way(effects, arrivals(rows).items())
-    records, log, rated, _ = decoded(effects)
+    records, log, rated, *_ = decoded(effects)
     places = set()
     lines = 0
     for partition, record, units in records:

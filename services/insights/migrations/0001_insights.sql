@@ -13,6 +13,7 @@ CREATE TABLE activity (
     PRIMARY KEY (expires_on, event_id)
 ) PARTITION BY RANGE (expires_on);
 CREATE INDEX activity_workspace ON activity (workspace, occurred_at);
+CREATE INDEX activity_member ON activity (member) WHERE member IS NOT NULL;
 
 -- The settings in force, of workspaces that ever stated some.
 CREATE TABLE workspace_setting (
@@ -22,3 +23,12 @@ CREATE TABLE workspace_setting (
     activity_opt_out boolean NOT NULL,
     kept_since       timestamptz           -- when the last opt-out ended: nothing from before is kept
 );
+
+-- The same of members who have restricted themselves, in whichever workspace.
+CREATE TABLE member_setting (
+    member           text    PRIMARY KEY,
+    version          bigint  NOT NULL,
+    activity_opt_out boolean NOT NULL,
+    kept_since       timestamptz
+);
+CREATE INDEX member_setting_out ON member_setting (member) WHERE activity_opt_out;

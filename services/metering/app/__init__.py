@@ -33,8 +33,13 @@ _CHUNK = 1_000
 _ROLLUP_BATCHES = 200
 _LOG = Partitioned("request_log", ahead=policy().request_log_max_days + 3, keeps=timedelta(0))
 _NO_LOG = "nothing of this account is in the request log: its log retention is 0, its rows are over, or nothing came"
-_NO_MODEL = "workspaces whose log retention is, or was, 0: of their usage sums by day are kept, without key and model"
-_NO_HOURS = "log retention is, or was, 0: usage of that time is kept as sums by day, without key and model"
+_NO_MODEL = (
+    "workspaces, or keys, whose log retention is, or was, 0: of their usage sums by day are kept, without key and model"
+)
+_NO_HOURS = (
+    "log retention is, or was, 0, of the workspace or of one of its keys: usage of that time is kept as sums by day, without "
+    "key and model"
+)
 _HOUR = timedelta(hours=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -48,6 +53,7 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
         migrations=Path(__file__).parents[1] / "migrations",
         partitioned=(
             Partitioned("seen", back=policy().window.days + 1, ahead=3, keeps=policy().window, bound=day_bound),
+            Partitioned("charged", back=policy().window.days + 1, ahead=3, keeps=policy().window, bound=day_bound),
             _LOG,
             Partitioned(
                 "rollup_hourly", back=ROLLUP_DAYS, ahead=40, monthly=True, keeps=ROLLUPS_LIVE, bound=hour_bound
@@ -83,7 +89,7 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
 
     @service.task(keeping.TREAT)
     async def treat_log(task: Task, tx: Transaction) -> Any:
-        return await keeping.treat(_LOG, task, tx)
+        return await keeping.treat(room, _LOG, task, tx)
 
     @service.job(keeping.TREAT, every=timedelta(seconds=5))
     async def look_at_settings(now: datetime, tx: Transaction) -> None:
@@ -197,11 +203,16 @@ def make_service(*, dedupe: bool = True, suppress: bool = True) -> Service:
         """The providers that served an account, as far as its request log goes back; why some are missing, if they may be."""
         account = query.get("account", "")
         providers = await store.providers_of(tx.db, account, tx.now)
-        shorter = await store.shorter_than(tx.db, account, policy().request_log_default_days)
+        shorter, keys = await store.shorter_than(tx.db, account, policy().request_log_default_days)
         reason = None if providers else _NO_LOG
-        if providers and shorter:
+        short = []
+        if shorter:
             named = ", ".join(f"{workspace} ({days} days)" for workspace, days in shorter.items())
-            reason = f"not complete: these workspaces keep their request log for a shorter time: {named}"
+            short.append(f"these workspaces keep their request log for a shorter time: {named}")
+        if keys:
+            short.append(f"who made {keys} of the keys keeps their request log for a shorter time")
+        if providers and short:
+            reason = f"not complete: {'; '.join(short)}"
         return {"providers": providers, "reason": reason}
 
     @service.reads("interesting")

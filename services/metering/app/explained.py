@@ -31,8 +31,8 @@ async def explained(room: Room, wanted: str, tx: Transaction) -> Any:
     if row is None:
         # Whether there ever was one cannot be told: at log retention 0 no row says so, and `seen` ends.
         raise NotFound(
-            "no such generation is kept here: it never came, its workspace keeps no request log (log retention 0), or its "
-            "time is over"
+            "no such generation is kept here: it never came, its workspace, or who made its key, keeps no request log (log "
+            "retention 0), or its time is over"
         )
     version = room.book.version(row["price_version"])
     if version is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from services.metering import store
+from services.metering import charged, store
 from services.metering.app.room import Room
 from services.metering.identity import DAY_MS, digest_of, identities, reversal_of
 from services.metering.price_desk import name_of
@@ -47,6 +47,7 @@ _LOADED = 2_000
 _FIRST = 0  # the revision of first prices: every process has them from its catalogue
 _MICROSECOND = timedelta(microseconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
+_NOT_KEPT = "not-kept"  # stands where a key would, if its workspace keeps no log
 _CORRECTED = events.UsageCorrected.TYPE
 _USAGE = {
     events.GenerationCompleted.TYPE: twin(events.Usage),
@@ -96,7 +97,7 @@ class Metering:
 
     def _new_effects(self) -> Effects:
         # What is older than the rollups reach (released after a long time) is charged, and in no sum.
-        return Effects(topics.USAGE_RATED.partitions, rollups_from(self._tx.now))
+        return Effects(topics.USAGE_RATED.partitions, rollups_from(self._tx.now), self._room.keys.by_ordinal)
 
     async def take(self, events_to_rate: Sequence[Received], erased: Sequence[Received] = ()) -> None:
         """Events from the topic: each is rated, a duplicate, quarantined, or `erased`: of somebody who is erased, so that
@@ -109,6 +110,10 @@ class Metering:
             for usage in [r.event.data for r in received]:
                 if room.settings.get(usage.workspace, 90) < usage.log_retention_days:
                     usage.log_retention_days = room.settings[usage.workspace]
+        if room.restricted:
+            for usage in [r.event.data for r in received]:
+                if room.restricted.get(usage.key, 90) < usage.log_retention_days:
+                    usage.log_retention_days = room.restricted[usage.key]
         fresh, stale, duplicates = self._identify(received)
         gone = {id(r.event) for r in erased}
         n_erased = 0
@@ -138,7 +143,8 @@ class Metering:
                 self._rate(fresh)
         await self._write()
         for key, (event, record, at_us, _, _) in corrections.items():
-            await self._correct(event.id, event.data, key, at_us, instant(record.timestamp))
+            of = self._remembered(event.data.original)
+            await self._correct(event.id, event.data, key, of, at_us, instant(record.timestamp))
         self._saw(first)
         tx.count("duplicates", n_duplicates)
         tx.count("conflicts", conflicts)
@@ -209,12 +215,13 @@ class Metering:
         self, reason: str, missing: str, kind: str, event_id: str | None, usage: Any, key: bytes, event_at: datetime,
         known_at: datetime,
     ) -> None:  # fmt: skip
-        """Usage that waits. At log retention 0 it waits as a line does: no generation (nor one that it corrects), no key, an
-        hour."""
+        """Usage that waits. At log retention 0 it waits as a line does: no generation (nor one that it corrects, but for what
+        that is remembered by), no key, an hour."""
         kept = msgspec.to_builtins(usage)
+        original_key = self._remembered(usage.original) if kind == _CORRECTED else b""
         if not usage.log_retention_days:
             event_id = None
-            kept["key"] = "not-kept"
+            kept["key"] = _NOT_KEPT
             kept.pop("generation_ref", None)
             if "original" in kept:
                 kept["original"] = store.NO_GENERATION
@@ -232,6 +239,7 @@ class Metering:
                 usage.model,
                 kept,
                 key,
+                original_key or None,
             )
         )
 
@@ -259,13 +267,46 @@ class Metering:
         self._saw(taken)
         return len(stale) - len(taken)
 
-    async def _correct(self, event_id: str | None, usage: Any, key: bytes, at_us: int, known_at: datetime) -> bool:
-        """Reverses what the original was charged and charges what it should have been; False if it has to wait."""
+    def _remembered(self, generation: str) -> bytes:
+        """By what a generation is remembered; empty if its day has no key: outside the window."""
+        (who,) = identities([generation], self._room.keys.by_ordinal)
+        return who.key
+
+    async def _original(self, usage: Any, of: bytes) -> Any:
+        """What is corrected, locked: its log row, or else its charge without a name as such a row; None if there is neither.
+        `of`: what it is remembered by, or nothing."""
         room, tx = self._room, self._tx
-        original = await store.logged(tx.db, usage.original, tx.now, lock=True)
+        if usage.original != store.NO_GENERATION:
+            row: Any = await store.logged(tx.db, usage.original, tx.now, lock=True)
+        else:
+            # It waited without the id, which whoever has a row can still tell.
+            rows = await store.logged_made_at(tx.db, int.from_bytes(of[:6], "big"), tx.now) if of else []
+            row = next((row for row in rows if self._remembered(str(row["generation_id"])) == of), None)
+        if row is not None or not of:
+            return row
+        charge = await store.charge_of(tx.db, of)
+        if charge is None:
+            return None
+        its_own = charged.owner(of, usage.workspace, room.keys.by_ordinal) == charge["owner"]
+        return dict(charge) | {
+            "generation_id": None, "generation_ref": None, "model": usage.model, "key_id": usage.key,
+            "workspace": usage.workspace if its_own else None,
+            # No row is made again, and the next correction finds a charge, too.
+            "retention_days": min(charge["retention_days"], usage.log_retention_days, policy().window.days),
+        }  # fmt: skip
+
+    async def _correct(
+        self, event_id: str | None, usage: Any, key: bytes, of: bytes, at_us: int, known_at: datetime
+    ) -> bool:
+        """Reverses what the original was charged and charges what it should have been; False if it has to wait.
+
+        `of`: what the original is remembered by; empty if that cannot be told, or its window is over.
+        """
+        room, tx = self._room, self._tx
+        original = await self._original(usage, of)
         reason = None
         if original is None:
-            reason = "original_unknown" if usage.log_retention_days else "original_not_kept"
+            reason = "original_unknown" if usage.log_retention_days or of else "original_not_kept"
         elif original["workspace"] != usage.workspace:
             reason = "original_of_other_workspace"
         if reason is None and original is not None:
@@ -276,10 +317,10 @@ class Metering:
                 reason = priced.reason
             elif version is not None:
                 self._effects = self._new_effects()
-                self._exchange(original, version, usage, key, priced)
+                self._exchange(original, version, usage, key, of, priced)
                 # One rated record and two lines: audit holds booked lines against the sum of both counters.
                 tx.count("reversed")
-                await store.forget_logged(tx.db, [original])
+                await self._forget([original], [of])
                 await self._write()
                 return True
             else:
@@ -287,10 +328,20 @@ class Metering:
         self._hold(reason or "", "", _CORRECTED, event_id, usage, key, instant(at_us // 1000), known_at)
         return False
 
-    def _exchange(self, original: Any, version: PriceVersion, usage: Any, key: bytes, priced: Priced) -> None:
+    async def _forget(self, originals: Sequence[Any], keys: Iterable[bytes]) -> None:
+        """Removes what originals were charged by, before what they are charged instead takes its place."""
+        if rows := [row for row in originals if row["generation_id"] is not None]:
+            await store.forget_logged(self._tx.db, rows)
+        if known := [key for key in keys if key]:
+            await store.forget_charged(self._tx.db, known)
+
+    def _exchange(
+        self, original: Any, version: PriceVersion, usage: Any, key: bytes, of: bytes, priced: Priced
+    ) -> None:
         """Adds two lines: one takes the original's charge back, one charges `usage`, whose row takes the row's place.
 
-        The charge of what the row said before stays in the ledger, reversed. `key`: the new line's.
+        The charge of what the row said before stays in the ledger, reversed. `key`: the new line's; `of`: what the
+        generation is remembered by, or nothing.
         """
         effects = self._effects
         reported = msgspec.json.decode(original["quantities"])
@@ -301,9 +352,12 @@ class Metering:
             {u: n for u, n in reported.items() if u in events.COUNTS},
             rule,
         )
-        # The row is kept as long as it was to be, or as its workspace wants now, whatever the correction says.
-        days = self._room.kept_days(original["workspace"], original["retention_days"])
+        # The row is kept as long as it was to be, or as its workspace, or its key's maker, wants now, whatever the
+        # correction says.
+        days = self._room.kept_days(original["workspace"], original["key_id"], original["retention_days"])
         usage = msgspec.structs.replace(usage, log_retention_days=days, generation_ref=original["generation_ref"])
+        if usage.key == _NOT_KEPT:
+            usage.key = original["key_id"]
         before = msgspec.structs.replace(usage, model=original["model"], key=original["key_id"])
         terms = {"byok": "byok", "data_sharing": "sharing"}.get(rule, "list")
         place, way = Place(before), Way(before, version.version, original["tier"], rule, terms)
@@ -313,7 +367,9 @@ class Metering:
         )
         charged = 0 if rule == "byok" else original["amount_pico"]
         effects.sum(place, way, hour, -1, -original["input_tokens"], -original["output_tokens"], -charged)
-        effects.add(usage, original["generation_id"].bytes, key, at_us, priced, self._now_us)
+        generation = original["generation_id"]
+        uuid = None if generation is None else generation.bytes
+        effects.add(usage, uuid, key, at_us, priced, self._now_us, of)
 
     async def rerate(
         self, rows: Sequence[Any], cause: str, known_at: datetime, *, version: str | None = None, dry_run: bool = False
@@ -338,12 +394,13 @@ class Metering:
         if changed and not dry_run:
             ids = [derived_id(self._now_ms, cause, row["generation_id"].bytes) for row, *_ in changed]
             lines = identities(ids, self._room.keys.by_ordinal)
-            for (row, before_version, usage, priced), line in zip(changed, lines, strict=True):
-                self._exchange(row, before_version, usage, line.key, priced)
+            keys = [self._remembered(str(row["generation_id"])) for row, *_ in changed]
+            for (row, before_version, usage, priced), line, of in zip(changed, lines, keys, strict=True):
+                self._exchange(row, before_version, usage, line.key, of, priced)
             # No record came, so none is counted: only lines.
             self._effects.rated = 0
             self._tx.count("rerated_lines", 2 * len(changed))
-            await store.forget_logged(self._tx.db, [row for row, *_ in changed])
+            await self._forget([row for row, *_ in changed], keys)
             await self._write()
         return Rerated(len(rows), len(changed), unpriced, before, after)
 
@@ -358,7 +415,7 @@ class Metering:
             usage: Any = msgspec.convert(row["usage"], _USAGE[row["event_type"]])
             if not erased.isdisjoint((("account", usage.account), ("workspace", usage.workspace))):
                 continue  # whose row it is, is erased: the erasure takes it
-            usage.log_retention_days = room.kept_days(usage.workspace, usage.log_retention_days)
+            usage.log_retention_days = room.kept_days(usage.workspace, usage.key, usage.log_retention_days)
             key = self._line_key(row["line_key"])
             if row["event_type"] == _CORRECTED:
                 corrections.append((row, usage, key))
@@ -376,7 +433,8 @@ class Metering:
         await self._write()
         for row, usage, key in corrections:
             event_id = None if row["event_id"] is None else str(row["event_id"])
-            if await self._correct(event_id, usage, key, microseconds(row["event_at"]), row["known_at"]):
+            of, at_us = row["original_key"] or b"", microseconds(row["event_at"])
+            if await self._correct(event_id, usage, key, of, at_us, row["known_at"]):
                 released.append(row["id"])
         self._quarantine.clear()
         if released:
@@ -415,6 +473,8 @@ class Metering:
             tx.after_commit(lambda: room.pinned.update(new))
         if effects.rows:
             await store.add_log(tx.db, effects.rows)
+        if effects.charges:
+            await store.add_charged(tx.db, effects.charges)
         if effects.reported:
             await store.add_costs(tx.db, reconcile(room.book, effects.reported))
         if totals := effects.totals():

@@ -31,6 +31,7 @@ class Room:
         self.known = Known(self.book)
         self.revision = -1
         self.settings: dict[str, int] = {}
+        self.restricted: dict[str, int] = {}
         self.settings_revision = 0
         self.pinned: set[str] = set()
         self.dedupe = dedupe
@@ -70,7 +71,10 @@ class Room:
         """
         revision, settings_revision = await store.revisions(db, hold=hold)
         if settings_revision != self.settings_revision:
-            self.settings |= await store.settings_since(db, self.settings_revision)
+            self.settings |= await store.settings_since(db, store.OF_WORKSPACES, self.settings_revision)
+            keys = self.restricted | await store.settings_since(db, store.OF_KEYS, self.settings_revision)
+            # Whoever has taken a restriction back costs nothing any more.
+            self.restricted = {key: days for key, days in keys.items() if days < policy().request_log_max_days}
             self.settings_revision = settings_revision
         if revision != self.revision:
             for body in await store.prices(db, self.revision):
@@ -80,9 +84,10 @@ class Room:
             self.known.kinds.clear()
             self.revision = revision
 
-    def kept_days(self, workspace: str, days: int) -> int:
-        """How long a log row is kept: `days` as its event says, or shorter, if the workspace is known to want that."""
-        return min(days, self.settings.get(workspace, days))
+    def kept_days(self, workspace: str, key: str, days: int) -> int:
+        """How long a log row is kept: `days` as its event says, or shorter, if the workspace, or the maker of its key, is
+        known to want that."""
+        return min(days, self.settings.get(workspace, days), self.restricted.get(key, days))
 
     async def market(self, db: Connection, now: datetime) -> Market:
         """What the guard judges by: the catalogue's prices and what has been published since."""

@@ -5,6 +5,22 @@ CREATE TABLE seen (
     digest bigint NOT NULL                -- of the content: same id, other digest = a conflict
 ) PARTITION BY RANGE (key);
 
+-- What a generation was charged, where its log row ends before de-duplication does, or never was: what a correction reverses
+-- by. The key is that of `seen`, and ends as it does; nothing here leads to anybody.
+CREATE TABLE charged (
+    key            bytea       NOT NULL PRIMARY KEY,
+    owner          bytea       NOT NULL,  -- tells whose it is to who knows workspace, generation and the day's key
+    occurred_at    timestamptz NOT NULL,
+    retention_days smallint    NOT NULL,  -- 0: its sums are those of days, without key and model
+    input_tokens   bigint      NOT NULL,
+    output_tokens  bigint      NOT NULL,
+    amount_pico    bigint      NOT NULL,
+    tier           text        NOT NULL,
+    rule           text        NOT NULL,
+    price_version  text        NOT NULL,
+    quantities     text        NOT NULL   -- JSON: everything that was reported, by unit
+) PARTITION BY RANGE (key);
+
 -- One row per generation, for as long as its workspace wants it (never for a retention of 0). No unique key: `seen`
 -- stands before it. Dropped by the day on which it expires; hidden at occurred_at + retention_days, or earlier by what its
 -- workspace wants now.
@@ -47,6 +63,22 @@ CREATE TABLE workspace_setting (
 );
 CREATE INDEX workspace_setting_revision ON workspace_setting (revision);
 CREATE INDEX workspace_setting_open ON workspace_setting (workspace) WHERE treated < version;
+
+-- The same for keys whose makers have restricted their log for themselves: of both, the shorter counts. Who made a key is not
+-- known here; `account` owns its workspace.
+CREATE TABLE key_setting (
+    key                text PRIMARY KEY,
+    account            text        NOT NULL,
+    version            bigint      NOT NULL,
+    log_retention_days smallint    NOT NULL CHECK (log_retention_days BETWEEN 0 AND 90),
+    ended_before       timestamptz NOT NULL DEFAULT '-infinity',
+    treating           bigint      NOT NULL DEFAULT 0,
+    treated            bigint      NOT NULL DEFAULT 0,
+    revision           bigint      NOT NULL
+);
+CREATE INDEX key_setting_account ON key_setting (account);
+CREATE INDEX key_setting_revision ON key_setting (revision);
+CREATE INDEX key_setting_open ON key_setting (key) WHERE treated < version;
 CREATE TABLE setting_revision (single boolean PRIMARY KEY DEFAULT true CHECK (single), revision bigint NOT NULL);
 INSERT INTO setting_revision (revision) VALUES (0);
 
@@ -63,7 +95,8 @@ CREATE TABLE quarantine (
     provider   text        NOT NULL,
     model      text        NOT NULL,
     usage      jsonb       NOT NULL,
-    line_key   bytea       NOT NULL       -- becomes the line's id when it is rated
+    line_key   bytea       NOT NULL,      -- becomes the line's id when it is rated
+    original_key bytea                    -- by what the generation that a correction is about is remembered
 );
 -- Ids outside of the window, by a hash under their month's key: each is quarantined once, for a window from its arrival.
 CREATE TABLE stale_seen (

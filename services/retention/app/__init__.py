@@ -18,7 +18,6 @@ from services.retention.app.rights import PACK
 from services.retention.app.room import Room
 from services.retention.case import Timing
 from services.retention.data_map import HOLDING
-from services.retention.directory import store as directory_store
 from services.retention.speed import LAST
 from shared.contract import events, topics
 from shared.mesh import Batch, Footprint, Received, Rights, Service, Task, Transaction
@@ -122,11 +121,11 @@ def make_service(
     # A frozen relay may have left an older state standing as the topic's last word.
     @service.job("republish-settings", every=timedelta(hours=1))
     async def republish(now: datetime, tx: Transaction) -> None:
-        after = ""
-        while rows := await directory_store.settings_changed_since(tx.db, now - timedelta(days=1), after, _REPUBLISHED):
-            for row in rows:
-                directory.publish_settings(tx, row)
-            after = rows[-1]["workspace"]
+        await directory.republish(tx, now - timedelta(days=1))
+
+    @service.job("restrictions", every=timedelta(hours=1))
+    async def end_restrictions(now: datetime, tx: Transaction) -> None:
+        await directory.end_restrictions(now, tx)
 
     @service.job("tombstones", every=timedelta(hours=1))
     async def end_tombstones(now: datetime, tx: Transaction) -> None:

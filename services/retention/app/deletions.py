@@ -10,7 +10,12 @@ from typing import Any
 from services.retention import case as machine
 from services.retention import store, subjects
 from services.retention.app.certify import certify
-from services.retention.app.directory import publish_null, publish_settings
+from services.retention.app.directory import (
+    publish_key_settings,
+    publish_member_settings,
+    publish_null,
+    publish_settings,
+)
 from services.retention.app.mails import dollars, listed, mail, ms
 from services.retention.app.receipts import plain
 from services.retention.app.rights import ADDRESSES
@@ -119,6 +124,10 @@ async def _entomb(room: Room, tx: Transaction, row: store.Row) -> None:
         )  # fmt: skip
     for settings in await directory_store.settings_of(tx.db, circle.of("workspace")):
         publish_settings(tx, settings, erased=True)
+    for settings in await directory_store.restricted_keys(tx.db, circle.of("key")):
+        publish_key_settings(tx, settings, erased=True)
+    for settings in await directory_store.restrictions_of(tx.db, circle.of("member")):
+        publish_member_settings(tx, settings, erased=True)
     for workspace, successor in circle.handed_over.items():
         await directory_store.promote(tx.db, workspace, successor)
     tx.count("subjects_erased", len(graves))
@@ -135,6 +144,9 @@ async def _tell(room: Room, tx: Transaction, row: store.Row) -> None:
             publish_null(tx, topics.SETTINGS, name)
         elif kind == "key":
             publish_null(tx, topics.KEY_REFUSALS, name)
+            publish_null(tx, topics.SETTINGS, f"key/{name}")
+        elif kind == "member":
+            publish_null(tx, topics.SETTINGS, f"member/{name}")
     account = await room.open_account(case.id, row.sealed_account)
     facts = {
         "scope": case.scope,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from services.retention.app.room import Room
@@ -12,11 +13,20 @@ from shared.contract.ids import derived_id
 from shared.mesh import Batch, Received, Transaction
 from shared.mesh.store import OutboxRow
 from shared.mesh.transaction import rfc3339, shard_of
+from shared.policy import policy
+
+_OF_KEYS = (events.KeyCreated.TYPE, events.KeyRevoked.TYPE)
+_REPUBLISHED = 1_000
 
 
 async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
     """Takes in who is who. Rows lead to each other by ids alone, so that no event waits for another one."""
     db = tx.db
+    keys = {received.event.data.key for received in batch.events if received.event.type in _OF_KEYS}
+    if any(received.event.type == events.MemberRestricted.TYPE for received in batch.events):
+        await directory_store.own_restrictions(db)
+    elif keys:
+        await directory_store.share_restrictions(db)
     for received in batch.events:
         event = received.event
         data, at = event.data, event.time
@@ -30,6 +40,8 @@ async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
                 await directory_store.create_workspace(db, data.account, data.workspace, data.administrator, at)
             case events.SettingsStated.TYPE:
                 await _settings(received, tx)
+            case events.MemberRestricted.TYPE:
+                await _restrict(data, at, tx)
             case events.MemberAdded.TYPE:
                 await directory_store.put_member(db, data.account, data.workspace, data.member, data.role)
             case events.MemberRemoved.TYPE:
@@ -39,6 +51,24 @@ async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
                 await directory_store.put_key(db, data.account, data.workspace, data.key, data.member, name, at)
             case events.KeyRevoked.TYPE:
                 await directory_store.revoke_key(db, data.account, data.workspace, data.key, data.member, at)
+    if keys:
+        # A key that comes after its maker's restriction is under it as well.
+        for row in await directory_store.restricted_keys(db, sorted(keys)):
+            publish_key_settings(tx, row)
+
+
+async def _restrict(data: Any, at: datetime, tx: Transaction) -> None:
+    """A member's own restriction comes into force: of its activity, and of whatever is logged of its keys, in every
+    workspace. No administrator is asked."""
+    days, opt_out = data.log_retention_days, data.activity_opt_out
+    if not await directory_store.put_restriction(tx.db, data.member, data.version, days, opt_out, at):
+        tx.count("settings_stale")
+        return
+    for row in await directory_store.restrictions_of(tx.db, [data.member]):
+        publish_member_settings(tx, row)
+    for row in await directory_store.keys_restricted_by(tx.db, data.member):
+        publish_key_settings(tx, row)
+    tx.count("restrictions_in_force")
 
 
 async def _settings(received: Received, tx: Transaction) -> None:
@@ -74,6 +104,62 @@ def publish_settings(tx: Transaction, row: Any, *, erased: bool = False) -> None
             "changed_at": rfc3339(at), "erased": erased,
         },
     )  # fmt: skip
+
+
+def publish_key_settings(tx: Transaction, row: Any, *, erased: bool = False) -> None:
+    """Says what a key's maker wants of its log: as it is, under the id that it had, or that it is over."""
+    version = row["version"] + 1 if erased else row["version"]
+    at = tx.now if erased else row["changed_at"]
+    tx.publish(
+        topics.SETTINGS, events.KeySettingsChanged,
+        id=derived_id(int(at.timestamp() * 1000), "key-settings", row["key"], str(version)),
+        subject=row["key"], key=f"key/{row['key']}", time=at,
+        data={
+            "key": row["key"], "account": row["account"], "version": version,
+            "log_retention_days": 0 if erased else row["log_retention_days"], "changed_at": rfc3339(at),
+            "erased": erased,
+        },
+    )  # fmt: skip
+
+
+def publish_member_settings(tx: Transaction, row: Any, *, erased: bool = False) -> None:
+    """Says what a member wants of its activity: as it is, under the id that it had, or that it is over."""
+    version = row["version"] + 1 if erased else row["version"]
+    at = tx.now if erased else row["changed_at"]
+    tx.publish(
+        topics.SETTINGS, events.MemberSettingsChanged,
+        id=derived_id(int(at.timestamp() * 1000), "member-settings", row["member"], str(version)),
+        subject=row["member"], key=f"member/{row['member']}", time=at,
+        data={
+            "member": row["member"], "version": version,
+            "activity_opt_out": True if erased else row["activity_opt_out"], "changed_at": rfc3339(at),
+            "erased": erased,
+        },
+    )  # fmt: skip
+
+
+async def republish(tx: Transaction, since: datetime) -> None:
+    """Says all settings again that changed since an instant."""
+    for changed, publish, name in (
+        (directory_store.settings_changed_since, publish_settings, "workspace"),
+        (directory_store.restrictions_changed_since, publish_member_settings, "member"),
+        (directory_store.restricted_keys_changed_since, publish_key_settings, "key"),
+    ):
+        after = ""
+        while rows := await changed(tx.db, since, after, _REPUBLISHED):
+            for row in rows:
+                publish(tx, row)
+            after = rows[-1][name]
+
+
+async def end_restrictions(now: datetime, tx: Transaction) -> None:
+    """Restrictions of members who are nowhere any more end when the policy's cap is over, and with them what is said of
+    them."""
+    await directory_store.own_restrictions(tx.db)
+    before = now - timedelta(days=policy().closure_cap_days)
+    for row in await directory_store.end_restrictions(tx.db, now, before, _REPUBLISHED):
+        publish_member_settings(tx, row, erased=True)
+        publish_null(tx, topics.SETTINGS, f"member/{row['member']}")
 
 
 def publish_null(tx: Transaction, topic: topics.Topic, name: str) -> None:

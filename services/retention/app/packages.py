@@ -115,6 +115,14 @@ async def _missing(tx: Transaction, row: store.Row) -> list[Missing]:
             )
         if settings["activity_opt_out"]:
             gaps.append(Missing("insights.activity", f"Workspace {name} has opted out: its activity is not kept."))
+    restricted = await directory_store.restricted_keys(tx.db, sorted(known.keys))
+    if off := sum(1 for one in restricted if one["log_retention_days"] == 0):
+        gaps.append(
+            Missing(
+                "metering.request_log",
+                f"Members have switched logging off for themselves: no request made with {off} of the keys is kept.",
+            )
+        )
     return gaps
 
 

@@ -151,6 +151,96 @@ async def settings_changed_since(db: Connection, since: datetime, after: str, li
     )  # fmt: skip
 
 
+# Whoever enters keys shares this lock, whoever takes a restriction over has it alone: or each could miss the other's row.
+_RESTRICTIONS_LOCK = 0x7265_7374_0001
+_KEY_SETTINGS = """SELECT k.key, k.account, r.version, r.log_retention_days, r.changed_at
+                   FROM restriction r JOIN api_key k ON k.member = r.member"""
+
+
+async def share_restrictions(db: Connection) -> None:
+    """Until this transaction ends, no restriction changes."""
+    await db.execute("SELECT pg_advisory_xact_lock_shared($1)", _RESTRICTIONS_LOCK)
+
+
+async def own_restrictions(db: Connection) -> None:
+    """Waits for all that enter keys; until this transaction ends, nobody else does."""
+    await db.execute("SELECT pg_advisory_xact_lock($1)", _RESTRICTIONS_LOCK)
+
+
+async def put_restriction(
+    db: Connection, member: str, version: int, days: int, opt_out: bool, changed_at: datetime
+) -> bool:
+    """What a member wants kept of itself; False for a version that is not above the one in force."""
+    return (
+        await db.fetchval(
+            """INSERT INTO restriction AS r (member, version, log_retention_days, activity_opt_out, changed_at)
+               VALUES ($1, $2, $3, $4, $5)
+               ON CONFLICT (member) DO UPDATE
+                 SET version = excluded.version, log_retention_days = excluded.log_retention_days,
+                     activity_opt_out = excluded.activity_opt_out, changed_at = excluded.changed_at
+                 WHERE r.version < excluded.version
+               RETURNING member""",
+            member, version, days, opt_out, changed_at,
+        )
+        is not None
+    )  # fmt: skip
+
+
+async def restrictions_of(db: Connection, members: Sequence[str]) -> list[asyncpg.Record]:
+    """The restrictions of those members who have stated any."""
+    return await db.fetch(
+        "SELECT member, version, activity_opt_out, changed_at FROM restriction WHERE member = ANY($1) ORDER BY member",
+        list(members),
+    )
+
+
+async def keys_restricted_by(db: Connection, member: str) -> list[asyncpg.Record]:
+    """What a member's restriction says of each key that it made."""
+    return await db.fetch(_KEY_SETTINGS + " WHERE r.member = $1 ORDER BY k.key", member)
+
+
+async def restricted_keys(db: Connection, keys: Sequence[str]) -> list[asyncpg.Record]:
+    """What their makers' restrictions say of those keys whose makers have stated any."""
+    return await db.fetch(_KEY_SETTINGS + " WHERE k.key = ANY($1) ORDER BY k.key", list(keys))
+
+
+async def restrictions_changed_since(db: Connection, since: datetime, after: str, limit: int) -> list[asyncpg.Record]:
+    """Restrictions that changed since an instant, by member, from the one after `after` on."""
+    return await db.fetch(
+        """SELECT member, version, activity_opt_out, changed_at FROM restriction
+           WHERE changed_at >= $1 AND member > $2 ORDER BY member LIMIT $3""",
+        since, after, limit,
+    )  # fmt: skip
+
+
+async def restricted_keys_changed_since(
+    db: Connection, since: datetime, after: str, limit: int
+) -> list[asyncpg.Record]:
+    """What is to be said of keys that came, or whose makers' restriction changed, since an instant; from `after` on."""
+    return await db.fetch(
+        _KEY_SETTINGS + """
+           WHERE greatest(r.changed_at, k.created_at, k.revoked_at) >= $1 AND k.key > $2 ORDER BY k.key LIMIT $3""",
+        since, after, limit,
+    )  # fmt: skip
+
+
+async def end_restrictions(db: Connection, now: datetime, before: datetime, limit: int) -> list[asyncpg.Record]:
+    """Notes whose member is in no workspace any more and has made no key, and removes and returns those of whom that has
+    been so since before an instant."""
+    await db.execute(
+        """UPDATE restriction r SET alone_since = CASE WHEN r.alone_since IS NULL THEN $1::timestamptz END
+           WHERE (r.alone_since IS NULL) = (NOT EXISTS (SELECT FROM member m WHERE m.member = r.member)
+                                            AND NOT EXISTS (SELECT FROM api_key k WHERE k.member = r.member))""",
+        now,
+    )
+    return await db.fetch(
+        """DELETE FROM restriction WHERE member IN (
+             SELECT member FROM restriction WHERE alone_since <= $1 ORDER BY alone_since LIMIT $2)
+           RETURNING member, version, activity_opt_out, changed_at""",
+        before, limit,
+    )  # fmt: skip
+
+
 async def put_credit(db: Connection, rows: Sequence[tuple[str, int, int]]) -> None:
     """Balances as (workspace, version, pico-US-dollars), one for each workspace; lower versions change nothing."""
     await db.execute(

@@ -49,6 +49,18 @@ CREATE INDEX api_key_account ON api_key (account);
 CREATE INDEX api_key_workspace ON api_key (workspace);
 CREATE INDEX api_key_member ON api_key (member) WHERE member IS NOT NULL;
 
+-- What members have restricted for themselves, in every workspace. `alone_since`: since when it is known that its member is in
+-- no workspace and has made no key; nobody's restriction outlives the policy's cap from then on.
+CREATE TABLE restriction (
+    member             text        PRIMARY KEY,
+    version            bigint      NOT NULL CHECK (version > 0),
+    log_retention_days int         NOT NULL CHECK (log_retention_days BETWEEN 0 AND 90),
+    activity_opt_out   boolean     NOT NULL,
+    changed_at         timestamptz NOT NULL,
+    alone_since        timestamptz
+);
+CREATE INDEX restriction_changed ON restriction (changed_at);
+
 -- What would be lost with a workspace.
 CREATE TABLE credit_known (
     workspace    text    PRIMARY KEY,
