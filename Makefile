@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test bench faults lint promises wheel
+.PHONY: install demo test admission bench faults lint promises wheel
 install: $(STAMP)
 
 $(STAMP): requirements.lock requirements-kubectl.lock pyproject.toml
@@ -40,6 +40,14 @@ lint: $(STAMP)
 # One run of pytest, so that its closing line speaks for all of it.
 test: lint
 	$(PYTEST) --durations=15 tests/lint tests/unit tests/k8s tests/integration tests/faults
+
+# Every overlay of k8s/ before real Kubernetes servers (tests/admission/README.md): minutes to build them, once.
+admission: $(STAMP)
+	@if ! go version 2>/dev/null | grep -qE 'go1\.(2[6-9]|[3-9][0-9])'; then \
+	  echo "No Go 1.26 or newer on PATH: installing it into $(VENV), to build Kubernetes' servers"; \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements-go.lock; fi
+	$(BIN)/python -m tests.admission.binaries
+	$(BIN)/python -m pytest -q --durations=10 --timeout=300 tests/admission
 
 # The same faults with every seed, and those that are too rough for each run (a full disk).
 faults: $(STAMP)

@@ -90,7 +90,9 @@ def api_server() -> Doc:
 
 
 def _policy(name: str, who: Doc, inward: list[Doc], outward: list[Doc] | None) -> Doc:
-    spec: Doc = {"podSelector": {"matchLabels": who}, "policyTypes": ["Ingress"], "ingress": inward}
+    spec: Doc = {"podSelector": {"matchLabels": who}, "policyTypes": ["Ingress"]}
+    # The API server keeps no empty list: what would be written anew with each apply is left out.
+    spec |= {"ingress": inward} if inward else {}
     if outward is not None:
         spec |= {"policyTypes": ["Ingress", "Egress"], "egress": outward}
     return {

@@ -1,0 +1,200 @@
+"""What the manifests do once they are taken: controllers, a scheduler and simulated nodes in three zones make the pods."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.admission.cluster import Object, Refused, condition, until
+from tests.admission.conftest import NAMESPACE, Judge
+from tests.admission.test_overlays import services, tokens, workloads
+
+_ROLLED_SECONDS = 120.0
+
+
+def _pods(judge: Judge, workload: Object) -> list[Object]:
+    """The pods of a workload that are not about to end."""
+    selector = ",".join(f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items())
+    found = judge.api.items(f"/api/v1/namespaces/{_room(workload)}/pods", labelSelector=selector)
+    return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+
+def _room(workload: Object) -> str:
+    return str(workload["metadata"]["namespace"])
+
+
+def _replicas(workload: Object) -> int:
+    return int(workload["spec"].get("replicas", 1))
+
+
+def _is_out(judge: Judge, workload: Object) -> bool:
+    """Whether a Deployment is what it asks to be: all replicas of the newest template, all available, no other."""
+    stored, wanted = judge.api.get(workload), _replicas(workload)
+    status = stored.get("status", {})
+    counts = [status.get(key, 0) for key in ("replicas", "updatedReplicas", "availableReplicas")]
+    return status.get("observedGeneration") == stored["metadata"]["generation"] and counts == [wanted] * 3
+
+
+def _out(judge: Judge, workload: Object) -> None:
+    """Waits until a Deployment is out; when it does not come, its events say why."""
+
+    def why() -> str:
+        events = judge.cluster.kubectl("-n", _room(workload), "get", "events", "--sort-by=.lastTimestamp")
+        return f"{workload['metadata']['name']} rolls out\n{events.stdout[-4000:]}"
+
+    until(lambda: _is_out(judge, workload), why, _ROLLED_SECONDS)
+
+
+def _rolled_out(judge: Judge) -> None:
+    judge.controlled()
+    for workload in workloads(judge):
+        _out(judge, workload)
+
+
+def _replicated(judge: Judge) -> list[Object]:
+    """The Deployments with at least two replicas and a budget."""
+    return [workload for workload in services(judge) if _replicas(workload) >= 2]
+
+
+def test_every_workload_rolls_out(newest: Judge) -> None:
+    _rolled_out(newest)
+    for workload in workloads(newest):
+        pods = _pods(newest, workload)
+        assert len(pods) == _replicas(workload)
+        assert all(condition(pod, "Ready") for pod in pods)
+
+
+def test_pods_carry_priority_and_account_and_no_token(newest: Judge) -> None:
+    _rolled_out(newest)
+    classes = {each["metadata"]["name"]: each["value"] for each in newest.of("PriorityClass")}
+    for workload in services(newest):
+        for pod in _pods(newest, workload):
+            spec = pod["spec"]
+            assert spec["priority"] == classes[spec["priorityClassName"]] > 0
+            assert spec["serviceAccountName"] == workload["metadata"]["name"]
+            assert spec["automountServiceAccountToken"] is False
+            assert not tokens(spec)
+
+
+def test_the_books_go_before_the_rest(newest: Judge) -> None:
+    _rolled_out(newest)
+    priorities = {
+        workload["metadata"]["name"]: pod["spec"]["priority"]
+        for workload in services(newest)
+        for pod in _pods(newest, workload)
+    }
+    books = {priorities.pop("metering"), priorities.pop("billing")}
+    assert len(books) == 1
+    assert all(priority < min(books) for priority in priorities.values())
+
+
+def test_the_quota_counts_them_and_has_room(newest: Judge) -> None:
+    _rolled_out(newest)
+    (quota,) = newest.of("ResourceQuota")
+    wanted = sum(_replicas(workload) for workload in workloads(newest) if _room(workload) == NAMESPACE)
+
+    def used() -> str:
+        return str(newest.api.get(quota)["status"].get("used", {}).get("pods"))
+
+    until(lambda: used() == str(wanted), lambda: f"the quota counts {wanted} pods, and not {used()}", 60)
+
+
+def test_replicas_stand_in_several_zones_and_on_several_nodes(deepest: Judge) -> None:
+    _rolled_out(deepest)
+    nodes = {node["metadata"]["name"]: node["metadata"]["labels"] for node in deepest.api.items("/api/v1/nodes")}
+    zone = "topology.kubernetes.io/zone"
+    for workload in _replicated(deepest):
+        hosts = [pod["spec"]["nodeName"] for pod in _pods(deepest, workload)]
+        zones = Counter(nodes[host][zone] for host in hosts)
+        name = workload["metadata"]["name"]
+        assert len(set(hosts)) == len(hosts), f"{name}: {hosts}"
+        assert len(zones) == min(len(hosts), 3), f"{name}: {zones}"
+        assert max(zones.values()) - min(zones.values()) <= 1, f"{name}: {zones}"
+
+
+def test_one_pod_may_be_evicted_and_not_a_second(deepest: Judge) -> None:
+    _rolled_out(deepest)
+    assert _replicated(deepest)
+    for workload in _replicated(deepest):
+        (budget,) = deepest.of("PodDisruptionBudget", workload["metadata"]["name"])
+
+        def allowed(budget: Object = budget) -> bool:
+            status = deepest.api.get(budget).get("status", {})
+            return bool(status.get("disruptionsAllowed") == 1)
+
+        until(allowed, f"the budget of {workload['metadata']['name']} allows one")
+        # The nodes stand still: whoever takes the evicted pod's place does not become ready meanwhile.
+        deepest.cluster.pause("kwok")
+        try:
+            first, second, *_ = _pods(deepest, workload)
+            _evict(deepest, first)
+            with pytest.raises(Refused) as refusal:
+                _evict(deepest, second)
+            assert refusal.value.code == 429
+            assert "disruption budget" in refusal.value.message
+        finally:
+            deepest.cluster.resume("kwok")
+        _out(deepest, workload)
+
+
+def _evict(judge: Judge, pod: Object) -> None:
+    name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace}}
+    judge.api("POST", f"/api/v1/namespaces/{namespace}/pods/{name}/eviction", eviction)
+
+
+def test_a_rolling_update_takes_one_away_before_it_adds_one(deepest: Judge) -> None:
+    """maxSurge 0, maxUnavailable 1, seen from outside: never one pod too many, never two missing."""
+    _rolled_out(deepest)
+    workload = _replicated(deepest)[0]
+    seen = _during_update(deepest, workload)
+    wanted = _replicas(workload)
+    assert max(alive for alive, _ in seen) == wanted
+    assert min(ready for _, ready in seen) == wanted - 1
+    assert _is_out(deepest, workload)
+
+
+def test_a_surge_would_be_seen(deepest: Judge) -> None:
+    """The same watch over a Deployment that adds before it takes away counts one pod too many."""
+    _rolled_out(deepest)
+    workload = _replicated(deepest)[0]
+    path = deepest.api.path(workload)
+    merge = "application/merge-patch+json"
+    before = deepest.api.get(workload)["spec"]["strategy"]
+    surging = {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    deepest.api("PATCH", path, {"spec": {"strategy": surging}}, content=merge)
+    try:
+        seen = _during_update(deepest, workload)
+    finally:
+        deepest.api("PATCH", path, {"spec": {"strategy": before}}, content=merge)
+    assert max(alive for alive, _ in seen) == _replicas(workload) + 1
+
+
+def _during_update(judge: Judge, workload: Object) -> list[tuple[int, int]]:
+    """(pods that are not ending, those of them that are ready) after each change of a rolling update."""
+    selector = ",".join(f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items())
+    collection = f"/api/v1/namespaces/{NAMESPACE}/pods"
+    listed = judge.api("GET", collection, labelSelector=selector)
+    pods: dict[str, Object] = {pod["metadata"]["uid"]: pod for pod in listed["items"]}
+    old = set(pods)
+    start = {"labelSelector": selector, "resourceVersion": listed["metadata"]["resourceVersion"]}
+    template = {"metadata": {"annotations": {"tests/round": start["resourceVersion"]}}}
+    seen = []
+    with judge.api.watch(collection, _ROLLED_SECONDS, **start) as events:
+        judge.api(
+            "PATCH", judge.api.path(workload), {"spec": {"template": template}}, content="application/merge-patch+json"
+        )
+        for what, pod in events:
+            uid = pod["metadata"]["uid"]
+            if what == "DELETED":
+                pods.pop(uid, None)
+            else:
+                pods[uid] = pod
+            alive = [each for each in pods.values() if "deletionTimestamp" not in each["metadata"]]
+            ready = [each for each in alive if condition(each, "Ready")]
+            seen.append((len(alive), len(ready)))
+            if not old & pods.keys() and len(ready) == _replicas(workload):
+                break
+    _out(judge, workload)
+    return seen
