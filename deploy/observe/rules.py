@@ -18,6 +18,18 @@ LIMIT = "LIMIT"
 Severity = Literal["page", "ticket"]
 
 
+def target(service: str, **labels: str) -> dict[str, str]:
+    """The labels that all series of a service have in the cluster, and more."""
+    return {"namespace": "steward", "job": f"steward/{service}"} | labels
+
+
+def series(where: Mapping[str, str], metric: str, **labels: str) -> str:
+    """A series of the first process of that service, as promtool reads it."""
+    pod = f"{where['job'].rpartition('/')[2]}-0"
+    pairs = {**where, "pod": pod, **labels}.items()
+    return metric + "{" + ", ".join(f'{name}="{value}"' for name, value in pairs) + "}"
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """What promtool plays to an alert: series and their values (its notation: `start+step x times`, one a minute), and

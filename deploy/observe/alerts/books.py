@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from deploy.observe.rules import Alert, Case, Group
+from deploy.observe.rules import Alert, Case, Group, Recording, series, target
 
-_AUDIT = {"namespace": "steward", "job": "steward/audit"}
-_METERING = {"namespace": "steward", "job": "steward/metering"}
-_BILLING = {"namespace": "steward", "job": "steward/billing"}
+_AUDIT = target("audit")
+_METERING = target("metering")
+_BILLING = target("billing")
 _PRICELESS = 'steward_metering_quarantined{reason=~"unknown_model|unknown_price"}'
 _FOR_PERSON = 'steward_metering_quarantined{reason!~"unknown_model|unknown_price|original_unknown"}'
 _MISSING = 'min_over_time(steward_audit_records{outcome="missing"}[30m])'
-_CONFLICTS = 'max by (namespace, job) (steward_audit_records{outcome="conflicts"})'
-_SUSPENSE = 'max by (namespace, job) (steward_billing_waiting_payments{outcome="suspense"})'
-
-
-def _of(where: dict[str, str], metric: str, **labels: str) -> str:
-    given = where | {"pod": f"{where['job'].rpartition('/')[2]}-0"} | labels
-    return f"{metric}{{{', '.join(f'{name}="{value}"' for name, value in given.items())}}}"
+_CONFLICTS = "job:steward_audit_conflicts:max"
+_SUSPENSE = "job:steward_billing_suspense:max"
 
 
 def _difference(name: str, reason: str, summary: str, description: str) -> Alert:
-    series = _of(_AUDIT, "steward_audit_difference", reason=reason)
+    difference = series(_AUDIT, "steward_audit_difference", reason=reason)
     return Alert(
         name,
         "page",
@@ -30,8 +25,8 @@ def _difference(name: str, reason: str, summary: str, description: str) -> Alert
         summary,
         description,
         # less is as wrong as more
-        fires=Case({series: "0 0 -3+0x20"}, 10, _AUDIT),
-        quiet=Case({series: "0+0x20"}, 10),
+        fires=Case({difference: "0 0 -3+0x20"}, 10, _AUDIT),
+        quiet=Case({difference: "0+0x20"}, 10),
         past="3",
         near="-1",
     )
@@ -39,12 +34,16 @@ def _difference(name: str, reason: str, summary: str, description: str) -> Alert
 
 GROUP = Group(
     "books",
-    alerts=(
+    (
+        Recording(_CONFLICTS, 'max by (namespace, job) (steward_audit_records{outcome="conflicts"})'),
+        Recording(_SUSPENSE, 'max by (namespace, job) (steward_billing_waiting_payments{outcome="suspense"})'),
+    ),
+    (
         _difference(
             "ConservationBroken",
             "records",
             "Records of usage are in no class, or in two",
-            "Emitted records differ by {{ $value }} from those that were rated, duplicates, quarantined, dead-lettered or erased.",
+            "Emitted records differ by {{ $value }} from those that were rated, repeated, quarantined, dead-lettered or erased.",
         ),
         _difference(
             "LedgerOutOfBalance",
@@ -66,8 +65,8 @@ GROUP = Group(
             2,
             "The proof of the books fails",
             "The latest proof found {{ $value }} things wrong; the log of audit and `steward check` name them.",
-            fires=Case({_of(_AUDIT, "steward_audit_findings"): "0 0 2+0x20"}, 10, _AUDIT),
-            quiet=Case({_of(_AUDIT, "steward_audit_findings"): "0+0x20"}, 10),
+            fires=Case({series(_AUDIT, "steward_audit_findings"): "0 0 2+0x20"}, 10, _AUDIT),
+            quiet=Case({series(_AUDIT, "steward_audit_findings"): "0+0x20"}, 10),
             past="2",
             near="-1",
         ),
@@ -79,8 +78,8 @@ GROUP = Group(
             5,
             "The books have not been proved for {{ $value | humanizeDuration }}",
             "No proof has held since. An alert that is quiet because the auditor is dead says nothing.",
-            fires=Case({_of(_AUDIT, "steward_audit_last_success_timestamp_seconds"): "600+0x90"}, 60, _AUDIT),
-            quiet=Case({_of(_AUDIT, "steward_audit_last_success_timestamp_seconds"): "0+60x90"}, 60),
+            fires=Case({series(_AUDIT, "steward_audit_last_success_timestamp_seconds"): "600+0x90"}, 60, _AUDIT),
+            quiet=Case({series(_AUDIT, "steward_audit_last_success_timestamp_seconds"): "0+60x90"}, 60),
             past="100000",
             near="-1",
         ),
@@ -91,9 +90,9 @@ GROUP = Group(
             "0",
             15,
             "The proof of the books comes to no verdict",
-            "For a quarter of an hour no proof could be ended: a database is away, or there is more on its way than can be counted.",
-            fires=Case({_of(_AUDIT, "steward_audit_determined"): "1 1 0+0x40"}, 30, _AUDIT),
-            quiet=Case({_of(_AUDIT, "steward_audit_determined"): "0 0 1+0x40"}, 30),
+            "For a quarter of an hour no proof could be ended: a database is away, or too much is on its way.",
+            fires=Case({series(_AUDIT, "steward_audit_determined"): "1 1 0+0x40"}, 30, _AUDIT),
+            quiet=Case({series(_AUDIT, "steward_audit_determined"): "0 0 1+0x40"}, 30),
             past="1",
             near="-1",
         ),
@@ -106,9 +105,9 @@ GROUP = Group(
             "Events that sources have numbered never came",
             "{{ $value }} more than a day ago are missing: they were lost before the mesh, or their sender still has them.",
             # what is only on its way comes within the half hour
-            fires=Case({_of(_AUDIT, "steward_audit_records", outcome="missing"): "0+0x20 7+0x100"}, 100, _AUDIT),
+            fires=Case({series(_AUDIT, "steward_audit_records", outcome="missing"): "0+0x20 7+0x100"}, 100, _AUDIT),
             quiet=Case(
-                {_of(_AUDIT, "steward_audit_records", outcome="missing"): "0 9 4 0 8 2 0 5 0+0x15 0 9 4 0+0x80"}, 60
+                {series(_AUDIT, "steward_audit_records", outcome="missing"): "0 9 4 0 8 2 0 5 0+0x15 0 9 4 0+0x80"}, 60
             ),
             past="7",
             near="-1",
@@ -121,8 +120,8 @@ GROUP = Group(
             0,
             "Sources send the same id with other content",
             "{{ $value }} events in an hour had the id of an earlier one and said something else; the first counts.",
-            fires=Case({_of(_AUDIT, "steward_audit_records", outcome="conflicts"): "3+0x70 5+0x50"}, 90, _AUDIT),
-            quiet=Case({_of(_AUDIT, "steward_audit_records", outcome="conflicts"): "3+0x120"}, 90),
+            fires=Case({series(_AUDIT, "steward_audit_records", outcome="conflicts"): "3+0x70 5+0x50"}, 90, _AUDIT),
+            quiet=Case({series(_AUDIT, "steward_audit_records", outcome="conflicts"): "3+0x120"}, 90),
             past="2",
             near="-1",
         ),
@@ -135,10 +134,12 @@ GROUP = Group(
             "Usage is not charged: {{ $value }} generations wait for a price",
             "Nobody has stated a price for their model for four hours, or the guard holds the one that was.",
             fires=Case(
-                {_of(_METERING, "steward_metering_quarantined", reason="unknown_model"): "0 12+0x400"}, 300, _METERING
+                {series(_METERING, "steward_metering_quarantined", reason="unknown_model"): "0 12+0x400"},
+                300,
+                _METERING,
             ),
             quiet=Case(
-                {_of(_METERING, "steward_metering_quarantined", reason="unknown_model"): "0 12+0x100 0+0x300"}, 300
+                {series(_METERING, "steward_metering_quarantined", reason="unknown_model"): "0 12+0x100 0+0x300"}, 300
             ),
             past="12",
             near="-1",
@@ -152,14 +153,14 @@ GROUP = Group(
             "{{ $value }} generations wait for a person ({{ $labels.reason }})",
             "No price and no later event will release them.",
             fires=Case(
-                {_of(_METERING, "steward_metering_quarantined", reason="stale"): "0 2+0x100"},
+                {series(_METERING, "steward_metering_quarantined", reason="stale"): "0 2+0x100"},
                 90,
                 _METERING | {"reason": "stale"},
-            ),  # fmt: skip
+            ),
             quiet=Case(
                 {
-                    _of(_METERING, "steward_metering_quarantined", reason="stale"): "0+0x100",
-                    _of(_METERING, "steward_metering_quarantined", reason="original_unknown"): "5+0x100",
+                    series(_METERING, "steward_metering_quarantined", reason="stale"): "0+0x100",
+                    series(_METERING, "steward_metering_quarantined", reason="original_unknown"): "5+0x100",
                 },
                 90,
             ),
@@ -179,18 +180,24 @@ GROUP = Group(
             "Of what {{ $labels.provider }} says it charged, {{ $value | humanizePercentage }} differ without an explanation.",
             fires=Case(
                 {
-                    _of(_METERING, "steward_metering_cost_drift_pico", provider="p", reason="open"): "-5e9+0x120",
-                    _of(_METERING, "steward_metering_cost_reported_pico", provider="p", reason="open"): "2e10+0x120",
-                    _of(_METERING, "steward_metering_cost_reported_pico", provider="p", reason="equal"): "8e10+0x120",
+                    series(_METERING, "steward_metering_cost_drift_pico", provider="p", reason="open"): "-5e9+0x120",
+                    series(_METERING, "steward_metering_cost_reported_pico", provider="p", reason="open"): "2e10+0x120",
+                    series(
+                        _METERING, "steward_metering_cost_reported_pico", provider="p", reason="equal"
+                    ): "8e10+0x120",
                 },
                 90,
                 _METERING | {"provider": "p"},
             ),
             quiet=Case(
                 {
-                    _of(_METERING, "steward_metering_cost_drift_pico", provider="p", reason="open"): "5e8+0x120",
-                    _of(_METERING, "steward_metering_cost_drift_pico", provider="p", reason="byok_fee"): "5e10+0x120",
-                    _of(_METERING, "steward_metering_cost_reported_pico", provider="p", reason="equal"): "1e11+0x120",
+                    series(_METERING, "steward_metering_cost_drift_pico", provider="p", reason="open"): "5e8+0x120",
+                    series(
+                        _METERING, "steward_metering_cost_drift_pico", provider="p", reason="byok_fee"
+                    ): "5e10+0x120",
+                    series(
+                        _METERING, "steward_metering_cost_reported_pico", provider="p", reason="equal"
+                    ): "1e11+0x120",
                 },
                 90,
             ),
@@ -204,9 +211,9 @@ GROUP = Group(
             "1000",
             15,
             "Sums of usage are behind",
-            "{{ $value }} batches are not in the rollups yet: usage by model and key is shown too low. Charges do not depend on it.",
-            fires=Case({_of(_METERING, "steward_metering_pending_rollups"): "0+100x60"}, 40, _METERING),
-            quiet=Case({_of(_METERING, "steward_metering_pending_rollups"): "300+0x60"}, 40),
+            "{{ $value }} batches are not in the rollups yet: usage by model and key is shown too low; charges are right.",
+            fires=Case({series(_METERING, "steward_metering_pending_rollups"): "0+100x60"}, 40, _METERING),
+            quiet=Case({series(_METERING, "steward_metering_pending_rollups"): "300+0x60"}, 40),
             past="100000",
             near="10",
         ),
@@ -219,9 +226,11 @@ GROUP = Group(
             "Money came that nobody can match",
             "{{ $value }} refunds or disputes more than a day ago are in suspense: their purchase did not come within 24 h.",
             fires=Case(
-                {_of(_BILLING, "steward_billing_waiting_payments", outcome="suspense"): "1+0x30 3+0x60"}, 60, _BILLING
+                {series(_BILLING, "steward_billing_waiting_payments", outcome="suspense"): "1+0x30 3+0x60"},
+                60,
+                _BILLING,
             ),
-            quiet=Case({_of(_BILLING, "steward_billing_waiting_payments", outcome="suspense"): "0+0x90"}, 60),
+            quiet=Case({series(_BILLING, "steward_billing_waiting_payments", outcome="suspense"): "0+0x90"}, 60),
             past="3",
             near="-1",
         ),

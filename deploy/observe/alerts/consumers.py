@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from datetime import timedelta
 
-from deploy.observe.rules import Alert, Case, Group, Recording
+from deploy.observe.rules import Alert, Case, Group, Recording, series, target
 from shared.contract.topics import HOLDERS, TOPICS
 from shared.mesh.consumer import DEAD_LETTER_LIFE
 
 _STALL = "10m"
 _LETTERS = "job_topic:steward_dead_letters_waiting:max"
-_PAYMENTS = {"namespace": "steward", "job": "steward/billing", "topic": "gateway.payments"}
+_PAYMENTS = target("billing", topic="gateway.payments")
 
 
 _OLDEST = 'steward_dead_letter_oldest_seconds{namespace="steward", job="steward/billing", pod="billing-0"}'
-
-
-def of(metric: str, **labels: str) -> str:
-    """A series of billing's first pod on the payments topic, with more labels."""
-    given = _PAYMENTS | {"pod": "billing-0"} | labels
-    return f"{metric}{{{', '.join(f'{name}="{value}"' for name, value in given.items())}}}"
 
 
 def _unowned() -> str:
@@ -47,8 +41,8 @@ def _stopped(name: str, reason: str, summary: str, description: str) -> Alert:
         0,
         summary,
         description,
-        fires=Case({of("steward_partitions_stopped", reason=reason): "0 0 1+0x10"}, 5, _PAYMENTS),
-        quiet=Case({of("steward_partitions_stopped", reason=reason): "0+0x10"}, 5),
+        fires=Case({series(_PAYMENTS, "steward_partitions_stopped", reason=reason): "0 0 1+0x10"}, 5, _PAYMENTS),
+        quiet=Case({series(_PAYMENTS, "steward_partitions_stopped", reason=reason): "0+0x10"}, 5),
         past="1",
         near="-1",
     )
@@ -74,10 +68,10 @@ GROUP = Group(
             f"offsets have not moved for {_STALL}.",
             fires=Case(
                 {
-                    of("steward_consumer_next_offset", partition="0"): "700+0x40",
-                    of("steward_consumer_lag_records", partition="0"): "0+5x40",
-                    of("steward_consumer_next_offset", partition="1"): "700+9x40",
-                    of("steward_consumer_lag_records", partition="1"): "0+5x40",
+                    series(_PAYMENTS, "steward_consumer_next_offset", partition="0"): "700+0x40",
+                    series(_PAYMENTS, "steward_consumer_lag_records", partition="0"): "0+5x40",
+                    series(_PAYMENTS, "steward_consumer_next_offset", partition="1"): "700+9x40",
+                    series(_PAYMENTS, "steward_consumer_lag_records", partition="1"): "0+5x40",
                 },
                 20,
                 _PAYMENTS,
@@ -85,12 +79,12 @@ GROUP = Group(
             # one at rest, one that cannot keep up but moves, one that works a backlog off
             quiet=Case(
                 {
-                    of("steward_consumer_next_offset", partition="0"): "700+0x40",
-                    of("steward_consumer_lag_records", partition="0"): "0+0x40",
-                    of("steward_consumer_next_offset", partition="1"): "700+9x40",
-                    of("steward_consumer_lag_records", partition="1"): "0+5x40",
-                    of("steward_consumer_next_offset", partition="2"): "700+9x40",
-                    of("steward_consumer_lag_records", partition="2"): "900-9x40",
+                    series(_PAYMENTS, "steward_consumer_next_offset", partition="0"): "700+0x40",
+                    series(_PAYMENTS, "steward_consumer_lag_records", partition="0"): "0+0x40",
+                    series(_PAYMENTS, "steward_consumer_next_offset", partition="1"): "700+9x40",
+                    series(_PAYMENTS, "steward_consumer_lag_records", partition="1"): "0+5x40",
+                    series(_PAYMENTS, "steward_consumer_next_offset", partition="2"): "700+9x40",
+                    series(_PAYMENTS, "steward_consumer_lag_records", partition="2"): "900-9x40",
                 },
                 20,
             ),
@@ -106,9 +100,13 @@ GROUP = Group(
             "Nobody reads {{ $value }} partitions of {{ $labels.topic }}",
             "{{ $labels.job }} has claimed {{ $value }} partitions of {{ $labels.topic }} fewer than the contract declares.",
             fires=Case(
-                {of("steward_consumer_next_offset", partition=str(n)): "5+1x30" for n in range(4)}, 15, _PAYMENTS
+                {series(_PAYMENTS, "steward_consumer_next_offset", partition=str(n)): "5+1x30" for n in range(4)},
+                15,
+                _PAYMENTS,
             ),
-            quiet=Case({of("steward_consumer_next_offset", partition=str(n)): "5+1x30" for n in range(6)}, 15),
+            quiet=Case(
+                {series(_PAYMENTS, "steward_consumer_next_offset", partition=str(n)): "5+1x30" for n in range(6)}, 15
+            ),
             past="2",
             near="-1",
         ),
@@ -139,8 +137,8 @@ GROUP = Group(
             0,
             "Records of {{ $labels.topic }} are lost to {{ $labels.job }}",
             "About {{ $value | humanize }} records ended by retention before {{ $labels.job }} had read them.",
-            fires=Case({of("steward_offset_gap_records_total"): "0+0x10 40+0x50"}, 30, _PAYMENTS),
-            quiet=Case({of("steward_offset_gap_records_total"): "40+0x120"}, 90),
+            fires=Case({series(_PAYMENTS, "steward_offset_gap_records_total"): "0+0x10 40+0x50"}, 30, _PAYMENTS),
+            quiet=Case({series(_PAYMENTS, "steward_offset_gap_records_total"): "40+0x120"}, 90),
             past="1000",
             near="-1",
         ),
@@ -152,8 +150,8 @@ GROUP = Group(
             5,
             "Processes of {{ $labels.job }} fight for {{ $labels.topic }}",
             "{{ $value | humanize }} batches in 15 minutes were refused, because another process owned the partition.",
-            fires=Case({of("steward_fenced_total"): "0+2x40"}, 30, _PAYMENTS),
-            quiet=Case({of("steward_fenced_total"): "0+0x10 6+0x30"}, 20),
+            fires=Case({series(_PAYMENTS, "steward_fenced_total"): "0+2x40"}, 30, _PAYMENTS),
+            quiet=Case({series(_PAYMENTS, "steward_fenced_total"): "0+0x10 6+0x30"}, 20),
             past="100",
             near="1",
         ),
@@ -165,8 +163,8 @@ GROUP = Group(
             5,
             "The group of {{ $labels.job }} on {{ $labels.topic }} does not come to rest",
             "A process was assigned partitions {{ $value | humanize }} times in half an hour; each time all of them stop.",
-            fires=Case({of("steward_rebalances_total"): "1+1x60"}, 40, _PAYMENTS),
-            quiet=Case({of("steward_rebalances_total"): "1+0x10 3+0x50"}, 30),
+            fires=Case({series(_PAYMENTS, "steward_rebalances_total"): "1+1x60"}, 40, _PAYMENTS),
+            quiet=Case({series(_PAYMENTS, "steward_rebalances_total"): "1+0x10 3+0x50"}, 30),
             past="100",
             near="1",
         ),
@@ -179,9 +177,11 @@ GROUP = Group(
             "{{ $labels.job }} redoes batches of {{ $labels.topic }} ({{ $labels.reason }})",
             "{{ $value | humanize }} batches in 10 minutes were rolled back and done again.",
             fires=Case(
-                {of("steward_batch_retries_total", reason="database"): "0+4x40"}, 30, _PAYMENTS | {"reason": "database"}
+                {series(_PAYMENTS, "steward_batch_retries_total", reason="database"): "0+4x40"},
+                30,
+                _PAYMENTS | {"reason": "database"},
             ),
-            quiet=Case({of("steward_batch_retries_total", reason="database"): "0+1x40"}, 30),
+            quiet=Case({series(_PAYMENTS, "steward_batch_retries_total", reason="database"): "0+1x40"}, 30),
             past="1000",
             near="5",
         ),
@@ -192,10 +192,10 @@ GROUP = Group(
             "30",
             10,
             "Kafka does not take the offsets of {{ $labels.job }} on {{ $labels.topic }}",
-            "{{ $value | humanize }} commits failed in half an hour. Nothing is lost (cursors are in PostgreSQL), but autoscaling "
+            "{{ $value | humanize }} commits failed in half an hour. Nothing is lost (cursors are in PostgreSQL), but scaling "
             "and trimming go by what Kafka has.",
-            fires=Case({of("steward_kafka_commit_failures_total"): "0+3x60"}, 50, _PAYMENTS),
-            quiet=Case({of("steward_kafka_commit_failures_total"): "0+0.5x60"}, 50),
+            fires=Case({series(_PAYMENTS, "steward_kafka_commit_failures_total"): "0+3x60"}, 50, _PAYMENTS),
+            quiet=Case({series(_PAYMENTS, "steward_kafka_commit_failures_total"): "0+0.5x60"}, 50),
             past="1000",
             near="5",
         ),
@@ -211,13 +211,13 @@ GROUP = Group(
             # both replicas say the same of one table
             fires=Case(
                 {
-                    of("steward_parked_records"): "0 0 3+0x20",
-                    of("steward_parked_records", pod="billing-1"): "0 0 3+0x20",
+                    series(_PAYMENTS, "steward_parked_records"): "0 0 3+0x20",
+                    series(_PAYMENTS, "steward_parked_records", pod="billing-1"): "0 0 3+0x20",
                 },
                 10,
                 _PAYMENTS,
             ),
-            quiet=Case({of("steward_parked_records"): "0+0x20"}, 10),
+            quiet=Case({series(_PAYMENTS, "steward_parked_records"): "0+0x20"}, 10),
             past="5",
             near="-1",
         ),
@@ -233,16 +233,16 @@ GROUP = Group(
             "{{ $labels.job }} could not handle {{ $value | humanizePercentage }} of the records of the last 15 minutes.",
             fires=Case(
                 {
-                    of("steward_records_total", outcome="handled"): "0+90x40",
-                    of("steward_records_total", outcome="dead_lettered"): "0+10x40",
+                    series(_PAYMENTS, "steward_records_total", outcome="handled"): "0+90x40",
+                    series(_PAYMENTS, "steward_records_total", outcome="dead_lettered"): "0+10x40",
                 },
                 30,
                 _PAYMENTS,
             ),
             quiet=Case(
                 {
-                    of("steward_records_total", outcome="handled"): "0+990x40",
-                    of("steward_records_total", outcome="dead_lettered"): "0+10x40",
+                    series(_PAYMENTS, "steward_records_total", outcome="handled"): "0+990x40",
+                    series(_PAYMENTS, "steward_records_total", outcome="dead_lettered"): "0+10x40",
                 },
                 30,
             ),
@@ -257,8 +257,8 @@ GROUP = Group(
             10,
             "Dead letters of {{ $labels.topic }} pile up",
             "{{ $value }} more records than an hour ago wait in the dead letters of {{ $labels.job }}.",
-            fires=Case({of("steward_dead_letters_waiting"): "5+1x120"}, 100, _PAYMENTS),
-            quiet=Case({of("steward_dead_letters_waiting"): "50+0.1x120"}, 100),
+            fires=Case({series(_PAYMENTS, "steward_dead_letters_waiting"): "5+1x120"}, 100, _PAYMENTS),
+            quiet=Case({series(_PAYMENTS, "steward_dead_letters_waiting"): "50+0.1x120"}, 100),
             past="1000",
             near="1",
         ),
@@ -273,7 +273,7 @@ GROUP = Group(
             fires=Case(
                 {_OLDEST: "86000+60x60"},
                 45,
-                {"namespace": "steward", "job": "steward/billing"},
+                target("billing"),
             ),
             quiet=Case({_OLDEST: "600+60x60"}, 45),
             past="900000",
@@ -291,7 +291,7 @@ GROUP = Group(
             fires=Case(
                 {_OLDEST: "432000+60x60"},
                 20,
-                {"namespace": "steward", "job": "steward/billing"},
+                target("billing"),
             ),
             quiet=Case(
                 {_OLDEST: "100000+60x60"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.observe.rules import Alert, Case, Group, Recording
+from deploy.observe.rules import Alert, Case, Group, Recording, series, target
 
 FRESH_SECONDS = 10
 """An event is fresh when its effects are committed so soon after the broker took it. It is a bound of the histogram."""
@@ -44,19 +44,22 @@ def _burns(windows: tuple[tuple[str, str, str], ...]) -> str:
 
 
 def _histogram(fresh: str, total: str) -> dict[str, str]:
-    labels = 'namespace="steward", job="steward/metering", pod="metering-0", topic="gateway.generations"'
     return {
-        f'steward_event_age_seconds_bucket{{{labels}, le="{FRESH_SECONDS:.1f}"}}': fresh,
-        f"steward_event_age_seconds_count{{{labels}}}": total,
+        series(_LABELS, "steward_event_age_seconds_bucket", le=f"{FRESH_SECONDS:.1f}"): fresh,
+        series(_LABELS, _ALL): total,
     }
 
 
-_LABELS = {"namespace": "steward", "job": "steward/metering", "topic": "gateway.generations"}
-_WAITS = 'steward_consumer_lag_seconds{{namespace="steward", job="steward/billing", pod="billing-0", topic="gateway.payments", partition="{}"}}'
+def _waits(partition: int) -> str:
+    return series(_PAYMENTS, "steward_consumer_lag_seconds", partition=str(partition))
+
+
+_LABELS = target("metering", topic="gateway.generations")
+_PAYMENTS = target("billing", topic="gateway.payments")
 
 GROUP = Group(
     "freshness",
-    tuple(_share(window) for pair in (*FAST, *SLOW) for window in pair[:2]),
+    tuple(map(_share, dict.fromkeys(window for pair in (*FAST, *SLOW) for window in pair[:2]))),
     (
         Alert(
             "FreshnessBurnsFast",
@@ -99,11 +102,11 @@ GROUP = Group(
             "The oldest event of {{ $labels.topic }} that {{ $labels.job }} has not processed came "
             "{{ $value | humanizeDuration }} ago.",
             fires=Case(
-                {_WAITS.format(0): "0+60x30", _WAITS.format(1): "0+0x30"},
+                {_waits(0): "0+60x30", _waits(1): "0+0x30"},
                 16,
-                {"namespace": "steward", "job": "steward/billing", "topic": "gateway.payments"},
-            ),  # fmt: skip
-            quiet=Case({_WAITS.format(0): "200+0x30"}, 16),
+                _PAYMENTS,
+            ),
+            quiet=Case({_waits(0): "200+0x30"}, 16),
             past="100000",
             near="100",
         ),

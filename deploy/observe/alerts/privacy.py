@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from deploy.observe.rules import Alert, Case, Group
+from deploy.observe.rules import Alert, Case, Group, series, target
 from shared.policy import policy
 
-_RETENTION = {"namespace": "steward", "job": "steward/retention"}
-_AUDIT = {"namespace": "steward", "job": "steward/audit"}
+_RETENTION = target("retention")
+_AUDIT = target("audit")
 _HOUR = 3600
 # Topics are cut an hour behind their slowest reader: one that holds two days is not being cut.
 _UNCUT_HOURS = 48
 _TOPIC_HOURS = int(policy().topic_max.total_seconds()) // _HOUR
-
-
-def _of(where: dict[str, str], metric: str, **labels: str) -> str:
-    given = where | {"pod": f"{where['job'].rpartition('/')[2]}-0"} | labels
-    return f"{metric}{{{', '.join(f'{name}="{value}"' for name, value in given.items())}}}"
 
 
 _TOPIC = {"topic": "gateway.access", "service": "", "table": ""}
@@ -33,11 +28,11 @@ GROUP = Group(
             "{{ $value }} cases will miss the clock `{{ $labels.reason }}`",
             "At the speed that the steps of the last cases had they will be late, or are. There may still be time.",
             fires=Case(
-                {_of(_RETENTION, "steward_deadline_breaches_forecast", reason="erasure"): "0 0 1+0x30"},
+                {series(_RETENTION, "steward_deadline_breaches_forecast", reason="erasure"): "0 0 1+0x30"},
                 20,
                 _RETENTION | {"reason": "erasure"},
-            ),  # fmt: skip
-            quiet=Case({_of(_RETENTION, "steward_deadline_breaches_forecast", reason="erasure"): "0+0x30"}, 20),
+            ),
+            quiet=Case({series(_RETENTION, "steward_deadline_breaches_forecast", reason="erasure"): "0+0x30"}, 20),
             past="1",
             near="-1",
         ),
@@ -49,8 +44,8 @@ GROUP = Group(
             0,
             "A clock of the privacy policy has been missed",
             "{{ $value }} open cases are past a deadline.",
-            fires=Case({_of(_RETENTION, "steward_cases_late"): "0 0 1+0x20"}, 5, _RETENTION),
-            quiet=Case({_of(_RETENTION, "steward_cases_late"): "0+0x20"}, 5),
+            fires=Case({series(_RETENTION, "steward_cases_late"): "0 0 1+0x20"}, 5, _RETENTION),
+            quiet=Case({series(_RETENTION, "steward_cases_late"): "0+0x20"}, 5),
             past="1",
             near="-1",
         ),
@@ -62,8 +57,8 @@ GROUP = Group(
             60,
             "{{ $value }} cases, holds or disclosures wait for a person",
             "They do not get on by themselves, and their clocks run.",
-            fires=Case({_of(_RETENTION, "steward_cases_needing_person"): "0 0 2+0x90"}, 80, _RETENTION),
-            quiet=Case({_of(_RETENTION, "steward_cases_needing_person"): "0 0 2+0x30 0+0x60"}, 80),
+            fires=Case({series(_RETENTION, "steward_cases_needing_person"): "0 0 2+0x90"}, 80, _RETENTION),
+            quiet=Case({series(_RETENTION, "steward_cases_needing_person"): "0 0 2+0x30 0+0x60"}, 80),
             past="2",
             near="-1",
         ),
@@ -77,11 +72,11 @@ GROUP = Group(
             "The bound of what {{ $labels.service }} {{ $labels.topic }}{{ $labels.table }} may keep has been passed by "
             "{{ $value }} hours (below 0: since then).",
             fires=Case(
-                {_of(_AUDIT, "steward_retention_slack_hours", **_TABLE): "0.5-0.1x60"},
+                {series(_AUDIT, "steward_retention_slack_hours", **_TABLE): "0.5-0.1x60"},
                 40,
-                _AUDIT | {"service": "metering", "table": "request_log"},
+                _AUDIT | _TABLE,
             ),
-            quiet=Case({_of(_AUDIT, "steward_retention_slack_hours", **_TABLE): "0.9+0x60"}, 40),
+            quiet=Case({series(_AUDIT, "steward_retention_slack_hours", **_TABLE): "0.9+0x60"}, 40),
             past="-100",
             near="1",
         ),
@@ -95,15 +90,15 @@ GROUP = Group(
             f"Its oldest record is more than {_UNCUT_HOURS} hours old; {{{{ $value }}}} hours are left of the "
             f"{_TOPIC_HOURS} that a topic with personal data has.",
             fires=Case(
-                {_of(_AUDIT, "steward_retention_slack_hours", **_TOPIC): "100+0x120"},
+                {series(_AUDIT, "steward_retention_slack_hours", **_TOPIC): "100+0x120"},
                 90,
                 _AUDIT | {"topic": "gateway.access"},
             ),
             # a table's slack is small by nature
             quiet=Case(
                 {
-                    _of(_AUDIT, "steward_retention_slack_hours", **_TOPIC): "160+0x120",
-                    _of(_AUDIT, "steward_retention_slack_hours", **_TABLE): "2+0x120",
+                    series(_AUDIT, "steward_retention_slack_hours", **_TOPIC): "160+0x120",
+                    series(_AUDIT, "steward_retention_slack_hours", **_TABLE): "2+0x120",
                 },
                 90,
             ),
@@ -118,8 +113,8 @@ GROUP = Group(
             15,
             "Kafka or a database keeps data otherwise than declared",
             "The auditor's latest look at the clocks of data found {{ $value }} things; `steward retention` names them.",
-            fires=Case({_of(_AUDIT, "steward_retention_findings"): "0 0 1+0x60"}, 30, _AUDIT),
-            quiet=Case({_of(_AUDIT, "steward_retention_findings"): "0+0x60"}, 30),
+            fires=Case({series(_AUDIT, "steward_retention_findings"): "0 0 1+0x60"}, 30, _AUDIT),
+            quiet=Case({series(_AUDIT, "steward_retention_findings"): "0+0x60"}, 30),
             past="1",
             near="-1",
         ),
@@ -131,8 +126,8 @@ GROUP = Group(
             10,
             "Nobody has looked for {{ $value | humanizeDuration }} whether data ends in time",
             "The auditor's job `drift` does not run: that nothing is found means nothing.",
-            fires=Case({_of(_AUDIT, "steward_retention_looked_timestamp_seconds"): "300+0x90"}, 60, _AUDIT),
-            quiet=Case({_of(_AUDIT, "steward_retention_looked_timestamp_seconds"): "0+60x90"}, 60),
+            fires=Case({series(_AUDIT, "steward_retention_looked_timestamp_seconds"): "300+0x90"}, 60, _AUDIT),
+            quiet=Case({series(_AUDIT, "steward_retention_looked_timestamp_seconds"): "0+60x90"}, 60),
             past="100000",
             near="-1",
         ),

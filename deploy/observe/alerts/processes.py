@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from deploy.observe.rules import Alert, Case, Group
+from deploy.observe.rules import Alert, Case, Group, series, target
 from deploy.rooms import ROOMS
 
 _OURS = 'job=~"steward/.+"'
-_WHERE = {"namespace": "steward", "job": "steward/billing"}
+_WHERE = target("billing")
 
 
 def _up(room: str, value: str, pod: int = 0) -> dict[str, str]:
-    return {f'up{{namespace="steward", job="steward/{room}", pod="{room}-{pod}"}}': value}
+    return {series(target(room), "up", pod=f"{room}-{pod}"): value}
 
 
 def _absent() -> str:
@@ -23,7 +23,7 @@ def _absent() -> str:
 
 
 _ALL_UP = {series: value for room in ROOMS for series, value in _up(room, "1+0x60").items()}
-_POD = '{namespace="steward", job="steward/billing", pod="billing-0"}'
+_READY, _STARTED = (series(_WHERE, metric) for metric in ("steward_ready", "process_start_time_seconds"))
 
 GROUP = Group(
     "processes",
@@ -38,7 +38,7 @@ GROUP = Group(
             "Prometheus reaches {{ $value }} processes of {{ $labels.job }}: it is down, or not scraped, and none of its other "
             "alerts can fire.",
             fires=Case(
-                {series: value for series, value in _ALL_UP.items() if "audit" not in series},
+                {name: value for name, value in _ALL_UP.items() if "audit" not in name},
                 10,
                 {"job": "steward/audit"},
             ),
@@ -67,8 +67,8 @@ GROUP = Group(
             10,
             "{{ $value }} processes of {{ $labels.job }} are not at work",
             "They live, and have no partitions claimed: a roll-out would wait for them.",
-            fires=Case({f"steward_ready{_POD}": "1 1 0+0x60"}, 20, _WHERE),
-            quiet=Case({f"steward_ready{_POD}": "0 0 1+0x60"}, 20),
+            fires=Case({_READY: "1 1 0+0x60"}, 20, _WHERE),
+            quiet=Case({_READY: "0 0 1+0x60"}, 20),
             past="1",
             near="-1",
         ),
@@ -81,11 +81,11 @@ GROUP = Group(
             "{{ $labels.job }} starts again and again",
             "A process of {{ $labels.job }} was started {{ $value }} times in half an hour.",
             fires=Case(
-                {f"process_start_time_seconds{_POD}": "100+0x20 1300+0x3 1600+0x3 1900+0x3 2200+0x3 2500+0x30"},
+                {_STARTED: "100+0x20 1300+0x3 1600+0x3 1900+0x3 2200+0x3 2500+0x30"},
                 40,
                 _WHERE,
             ),
-            quiet=Case({f"process_start_time_seconds{_POD}": "100+0x20 1300+0x50"}, 40),
+            quiet=Case({_STARTED: "100+0x20 1300+0x50"}, 40),
             past="20",
             near="0",
         ),

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.observe.rules import Alert, Case, Group
-
-
-def _of(job: str, metric: str, **labels: str) -> str:
-    given = {"namespace": "steward", "job": f"steward/{job}", "pod": f"{job}-0"} | labels
-    return f"{metric}{{{', '.join(f'{name}="{value}"' for name, value in given.items())}}}"
-
-
-def _where(job: str, **labels: str) -> dict[str, str]:
-    return {"namespace": "steward", "job": f"steward/{job}"} | labels
-
+from deploy.observe.rules import Alert, Case, Group, series, target
 
 _PROVES = {"exported_job": "prove"}
 
@@ -27,9 +17,11 @@ GROUP = Group(
             "60",
             5,
             "What {{ $labels.job }} has to publish does not go out",
-            "The oldest row of its outbox was written {{ $value | humanizeDuration }} ago; whoever reads it is behind by as much.",
-            fires=Case({_of("metering", "steward_outbox_oldest_seconds"): "0+60x30"}, 20, _where("metering")),
-            quiet=Case({_of("metering", "steward_outbox_oldest_seconds"): "20+0x30"}, 20),
+            "The oldest row of its outbox was written {{ $value | humanizeDuration }} ago; its readers are behind by as much.",
+            fires=Case(
+                {series(target("metering"), "steward_outbox_oldest_seconds"): "0+60x30"}, 20, target("metering")
+            ),
+            quiet=Case({series(target("metering"), "steward_outbox_oldest_seconds"): "20+0x30"}, 20),
             past="100000",
             near="5",
         ),
@@ -42,11 +34,11 @@ GROUP = Group(
             "The job {{ $labels.exported_job }} of {{ $labels.job }} does not run",
             "{{ $value }} whole slots have passed since the one in which it should have run next.",
             fires=Case(
-                {_of("audit", "steward_job_slots_behind", **_PROVES): "0+2x60"},
+                {series(target("audit"), "steward_job_slots_behind", **_PROVES): "0+2x60"},
                 45,
-                _where("audit", exported_job="prove"),
+                target("audit", exported_job="prove"),
             ),
-            quiet=Case({_of("audit", "steward_job_slots_behind", **_PROVES): "0+0x60"}, 45),
+            quiet=Case({series(target("audit"), "steward_job_slots_behind", **_PROVES): "0+0x60"}, 45),
             past="1000",
             near="-1",
         ),
@@ -59,20 +51,20 @@ GROUP = Group(
             "0.75",
             30,
             "The job {{ $labels.exported_job }} of {{ $labels.job }} misses most of its slots",
-            "{{ $value | humanizePercentage }} of the slots of the last hour passed without a run: it takes longer than its slot, "
+            "{{ $value | humanizePercentage }} of the slots of the last hour passed without a run: it takes longer than a slot, "
             "or waits behind another job.",
             fires=Case(
                 {
-                    _of("audit", "steward_job_missed_slots_total", **_PROVES): "0+9x120",
-                    _of("audit", "steward_job_runs_total", **_PROVES, outcome="done"): "0+1x120",
+                    series(target("audit"), "steward_job_missed_slots_total", **_PROVES): "0+9x120",
+                    series(target("audit"), "steward_job_runs_total", **_PROVES, outcome="done"): "0+1x120",
                 },
                 110,
-                _where("audit", exported_job="prove"),
+                target("audit", exported_job="prove"),
             ),
             quiet=Case(
                 {
-                    _of("audit", "steward_job_missed_slots_total", **_PROVES): "0+1x120",
-                    _of("audit", "steward_job_runs_total", **_PROVES, outcome="done"): "0+1x120",
+                    series(target("audit"), "steward_job_missed_slots_total", **_PROVES): "0+1x120",
+                    series(target("audit"), "steward_job_runs_total", **_PROVES, outcome="done"): "0+1x120",
                 },
                 110,
             ),
@@ -88,12 +80,20 @@ GROUP = Group(
             "The job {{ $labels.exported_job }} of {{ $labels.job }} fails",
             "{{ $value | humanize }} runs failed in half an hour; each is tried again.",
             fires=Case(
-                {_of("retention", "steward_job_runs_total", exported_job="cases", outcome="failed"): "0+1x60"},
+                {
+                    series(
+                        target("retention"), "steward_job_runs_total", exported_job="cases", outcome="failed"
+                    ): "0+1x60"
+                },
                 50,
-                _where("retention", exported_job="cases"),
+                target("retention", exported_job="cases"),
             ),
             quiet=Case(
-                {_of("retention", "steward_job_runs_total", exported_job="cases", outcome="failed"): "0+0x20 2+0x40"},
+                {
+                    series(
+                        target("retention"), "steward_job_runs_total", exported_job="cases", outcome="failed"
+                    ): "0+0x20 2+0x40"
+                },
                 45,
             ),
             past="100",
@@ -110,22 +110,26 @@ GROUP = Group(
             "{{ $value }} tasks have been waiting for an hour in which not one chunk was done.",
             fires=Case(
                 {
-                    _of("billing", "steward_tasks_pending", task="mesh-erase"): "2+0x120",
-                    _of("billing", "steward_task_chunks_total", task="mesh-erase", outcome="done"): "7+0x120",
+                    series(target("billing"), "steward_tasks_pending", task="mesh-erase"): "2+0x120",
+                    series(
+                        target("billing"), "steward_task_chunks_total", task="mesh-erase", outcome="done"
+                    ): "7+0x120",
                 },
                 110,
-                _where("billing", task="mesh-erase"),
+                target("billing", task="mesh-erase"),
             ),
             # long, and under way
             quiet=Case(
                 {
-                    _of("billing", "steward_tasks_pending", task="mesh-erase"): "2+0x120",
-                    _of("billing", "steward_task_chunks_total", task="mesh-erase", outcome="done"): "7+0.1x120",
+                    series(target("billing"), "steward_tasks_pending", task="mesh-erase"): "2+0x120",
+                    series(
+                        target("billing"), "steward_task_chunks_total", task="mesh-erase", outcome="done"
+                    ): "7+0.1x120",
                 },
                 110,
             ),
             past="2",
-            near=("> 0", "> 1000"),
+            near=('"done"}[1h])) > 0', '"done"}[1h])) > 1000'),
         ),
         Alert(
             "MailsDoNotGo",
@@ -140,16 +144,16 @@ GROUP = Group(
             "that people are owed, with clocks that run.",
             fires=Case(
                 {
-                    _of("notifications", "steward_notifications_mails", outcome="waiting"): "0 3+0.2x120",
-                    _of("notifications", "steward_notifications_mails", outcome="accepted"): "80+0x120",
+                    series(target("notifications"), "steward_notifications_mails", outcome="waiting"): "0 3+0.2x120",
+                    series(target("notifications"), "steward_notifications_mails", outcome="accepted"): "80+0x120",
                 },
                 60,
-                _where("notifications"),
+                target("notifications"),
             ),
             quiet=Case(
                 {
-                    _of("notifications", "steward_notifications_mails", outcome="waiting"): "3+0x120",
-                    _of("notifications", "steward_notifications_mails", outcome="accepted"): "80+0.5x120",
+                    series(target("notifications"), "steward_notifications_mails", outcome="waiting"): "3+0x120",
+                    series(target("notifications"), "steward_notifications_mails", outcome="accepted"): "80+0.5x120",
                 },
                 60,
             ),
@@ -165,11 +169,13 @@ GROUP = Group(
             "Of {{ $value }} mails nobody knows whether they went out",
             "The server's answer was lost after the text. They are not sent again by themselves.",
             fires=Case(
-                {_of("notifications", "steward_notifications_mails", outcome="unknown"): "0 1+0x60"},
+                {series(target("notifications"), "steward_notifications_mails", outcome="unknown"): "0 1+0x60"},
                 45,
-                _where("notifications"),
-            ),  # fmt: skip
-            quiet=Case({_of("notifications", "steward_notifications_mails", outcome="unknown"): "0+0x60"}, 45),
+                target("notifications"),
+            ),
+            quiet=Case(
+                {series(target("notifications"), "steward_notifications_mails", outcome="unknown"): "0+0x60"}, 45
+            ),
             past="1",
             near="-1",
         ),
@@ -182,11 +188,13 @@ GROUP = Group(
             "Mail servers refuse our mails",
             "{{ $value | humanize }} mails were refused for good in an hour.",
             fires=Case(
-                {_of("notifications", "steward_notifications_mails", outcome="refused"): "4+0.5x120"},
+                {series(target("notifications"), "steward_notifications_mails", outcome="refused"): "4+0.5x120"},
                 90,
-                _where("notifications"),
-            ),  # fmt: skip
-            quiet=Case({_of("notifications", "steward_notifications_mails", outcome="refused"): "40+0.03x120"}, 90),
+                target("notifications"),
+            ),
+            quiet=Case(
+                {series(target("notifications"), "steward_notifications_mails", outcome="refused"): "40+0.03x120"}, 90
+            ),
             past="100",
             near="1",
         ),
