@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import promql_parser
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from deploy.observe.alerts import ALERTS, RECORDINGS
+from deploy.observe.dashboards import dashboards
 
 # What Prometheus or the scraper adds to every series.
 TARGET = frozenset({"namespace", "job", "pod", "instance"})
@@ -73,8 +76,23 @@ def declared(registry: CollectorRegistry) -> dict[str, frozenset[str]]:
     """Every series that the collectors of `registry` may expose, and its labels as Prometheus keeps them."""
     found: dict[str, frozenset[str]] = {}
     for name, collector in registry._names_to_collectors.items():
+        if name == getattr(collector, "_name", "") and isinstance(collector, Counter | Histogram):
+            continue  # the family's name, which no series has
         labels = {f"exported_{label}" if label in TARGET else label for label in getattr(collector, "_labelnames", ())}
         if name.endswith("_bucket"):
             labels.add("le")
         found[name] = frozenset(labels)
     return found
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Every query of rules and dashboards: where it stands, and its text."""
+    for recording in RECORDINGS:
+        yield recording.name, recording.expr
+    for alert in ALERTS:
+        yield alert.name, alert.query()
+    for dashboard in dashboards():
+        for section in dashboard.sections:
+            for panel in section.panels:
+                for query, _ in panel.queries:
+                    yield f"{dashboard.uid}: {panel.title}", query
