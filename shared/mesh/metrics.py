@@ -134,6 +134,9 @@ def begin_at_zero(*, reads: Iterable[str], writes: Iterable[str], jobs: Iterable
         for reason in ("database", "handler", "runtime"):
             RETRIES_TOTAL.labels(topic, reason)
         EVENT_AGE_SECONDS.labels(topic)
+        BATCH_SIZE_RECORDS.labels(topic)
+        for stage in ("decode", "handler", "write", "commit"):
+            BATCH_DURATION_SECONDS.labels(topic, stage)
     for topic in writes:
         OUTBOX_SENT_TOTAL.labels(topic)
     for job in jobs:
