@@ -207,7 +207,7 @@ GROUP = Group(
             5,
             "Records of {{ $labels.topic }} wait behind a failed one of their key",
             "{{ $value }} records are parked by {{ $labels.job }}: nothing more happens for their accounts or workspaces "
-            "until somebody replays the one that failed.",
+            "until what made it fail is mended and they are released.",
             # both replicas say the same of one table
             fires=Case(
                 {
