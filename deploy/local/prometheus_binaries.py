@@ -25,7 +25,7 @@ OLDEST = (2, 42)
 MODULE = Path(__file__).with_name("prometheus")
 _NAMES = ("prometheus", "promtool")
 _VERSION = re.compile(r"version (?P<text>(?P<major>\d+)\.(?P<minor>\d+)\S*)")
-_BUILD_SECONDS = 1800
+_BUILD_SECONDS = 3600
 _FETCH_SECONDS = 300
 
 
@@ -136,10 +136,14 @@ def _do(command: Sequence[str], folder: Path, environ: Mapping[str, str], second
     try:
         answer = run(command, cwd=folder, env=environ, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _NoWay(f"`{Path(command[0]).name}` {command[-1]}: {type(error).__name__}") from error
+        raise _NoWay(f"`{Path(command[0]).name}` {command[-1]}: {_why(error, seconds)}") from error
     if answer.returncode:
         said = (answer.stderr or answer.stdout).strip().splitlines() or ["no word"]
         raise _NoWay(f"`{Path(command[0]).name} ... {command[-1]}`: {said[-1]}")
+
+
+def _why(error: OSError | subprocess.TimeoutExpired, seconds: float) -> str:
+    return f"not done after {seconds:.0f} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
 
 
 if __name__ == "__main__":

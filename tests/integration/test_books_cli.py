@@ -156,8 +156,8 @@ async def test_parked_records_are_released(hands: Hands) -> None:
         datetime.now(UTC),
     )  # fmt: skip
     assert (
-        "gateway.access"
-        in (await hands("dead-letters", "release", "gateway.access", "--service", "billing", code=2)).output
+        "gateway.payments, mesh.commands only"
+        in (await hands("dead-letters", "release", topics.ACCESS.name, "--service", "billing", code=2)).output
     )
     await hands("dead-letters", "release", topics.PAYMENTS.name, "--service", "billing", "--ticket", "T-8")
 

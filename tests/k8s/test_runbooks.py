@@ -14,16 +14,18 @@ from deploy.observe.alerts import ALERTS, RECORDINGS
 from deploy.observe.rules import RUNBOOKS
 from deploy.rooms import ROOMS, load
 from shared.contract.topics import BY_NAME as TOPICS
+from shared.contract.topics import PAYMENTS
 from shared.mesh import metrics
 from tests.k8s import promql
 
 FOLDER = Path(__file__).parents[2] / RUNBOOKS
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md")) if path.stem != "README"}
+_ID = "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b"
 HEADINGS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 # What stands for a label of the alert, or for what the page had its reader list.
 PLACES = {
-    "$SERVICE": "billing", "$TOPIC": "gateway.payments", "$CASE": "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b",
-    "$GENERATION": "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b", "$VERSION": "pv_3f9a0c1d2e4b", "$ENTRY": "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b",
+    "$SERVICE": "billing", "$TOPIC": PAYMENTS.name, "$CASE": _ID,
+    "$GENERATION": _ID, "$VERSION": "pv_3f9a0c1d2e4b", "$ENTRY": _ID,
 }  # fmt: skip
 # kubectl's verbs, and the kinds that we put into the cluster.
 VERBS = {

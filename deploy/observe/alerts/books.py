@@ -107,7 +107,7 @@ GROUP = Group(
             # what is only on its way comes within the half hour
             fires=Case({series(_AUDIT, "steward_audit_records", outcome="missing"): "0+0x20 7+0x100"}, 100, _AUDIT),
             quiet=Case(
-                {series(_AUDIT, "steward_audit_records", outcome="missing"): "0 9 4 0 8 2 0 5 0+0x15 0 9 4 0+0x80"}, 60
+                {series(_AUDIT, "steward_audit_records", outcome="missing"): "0 9 4 0 8 2 0 5 0+0x15 0 9 4 0+0x80"}, 45
             ),
             past="7",
             near="-1",

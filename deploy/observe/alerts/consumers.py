@@ -6,12 +6,12 @@ from collections import defaultdict
 from datetime import timedelta
 
 from deploy.observe.rules import Alert, Case, Group, Recording, series, target
-from shared.contract.topics import HOLDERS, TOPICS
+from shared.contract.topics import HOLDERS, PAYMENTS, TOPICS
 from shared.mesh.consumer import DEAD_LETTER_LIFE
 
 _STALL = "10m"
 _LETTERS = "job_topic:steward_dead_letters_waiting:max"
-_PAYMENTS = target("billing", topic="gateway.payments")
+_PAYMENTS = target("billing", topic=PAYMENTS.name)
 
 
 _OLDEST = 'steward_dead_letter_oldest_seconds{namespace="steward", job="steward/billing", pod="billing-0"}'

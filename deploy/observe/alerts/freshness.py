@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deploy.observe.rules import Alert, Case, Group, Recording, series, target
+from shared.contract.topics import GENERATIONS, PAYMENTS
 
 FRESH_SECONDS = 10
 """An event is fresh when its effects are committed so soon after the broker took it. It is a bound of the histogram."""
@@ -54,8 +55,8 @@ def _waits(partition: int) -> str:
     return series(_PAYMENTS, "steward_consumer_lag_seconds", partition=str(partition))
 
 
-_LABELS = target("metering", topic="gateway.generations")
-_PAYMENTS = target("billing", topic="gateway.payments")
+_LABELS = target("metering", topic=GENERATIONS.name)
+_PAYMENTS = target("billing", topic=PAYMENTS.name)
 
 GROUP = Group(
     "freshness",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deploy.observe.rules import Alert, Case, Group, series, target
+from shared.contract.topics import ACCESS
 from shared.policy import policy
 
 _RETENTION = target("retention")
@@ -13,7 +14,7 @@ _UNCUT_HOURS = 48
 _TOPIC_HOURS = int(policy().topic_max.total_seconds()) // _HOUR
 
 
-_TOPIC = {"topic": "gateway.access", "service": "", "table": ""}
+_TOPIC = {"topic": ACCESS.name, "service": "", "table": ""}
 _TABLE = {"topic": "", "service": "metering", "table": "request_log"}
 
 GROUP = Group(
@@ -69,10 +70,14 @@ GROUP = Group(
             "0",
             10,
             "{{ $labels.topic }}{{ $labels.table }} keeps data longer than it may",
-            "The bound of what {{ $labels.service }} {{ $labels.topic }}{{ $labels.table }} may keep has been passed by "
-            "{{ $value }} hours (below 0: since then).",
+            "The bound of what {{ $labels.service }} {{ $labels.topic }}{{ $labels.table }} may keep has been passed: "
+            "{{ $value }} hours are left.",
             fires=Case(
-                {series(_AUDIT, "steward_retention_slack_hours", **_TABLE): "0.5-0.1x60"},
+                # the other auditor has looked before
+                {
+                    series(_AUDIT, "steward_retention_slack_hours", **_TABLE): "0.5-0.1x60",
+                    series(_AUDIT, "steward_retention_slack_hours", **_TABLE | {"pod": "audit-1"}): "5+0x60",
+                },
                 40,
                 _AUDIT | _TABLE,
             ),
@@ -92,7 +97,7 @@ GROUP = Group(
             fires=Case(
                 {series(_AUDIT, "steward_retention_slack_hours", **_TOPIC): "100+0x120"},
                 90,
-                _AUDIT | {"topic": "gateway.access"},
+                _AUDIT | {"topic": ACCESS.name},
             ),
             # a table's slack is small by nature
             quiet=Case(

@@ -22,7 +22,7 @@ def _absent() -> str:
     return "(\n  " + "\n  or\n  ".join(parts) + "\n) < LIMIT"
 
 
-_ALL_UP = {series: value for room in ROOMS for series, value in _up(room, "1+0x60").items()}
+_ALL_UP = {up: value for room in ROOMS for up, value in _up(room, "1+0x60").items()}
 _READY, _STARTED = (series(_WHERE, metric) for metric in ("steward_ready", "process_start_time_seconds"))
 
 GROUP = Group(
@@ -38,7 +38,7 @@ GROUP = Group(
             "Prometheus reaches {{ $value }} processes of {{ $labels.job }}: it is down, or not scraped, and none of its other "
             "alerts can fire.",
             fires=Case(
-                {name: value for name, value in _ALL_UP.items() if "audit" not in name},
+                _ALL_UP | _up("audit", "0+0x60"),
                 10,
                 {"job": "steward/audit"},
             ),
