@@ -170,6 +170,10 @@ _PROCESSES = Section(
     "Processes",
     (
         Panel("Ready", "1 for each process that is at work.", "short", ((of("steward_ready"), "{{instance}}"),)),
+        Panel(
+            "Database seen", "Since the gauges that are read from the service's database were last true.", "s",
+            ((f"time() - {of('steward_database_seen_timestamp_seconds')}", "{{job}} {{instance}}"),), bad_from=300,
+        ),
         Panel("Memory", "Resident.", "bytes", ((of("process_resident_memory_bytes"), "{{job}} {{instance}}"),)),
         Panel(
             "Processor", "Cores in use.", "short",

@@ -33,6 +33,12 @@ CONSUMER_NEXT_OFFSET = Gauge(
     registry=REGISTRY,
 )
 READY = Gauge("steward_ready", "1 if this process is at work, as its /readyz has it; else 0.", registry=REGISTRY)
+DATABASE_SEEN = Gauge(
+    "steward_database_seen_timestamp_seconds",
+    "When the gauges that are read from the service's database (letters, outbox, jobs, tasks, its own) were last true, in "
+    "seconds since 1970.",
+    registry=REGISTRY,
+)
 EVENT_AGE_SECONDS = Histogram(
     "steward_event_age_seconds",
     "From the broker's append to the commit of the effects, newest record of a batch.",

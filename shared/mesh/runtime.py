@@ -437,6 +437,7 @@ class Runtime:
             log.info("gauges are stale: %s", type(error).__name__)
             return
         now = self.clock.now()
+        metrics.DATABASE_SEEN.set(now.timestamp())
         metrics.OUTBOX_PENDING.set(waiting["outbox"])
         metrics.OUTBOX_OLDEST_SECONDS.set(_age(waiting["oldest"], now))
         metrics.DEAD_LETTER_OLDEST_SECONDS.set(_age(waiting["oldest_dead"], now))

@@ -23,7 +23,10 @@ def _absent() -> str:
 
 
 _ALL_UP = {up: value for room in ROOMS for up, value in _up(room, "1+0x60").items()}
-_READY, _STARTED = (series(_WHERE, metric) for metric in ("steward_ready", "process_start_time_seconds"))
+_READY, _STARTED, _SEEN = (
+    series(_WHERE, metric)
+    for metric in ("steward_ready", "process_start_time_seconds", "steward_database_seen_timestamp_seconds")
+)
 
 GROUP = Group(
     "processes",
@@ -70,6 +73,28 @@ GROUP = Group(
             fires=Case({_READY: "1 1 0+0x60"}, 20, _WHERE),
             quiet=Case({_READY: "0 0 1+0x60"}, 20),
             past="1",
+            near="-1",
+        ),
+        Alert(
+            "DatabaseUnseen",
+            "page",
+            "time() - min by (namespace, job) (steward_database_seen_timestamp_seconds) > LIMIT",
+            "300",
+            5,
+            "{{ $labels.job }} has not seen its database for {{ $value | humanizeDuration }}",
+            "What is read from there (dead letters, outbox, jobs, tasks, cases, mails) stands still: that no alert on it fires "
+            "means nothing.",
+            # one of two processes is cut off
+            fires=Case(
+                {
+                    _SEEN: "600+0x60",
+                    series(_WHERE, "steward_database_seen_timestamp_seconds", pod="billing-1"): "0+60x60",
+                },
+                30,
+                _WHERE,
+            ),
+            quiet=Case({_SEEN: "0+60x60"}, 30),
+            past="100000",
             near="-1",
         ),
         Alert(
