@@ -79,6 +79,12 @@ async def test_running_services_say_what_is_asked_for(mesh: Mesh, tmp_path: Path
             except TimeoutError:
                 pytest.fail(f"without data: {waiting.left}")
 
+            # At rest every partition is read, also one that is empty.
+            async def all_read() -> bool:
+                return not await server.query('ALERTS{alertname="PartitionsUnread"}')
+
+            await mesh.until(all_read, 30, "every partition has an offset")
+
             # Each rule can be evaluated, and on a mesh that is well none fires.
             judged = await server.rules()
             assert [rule["name"] for rule in judged if rule["health"] != "ok"] == []

@@ -143,6 +143,7 @@ GROUP = Group(
             ),
             past="12",
             near="-1",
+            step=5,
         ),
         Alert(
             "UsageNeedsPerson",
@@ -166,6 +167,7 @@ GROUP = Group(
             ),
             past="2",
             near="-1",
+            step=5,
         ),
         Alert(
             "ProviderCostsDiffer",
@@ -203,6 +205,7 @@ GROUP = Group(
             ),
             past="0.05",
             near="0.001",
+            step=5,
         ),
         Alert(
             "RollupsBehind",

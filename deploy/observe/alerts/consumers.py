@@ -261,6 +261,7 @@ GROUP = Group(
             quiet=Case({series(_PAYMENTS, "steward_dead_letters_waiting"): "50+0.1x120"}, 100),
             past="1000",
             near="1",
+            step=5,
         ),
         Alert(
             "DeadLettersAge",

@@ -77,6 +77,7 @@ GROUP = Group(
             quiet=Case(_histogram("0+995x400", "0+1000x400"), 390),
             past="0.01",
             near="0.0001",
+            step=5,
         ),
         Alert(
             "FreshnessBurnsSlow",

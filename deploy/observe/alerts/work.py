@@ -70,6 +70,7 @@ GROUP = Group(
             ),
             past="0.95",
             near="0.1",
+            step=5,
         ),
         Alert(
             "JobFails",
@@ -130,6 +131,7 @@ GROUP = Group(
             ),
             past="2",
             near=('"done"}[1h])) > 0', '"done"}[1h])) > 1000'),
+            step=5,
         ),
         Alert(
             "MailsDoNotGo",
@@ -137,10 +139,10 @@ GROUP = Group(
             'max by (namespace, job) (min_over_time(steward_notifications_mails{outcome="waiting"}[30m])) > LIMIT\n'
             "and on (namespace, job)\n"
             'max by (namespace, job) (delta(steward_notifications_mails{outcome="accepted"}[30m])) <= 0',
-            "0",
+            "2",
             15,
             "No mail goes out",
-            "{{ $value }} mails or more have been waiting for half an hour, and none was accepted meanwhile: codes and answers "
+            "At least {{ $value }} mails have been waiting for half an hour, and none was accepted meanwhile: codes and answers "
             "that people are owed, with clocks that run.",
             fires=Case(
                 {
