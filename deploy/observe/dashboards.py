@@ -79,7 +79,7 @@ def _consumers(*topics: str) -> Section:
                  (_rate("steward_fenced_total", "job, topic", *where), f"{_TOPIC} fenced")),
             ),
             Panel(
-                "Assignments", "Partitions assigned in 15 minutes, by process: each stops the whole group.", "short",
+                "Assignments", "Assignments in 15 minutes, of all processes: each stops the whole group.", "short",
                 ((f"sum by (job, topic) (increase({of('steward_rebalances_total', *where)}[15m]))", _TOPIC),),
             ),
             Panel(

@@ -147,6 +147,7 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
     made["fieldConfig"]["defaults"]["custom"] = {
         "drawStyle": "line", "lineWidth": 1, "fillOpacity": 20 if panel.stacked else 0, "showPoints": "never",
         "stacking": {"mode": "normal" if panel.stacked else "none"},
+        "thresholdsStyle": {"mode": "off" if panel.bad_from is None and panel.bad_below is None else "line"},
     }  # fmt: skip
     return made | {
         "options": {

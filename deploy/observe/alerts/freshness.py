@@ -70,7 +70,7 @@ GROUP = Group(
             2,
             "{{ $labels.job }} is late on {{ $labels.topic }}: the month's budget goes in days",
             f"Of the batches of {{{{ $labels.topic }}}}, {{{{ $value | humanizePercentage }}}} had effects later than "
-            f"{FRESH_SECONDS} s after the broker took them; {BUDGET} of a month's may.",
+            f"{FRESH_SECONDS} s after the broker took them; {1 - FRESH_SHARE:.1%} of a month's may.",
             # from the start 5 % are late: 1.5 times what the fast window bears
             fires=Case(_histogram("0+95x120", "0+100x120"), 70, _LABELS),
             # 0.5 %: less than six times the budget
@@ -87,7 +87,7 @@ GROUP = Group(
             15,
             "{{ $labels.job }} is late on {{ $labels.topic }} again and again: the month's budget will not last",
             f"Of the batches of {{{{ $labels.topic }}}}, {{{{ $value | humanizePercentage }}}} had effects later than "
-            f"{FRESH_SECONDS} s after the broker took them, for hours; {BUDGET} of a month's may.",
+            f"{FRESH_SECONDS} s after the broker took them, for hours; {1 - FRESH_SHARE:.1%} of a month's may.",
             fires=Case(_histogram("0+996x1500", "0+1000x1500"), 1500, _LABELS),
             quiet=Case(_histogram("0+9995x1500", "0+10000x1500"), 1500),
             past="0.01",
