@@ -126,9 +126,18 @@ def _from_go(scratch: Path, environ: Mapping[str, str]) -> Path:
     built = scratch / "bin"
     built.mkdir()
     packages = [f"github.com/prometheus/prometheus/cmd/{name}" for name in _NAMES]
-    build = [go, "build", "-mod=readonly", "-trimpath", "-o", f"{built}{os.sep}", *packages]
+    # What is built from a module does not know its version by itself.
+    named = f"-s -w -X github.com/prometheus/common/version.Version={_pinned()}"
+    build = [go, "build", "-mod=readonly", "-trimpath", "-ldflags", named, "-o", f"{built}{os.sep}", *packages]
     _do(build, MODULE, {**environ, "CGO_ENABLED": "0"}, _BUILD_SECONDS)
     return built
+
+
+def _pinned() -> str:
+    """The version that go.mod names; a release X.Y.Z is the module's v0.XYY.Z."""
+    module = re.search(r"prometheus/prometheus v0\.(\d)(\d\d)\.(\d+)", (MODULE / "go.mod").read_text(encoding="utf-8"))
+    assert module is not None, "go.mod pins no release of Prometheus"
+    return f"{module[1]}.{int(module[2])}.{module[3]}"
 
 
 def _do(command: Sequence[str], folder: Path, environ: Mapping[str, str], seconds: float) -> None:
