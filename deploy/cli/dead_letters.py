@@ -1,4 +1,4 @@
-"""`steward dead-letters list | show | replay`: records that could not be handled."""
+"""`steward dead-letters list | show | replay | release`: records that could not be handled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from deploy.cli.ask import ask, moment, pages, settings
 from deploy.cli.command import command_options, order, until, who
 from deploy.cli.errors import NO, Refused
-from shared.contract.topics import HOLDERS
+from shared.contract.topics import HOLDERS, TOPICS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,6 +127,25 @@ def replay(
             click.echo(f"{row['service']} {row['id']} failed again: {row['reason']}: {row['detail']}", err=True)
     if again:
         sys.exit(NO)
+
+
+@dead_letters.command(
+    epilog="Example: steward dead-letters release gateway.payments --service billing --ticket OPS-381"
+)
+@click.argument("topic")
+@click.option("--service", type=click.Choice(HOLDERS), required=True, help="Whose parked records.")
+@command_options
+def release(topic: str, service: str, by: str | None, ticket: str, timeout: float) -> None:
+    """Handle parked records again, in order: those that wait behind a failed one of their key.
+
+    For an ordered topic, once what made them fail is mended. One that fails again stays, with all of its key: the gauge
+    steward_parked_records tells how many wait.
+    """
+    ordered = [known.name for known in TOPICS if known.ordered and service in known.readers]
+    if topic not in ordered:
+        raise click.UsageError(f"{service} parks records of {', '.join(ordered)} only")
+    order(settings(), service, "release_parked", [topic], who(by, ticket, timeout))
+    click.echo(f"The parked records of {topic} are handled again.")
 
 
 def _chosen(known: Mapping[str, str], service: str | None) -> tuple[str, ...]:

@@ -298,7 +298,7 @@ class TopicConsumer:
             self.progress.paused_since.pop(tp, None)
             self._fenced_at.pop(tp, None)
             # Whoever owns it next tells its lag; ours would stand for ever.
-            for gauge in (metrics.CONSUMER_LAG_RECORDS, metrics.CONSUMER_LAG_SECONDS):
+            for gauge in (metrics.CONSUMER_LAG_RECORDS, metrics.CONSUMER_LAG_SECONDS, metrics.CONSUMER_NEXT_OFFSET):
                 gauge.remove(tp.topic, str(tp.partition))
 
     def stop(self) -> None:
@@ -852,6 +852,7 @@ class TopicConsumer:
                 continue
             partition = self.partitions[tp]
             labels = (tp.topic, str(tp.partition))
+            metrics.CONSUMER_NEXT_OFFSET.labels(*labels).set(partition.cursor.next_offset)
             metrics.CONSUMER_LAG_RECORDS.labels(*labels).set(records)
             metrics.CONSUMER_LAG_SECONDS.labels(*labels).set(
                 max(0.0, (now_ms - partition.last_ms) / 1000) if records else 0.0

@@ -133,6 +133,12 @@ class Runtime:
         declarations = [*service.consumers]
         if service.name in COMMANDS.readers:
             declarations.append(command_consumer(self))
+        metrics.begin_at_zero(
+            reads=[declared.topic.name for declared in declarations],
+            writes=[topic.name for topic in TOPICS if service.name in topic.writers],
+            jobs=jobs,
+            tasks=tasks,
+        )
         self.port = Port(
             settings.host, settings.port, alive=self.troubles, ready=self.not_ready,
             observe=self.observe, answer=self.answer, serve=self.serve_file, files=self.service.file_handlers,
@@ -426,6 +432,7 @@ class Runtime:
         """Refreshes the gauges that need a look at the database."""
         for consumer in self.consumers:
             consumer.observe()
+        metrics.READY.set(not self.not_ready())
         try:
             # The other metrics are wanted most when the database hangs.
             async with asyncio.timeout(5), self.pool.acquire(timeout=2) as db:
@@ -436,6 +443,7 @@ class Runtime:
             log.info("gauges are stale: %s", type(error).__name__)
             return
         now = self.clock.now()
+        metrics.DATABASE_SEEN.set(now.timestamp())
         metrics.OUTBOX_PENDING.set(waiting["outbox"])
         metrics.OUTBOX_OLDEST_SECONDS.set(_age(waiting["oldest"], now))
         metrics.DEAD_LETTER_OLDEST_SECONDS.set(_age(waiting["oldest_dead"], now))
@@ -443,6 +451,8 @@ class Runtime:
             if self.service.name in topic.readers:
                 metrics.DEAD_LETTERS_WAITING.labels(topic.name).set(waiting["dead"].get(topic.name, 0))
                 metrics.PARKED_RECORDS.labels(topic.name).set(waiting["parked"].get(topic.name, 0))
+        for name, slots in self.worker.slots_behind(waiting["jobs"], now).items():
+            metrics.JOB_SLOTS_BEHIND.labels(name).set(slots)
         for name in self.service.tasks:
             metrics.TASKS_PENDING.labels(name).set(waiting["tasks"].get(name, 0))
 

@@ -346,7 +346,7 @@ async def take_shards(db: Connection, shards: Iterable[int]) -> set[int]:
 
 
 async def pending(db: Connection) -> Mapping[str, Any]:
-    """What waits: outbox rows (and the oldest one's time), tasks, dead letters, parked records."""
+    """What waits: outbox rows (and the oldest one's time), tasks, dead letters, parked records; and each job's next slot."""
     row = await db.fetchrow(
         """SELECT (SELECT count(*) FROM mesh_outbox) AS outbox, (SELECT min(created_at) FROM mesh_outbox) AS oldest,
                   (SELECT min(first_failed_at) FROM mesh_dead_letter WHERE state = 'waiting') AS oldest_dead"""
@@ -355,7 +355,9 @@ async def pending(db: Connection) -> Mapping[str, Any]:
     tasks = await db.fetch("SELECT name, count(*) AS n FROM mesh_task GROUP BY name")
     dead = await db.fetch("SELECT topic, count(*) AS n FROM mesh_dead_letter WHERE state = 'waiting' GROUP BY topic")
     parked = await db.fetch("SELECT topic, count(*) AS n FROM mesh_parked GROUP BY topic")
+    jobs = await db.fetch("SELECT name, next_slot FROM mesh_job")
     return dict(row) | {
+        "jobs": {j["name"]: j["next_slot"] for j in jobs},
         "parked": {p["topic"]: p["n"] for p in parked},
         "tasks": {t["name"]: t["n"] for t in tasks},
         "dead": {d["topic"]: d["n"] for d in dead},

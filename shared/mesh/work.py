@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -55,6 +55,14 @@ class Worker:
         """Finishes what is in hand, then the `run_…` calls return."""
         self._stopping.set()
         self._wake.set()
+
+    def slots_behind(self, next_slots: Mapping[str, datetime], now: datetime) -> dict[str, int]:
+        """How many whole slots of each job have passed since the one that is due next; 0 for a job that is on time."""
+        return {
+            name: max(0, int((slot_of(now, every) - next_slots[name]) / every))
+            for name, (every, _) in self._jobs.items()
+            if name in next_slots
+        }
 
     async def run_jobs(self) -> None:
         """Looks for due slots; the shortest job sets the pace (at least once a second)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from deploy.cli import main
 from shared.contract import topics
 from shared.mesh.settings import KafkaSettings
+from shared.mesh.store import pack_headers
 from tests.support.gateway import Sent, body
 from tests.support.hands import Hands
 from tests.support.world import Mesh, World
@@ -140,6 +142,30 @@ async def test_dead_letters_are_seen_and_sent_again(hands: Hands) -> None:
     await mesh.idle()
     books = await hands.json("check")
     assert books["ok"] and (books["rated"], books["dead_lettered"]) == (1, 1)
+
+
+async def test_parked_records_are_released(hands: Hands) -> None:
+    """By the operator's command, once what made them fail is mended: here, a payment that nothing is wrong with."""
+    gateway, mesh = hands.gateway, hands.mesh
+    payment = gateway.payment("ws-parked", 7)
+    await mesh.fetch(
+        "billing",
+        """INSERT INTO mesh_parked (grp, topic, key, part, record_offset, record_ms, headers, payload, reason, parked_at)
+           VALUES ($1, $2, $3, 0, 0, 0, $4, $5, 'handler_error', $6) RETURNING id""",
+        f"steward.billing.{topics.PAYMENTS.name}", topics.PAYMENTS.name, payment.key, pack_headers([]), payment.value,
+        datetime.now(UTC),
+    )  # fmt: skip
+    assert (
+        "gateway.payments, mesh.commands only"
+        in (await hands("dead-letters", "release", topics.ACCESS.name, "--service", "billing", code=2)).output
+    )
+    await hands("dead-letters", "release", topics.PAYMENTS.name, "--service", "billing", "--ticket", "T-8")
+
+    async def released() -> bool:
+        return not await mesh.value("billing", "SELECT count(*) FROM mesh_parked")
+
+    await mesh.until(released, 20, "the parked payment is handled")
+    assert (await hands.json("balance", "ws-parked"))["balance_pico"] == str(7 * 10**12)
 
 
 async def test_cursors_are_seen_and_moved(hands: Hands) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from aiokafka import AIOKafkaConsumer
@@ -18,6 +19,7 @@ from shared.mesh import Batch, Done, Service, Task, Transaction, metrics, tracin
 from shared.mesh.clock import FileClock, clock_from
 from shared.mesh.consumer import Limit
 from tests.support.gateway import Gateway
+from tests.support.proxy import Proxy, through
 from tests.support.world import Faults, Mesh
 
 
@@ -152,6 +154,54 @@ async def test_a_job_runs_once_a_slot_whatever_the_replicas(mesh: Mesh, tmp_path
     await mesh.until(again, 10, "the slot is due")
     assert len(ran) == first + 1 == await counted(mesh, "ticks")
     assert metrics.JOB_MISSED_SLOTS_TOTAL.labels("tick")._value.get() - missed >= 3
+
+
+async def test_what_a_process_says_of_itself(mesh: Mesh, tmp_path: Path) -> None:
+    """Counters are there before they count; a job that does not get on is behind; gauges say when they were last true."""
+    clock = FileClock(tmp_path / "clock")
+    start = datetime(2026, 11, 24, 10, 0, 30, tzinfo=UTC)
+    FileClock.write(tmp_path / "clock", start, rate=0)
+    service = Service("billing", migrations=tmp_path)
+
+    @service.job("stuck", every=timedelta(minutes=1))
+    async def stuck(now: datetime, tx: Transaction) -> None:
+        if now > start:
+            raise Poisoned
+
+    said = metrics.REGISTRY.get_sample_value
+    url = mesh.settings("billing").database_url
+    proxy = Proxy(urlsplit(url).hostname or "", urlsplit(url).port or 0)
+    port = await proxy.open()
+    try:
+        running = await mesh.start(
+            "billing", service=service, clock=clock, settings={"database_url": through(url, port)}
+        )
+        await mesh.owned()
+
+        async def known() -> bool:
+            await running.observe()
+            return said("steward_job_slots_behind", {"job": "stuck"}) == 0
+
+        await mesh.until(known, 10, "the job is known")
+        assert said("steward_ready") == 1
+        for name, labels in (
+            ("steward_offset_gap_records_total", {"topic": topics.COMMANDS.name}),
+            ("steward_job_runs_total", {"job": "stuck", "outcome": "failed"}),
+        ):
+            assert said(name, labels) is not None
+        later = start + timedelta(minutes=5)
+        FileClock.write(tmp_path / "clock", later, rate=0)
+        await running.observe()
+        assert (said("steward_job_slots_behind", {"job": "stuck"}) or 0) >= 4
+        assert said("steward_database_seen_timestamp_seconds") == later.timestamp()
+        # Without its database the rest is what it was, and says so.
+        await proxy.close()
+        FileClock.write(tmp_path / "clock", later + timedelta(minutes=5), rate=0)
+        await running.observe()
+        assert said("steward_database_seen_timestamp_seconds") == later.timestamp()
+    finally:
+        await mesh.close()
+        await proxy.close()
 
 
 async def test_a_task_goes_on_where_it_was(mesh: Mesh, tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ SLACK = Gauge(
 FINDINGS = Gauge(
     "steward_retention_findings", "What the latest look at the clocks of data found wrong.", registry=metrics.REGISTRY
 )
+LOOKED = Gauge(
+    "steward_retention_looked_timestamp_seconds",
+    "When the clocks of data were last looked at, in seconds since 1970; 0 before the first look.",
+    registry=metrics.REGISTRY,
+)
 
 
 class Drift:
@@ -90,8 +95,9 @@ def _add(seen: Seen, more: Seen) -> None:
     seen.findings.extend(more.findings)
 
 
-def expose(seen: Seen) -> None:
+def expose(seen: Seen, now: datetime) -> None:
     """Metrics and log lines of a look."""
+    LOOKED.set(now.timestamp())
     SLACK.clear()
     for each in seen.stores:
         if each.slack_hours is not None:
@@ -119,7 +125,7 @@ def attach(service: Service, env: Mapping[str, str] = os.environ) -> Drift:
     @service.job("drift", every=_EVERY)
     async def look(now: datetime, tx: Transaction) -> None:
         await take_time(tx.db)
-        expose(await drift.look(now))
+        expose(await drift.look(now), now)
 
     @service.reads("drift")
     async def read(query: Mapping[str, str], tx: Transaction) -> Any:
