@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from deploy.k8s import database, kafka, network, rights, scaling, secrets, sizing, toolbox, workload
+from deploy.k8s import database, kafka, monitoring, network, rights, scaling, secrets, sizing, toolbox, workload
 from deploy.k8s.names import Doc
+from deploy.observe import render as observe
 from shared.mesh import Service
 
 FOLDER = Path(__file__).parents[2] / "k8s"
@@ -30,7 +31,7 @@ def documents() -> dict[str, str]:
         "base/contract/users.yaml": kafka.users(house),
         "components/keda/scaledobjects.yaml": [*scaling.scaled(house), *scaling.authentication()],
         "components/network-policies/rooms.yaml": network.policies(house),
-        "components/monitoring/podmonitors.yaml": [scaling.pod_monitor(service) for service in house],
+        "components/monitoring/podmonitors.yaml": monitoring.pod_monitors(house),
         "components/external-secrets/secrets.yaml": secrets.external(house),
         "components/toolbox/toolbox.yaml": toolbox.documents(house),
     }
@@ -48,6 +49,8 @@ def documents() -> dict[str, str]:
         texts[f"base/{folder}/kustomization.yaml"] = _kustomization(sorted(listed))
     texts["base/kustomization.yaml"] = _kustomization([_BY_HAND, *folders])
     texts["SIZING.md"] = sizing.page()
+    for path, text in observe.documents().items():
+        texts[path] = HEADER + text if path.endswith(".yaml") else text
     return texts
 
 

@@ -131,16 +131,3 @@ def authentication() -> list[Doc]:
             },
         },
     ]
-
-
-def pod_monitor(service: Service) -> Doc:
-    """Where Prometheus finds the service's pods; series carry job="steward/<service>"."""
-    return {
-        "apiVersion": "monitoring.coreos.com/v1",
-        "kind": "PodMonitor",
-        "metadata": names.meta(service.name, service.name),
-        "spec": {
-            "selector": {"matchLabels": names.selector(service.name)},
-            "podMetricsEndpoints": [{"port": "http", "path": "/metrics", "interval": "15s", "scrapeTimeout": "10s"}],
-        },
-    }

@@ -5,19 +5,17 @@ from __future__ import annotations
 from deploy.observe.alerts import GROUPS
 from deploy.observe.dashboards import dashboards
 from deploy.observe.rules import prometheus_rule, to_yaml
-from deploy.rooms import ROOMS
 
 FOLDER = "components/monitoring"
-HEAD = "# Written by `steward k8s render`; change deploy/observe instead.\n"
 
 
 def documents() -> dict[str, str]:
-    """Every file of the component but the services' PodMonitors: its path below `k8s/`, and its text."""
+    """Every file of the component but the PodMonitors: its path below `k8s/`, and its text."""
     made = {f"dashboards/{dashboard.uid}.json": dashboard.text() for dashboard in dashboards()}
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1alpha1",
         "kind": "Component",
-        "resources": ["rules.yaml", *(f"podmonitors/{room}.yaml" for room in ROOMS)],
+        "resources": ["rules.yaml", "podmonitors.yaml"],
         "configMapGenerator": [
             {
                 "name": f"dashboard-{path.removeprefix('dashboards/').removesuffix('.json')}",
@@ -30,6 +28,6 @@ def documents() -> dict[str, str]:
         # Grafana's sidecar finds them by their label, and nothing refers to them by name.
         "generatorOptions": {"disableNameSuffixHash": True},
     }
-    made["rules.yaml"] = HEAD + to_yaml(prometheus_rule(GROUPS))
-    made["kustomization.yaml"] = HEAD + to_yaml(kustomization)
+    made["rules.yaml"] = to_yaml(prometheus_rule(GROUPS))
+    made["kustomization.yaml"] = to_yaml(kustomization)
     return {f"{FOLDER}/{path}": text for path, text in made.items()}

@@ -36,8 +36,6 @@ KINDS = {
     "clusters.postgresql.cnpg.io", "deployment", "events", "kafka", "kafkatopic", "kafkauser", "networkpolicy", "pod",
     "podmonitor", "pods", "scaledobject",
 }  # fmt: skip
-# Rendered by the other half of the same floor.
-TO_COME = {("k8s", "render")}
 
 
 def blocks(page: str, kind: str) -> list[str]:
@@ -116,8 +114,7 @@ def test_its_commands_exist(name: str) -> None:
     for line in blocks(PAGES[name], "sh"):
         program, *arguments = words(line)
         if program == "steward":
-            if tuple(arguments[:2]) not in TO_COME:
-                check_steward(arguments)
+            check_steward(arguments)
         elif program == "kubectl":
             check_kubectl(arguments)
         else:
@@ -133,7 +130,7 @@ def test_what_is_named_in_words_exists() -> None:
         for line in re.findall(r"`steward ([^`]+)`", prose):
             group, *rest = line.split()
             known = main.get_command(click.Context(main), group)
-            assert known is not None or group == "k8s", f"{name}: steward {line}"
+            assert known is not None, f"{name}: steward {line}"
             if isinstance(known, click.Group):
                 assert known.get_command(click.Context(known), rest[0]) is not None, f"{name}: steward {line}"
 
