@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from deploy.local.errors import LocalError
@@ -28,3 +30,12 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
         why = f"{folder} cannot be made ({error.strerror})"
         raise LocalError(f"{why}: set STEWARD_CACHE to a folder of yours") from error
     return folder
+
+
+@contextlib.contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """One process at a time fetches; the others wait, and then find everything there."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

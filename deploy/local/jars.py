@@ -9,7 +9,6 @@ coordinates anew and rewrites the lock.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from deploy.local.cache import only_one
 from deploy.local.errors import LocalError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def ensure(cache: Path, console: Console | None = None) -> list[Path]:
     """
     target, jars = folder(cache), locked()
     target.mkdir(parents=True, exist_ok=True)
-    with _only_one(target / "lock"):
+    with only_one(target / "lock"):
         checked = _Checked(target / "checked.json")
         missing = [jar for jar in jars if not checked.holds(target / jar.file_name, jar)]
         if missing:
@@ -206,14 +206,6 @@ def _progress(console: Console | None, total: int, files: int) -> Iterator[Calla
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(label, total=total)
         yield lambda size: progress.advance(task, size)
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """One process at a time downloads; the others wait and then find everything there."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _stamp(file: Path) -> list[int]:
