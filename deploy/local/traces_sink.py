@@ -40,7 +40,7 @@ class Keeper:
         lines = [msgspec.json.encode(span) + b"\n" for span in spans_of(request)]
         if self._file.exists() and self._file.stat().st_size + sum(map(len, lines)) > self._bytes_max:
             self._file.replace(self._old)
-        with self._file.open("ab", opener=_private) as file:
+        with open(self._file, "ab", opener=_private) as file:
             file.writelines(lines)
         return len(lines)
 

@@ -8,7 +8,8 @@ messaging. No span holds a key, an id or a text: the place of a record in its to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -135,7 +136,7 @@ def batch_span(topic: str, group: str, records: Sequence[Any]) -> Iterator[str |
 class Sending:
     """The spans of records on their way to Kafka: one for each batch that they come from and topic that they go to."""
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, rows: Iterable[Any]) -> None:
         self._spans: dict[tuple[str, str], Span] = {}
         counts: dict[tuple[str, str], int] = {}
         for row in rows if _enabled else ():
@@ -158,7 +159,7 @@ class Sending:
                     },
                 )
 
-    def traceparent(self, row: Mapping[str, Any]) -> str | None:
+    def traceparent(self, row: Any) -> str | None:
         """What the row's record says of where it comes from: its span, or what the outbox kept."""
         kept: str | None = row["traceparent"]
         span = self._spans.get((kept, row["topic"])) if kept and self._spans else None
@@ -170,6 +171,11 @@ class Sending:
             if error is not None:
                 _failed(span, error)
             span.end()
+
+
+def new_traceparent() -> str:
+    """The `traceparent` of a span that begins here, is recorded nowhere, and wants what follows it to be."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
 def parse_traceparent(value: str | None) -> SpanContext | None:
