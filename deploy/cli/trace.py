@@ -169,9 +169,9 @@ def page(title: str, steps: Sequence[Step], width: int) -> Iterator[RenderableTy
     outside = list(
         dict.fromkeys(link.trace_id for step in steps for link in step.span.before if link.trace_id not in ours)
     )
-    if outside:
-        named = ", ".join(outside[:2]) + (f" and {len(outside) - 2} more" if len(outside) > 2 else "")
-        yield Text(f"follows the gateway's {named} (its own spans are kept where it sends them)", style="dim")
+    if outside and outside[0] not in title:
+        more = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
+        yield Text(f"from the gateway's trace {outside[0]}{more}", style="dim")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("span", no_wrap=True)
     for column in ("records", "after", "took"):
@@ -218,6 +218,12 @@ def _lines(steps: Sequence[Step], indent: str = "", before: Span | None = None) 
         dash = "─" if step.span.parent_id == before.span_id and step.span.trace_id == before.trace_id else "┄"
         yield f"{indent}{'└' if last else '├'}{dash} ", step
         yield from _lines(step.after, indent + ("   " if last else "│  "), step.span)
+
+
+def _picture(span: Span, begin: int, end: int, colour: str) -> tuple[RenderableType, str]:
+    from rich.text import Text
+
+    return Text(_bar(span, begin, end), style="red" if span.failed else colour), span.trace_id[:8]
 
 
 def _bar(span: Span, begin: int, end: int) -> str:

@@ -76,6 +76,7 @@ def setup(service: str, environ: Mapping[str, str] = os.environ) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     logging.getLogger("steward.faststream").setLevel(logging.ERROR)
+    logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # each retry while a collector is away is a warning
     sys.excepthook = _last_words
 
 

@@ -23,6 +23,8 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 MAX_LINKS = 16
 # So many records of a batch are asked for their context, evenly spread: the price of tracing must not grow with the batch.
 _ASKED = 256
+# With its retries. A process that ends waits for its last export: a collector that is away must not use up the drain.
+_EXPORT_SECONDS = 3.0
 OFFSETS = "steward.offsets"
 """Attribute: the records of a batch, `partition:first-last` each. So a record's span is found that is not linked."""
 
@@ -69,7 +71,8 @@ def setup(service: str) -> None:
 
     provider = TracerProvider(resource=Resource.create({"service.name": f"steward-{service}"}))
     provider.sampler = FollowsLinks(provider.sampler)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    own = None if os.environ.get("OTEL_EXPORTER_OTLP_TIMEOUT") else _EXPORT_SECONDS
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=own)))
     trace.set_tracer_provider(provider)
     use_provider(provider)
 
