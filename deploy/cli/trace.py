@@ -188,6 +188,7 @@ def page(title: str, steps: Sequence[Step], width: int) -> Iterator[RenderableTy
         if step.again:
             name.append("  (and on, as above)", style="dim")
         count = span.attributes.get("messaging.batch.message_count")
+        picture: Sequence[RenderableType] = _picture(span, begin, end, colour) if wide else ()
         table.add_row(
             name,
             "" if count is None else f"{count:,}",
