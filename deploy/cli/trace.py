@@ -188,18 +188,15 @@ def page(title: str, steps: Sequence[Step], width: int) -> Iterator[RenderableTy
         if step.again:
             name.append("  (and on, as above)", style="dim")
         count = span.attributes.get("messaging.batch.message_count")
-        picture: Sequence[RenderableType] = _picture(span, begin, end, colour) if wide else ()
-        table.add_row(
+        cells: list[RenderableType] = [
             name,
             "" if count is None else f"{count:,}",
             f"+{_duration(span.start_ns - begin)}",
             _duration(span.end_ns - span.start_ns),
-            *(
-                [Text(_bar(span, begin, end), style="red" if span.failed else colour), span.trace_id[:8]]
-                if wide
-                else []
-            ),
-        )
+        ]
+        if wide:
+            cells += [Text(_bar(span, begin, end), style="red" if span.failed else colour), span.trace_id[:8]]
+        table.add_row(*cells)
     yield table
     followed = sum(1 for guide, _ in _lines(steps) if "┄" in guide)
     legend = "; ┄ a batch of records, of which some come from there" if followed else ""
@@ -219,12 +216,6 @@ def _lines(steps: Sequence[Step], indent: str = "", before: Span | None = None) 
         dash = "─" if step.span.parent_id == before.span_id and step.span.trace_id == before.trace_id else "┄"
         yield f"{indent}{'└' if last else '├'}{dash} ", step
         yield from _lines(step.after, indent + ("   " if last else "│  "), step.span)
-
-
-def _picture(span: Span, begin: int, end: int, colour: str) -> tuple[RenderableType, str]:
-    from rich.text import Text
-
-    return Text(_bar(span, begin, end), style="red" if span.failed else colour), span.trace_id[:8]
 
 
 def _bar(span: Span, begin: int, end: int) -> str:

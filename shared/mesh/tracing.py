@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from opentelemetry import trace
@@ -98,32 +99,31 @@ def current() -> SpanContext | None:
 
 
 @contextmanager
-def batch_span(topic: str, group: str, records: Sequence[Any]) -> Iterator[str | None]:
+def batch_span(topic: str, group: str, parts: Sequence[Sequence[Any]]) -> Iterator[str | None]:
     """A consumer span over one batch, linked to at most `MAX_LINKS` of its records' spans; yields its traceparent.
 
-    `records` of one partition follow each other. An error leaves its type, never its text.
+    `parts`: the records of each partition, in order. An error leaves its type, never its text.
     """
     if not _enabled:
         yield None
         return
-    places = _places(records)
     attributes: dict[str, Any] = {
         "messaging.system": "kafka",
         "messaging.operation.type": "process",
         "messaging.operation.name": "process",
         "messaging.destination.name": topic,
         "messaging.consumer.group.name": group,
-        "messaging.batch.message_count": len(records),
-        OFFSETS: [f"{part}:{first}-{last}" for part, (first, last) in places.items()],
+        "messaging.batch.message_count": sum(map(len, parts)),
+        OFFSETS: [f"{records[0].partition}:{records[0].offset}-{records[-1].offset}" for records in parts],
     }
-    if len(places) == 1:
-        attributes["messaging.destination.partition.id"] = str(next(iter(places)))
+    if len(parts) == 1:
+        attributes["messaging.destination.partition.id"] = str(parts[0][0].partition)
     with _tracer.start_as_current_span(
         f"process {topic}",
         # Nothing around it: a batch that another one waits for would else seem to be its child.
         context=Context(),
         kind=SpanKind.CONSUMER,
-        links=[Link(context) for context in _contexts(records)],
+        links=[Link(context) for context in _contexts(parts)],
         attributes=attributes,
         # The text of a database's error holds the row.
         record_exception=False,
@@ -206,23 +206,14 @@ def _failed(span: Span, error: BaseException) -> None:
     span.set_status(Status(StatusCode.ERROR))
 
 
-def _places(records: Sequence[Any]) -> dict[int, tuple[int, int]]:
-    """The first and last offset of each partition."""
-    places: dict[int, tuple[int, int]] = {}
-    for record in records:
-        first = places.get(record.partition, (record.offset, 0))[0]
-        places[record.partition] = (first, record.offset)
-    return places
-
-
-def _contexts(records: Sequence[Any]) -> list[SpanContext]:
+def _contexts(parts: Sequence[Sequence[Any]]) -> list[SpanContext]:
     """The contexts to link: each once, those that are kept before those that are not."""
-    step = max(1, len(records) // _ASKED)
+    step = max(1, sum(map(len, parts)) // _ASKED)
     kept: dict[str, SpanContext] = {}
     others: dict[str, SpanContext] = {}
-    for record in records[::step][:_ASKED]:
+    for record in islice((record for records in parts for record in records[::step]), _ASKED):
         text = _header(record.headers, "traceparent")
-        if text is None or text in kept or text in others:
+        if text is None or text in kept or text in others or (len(others) == MAX_LINKS and text.endswith("00")):
             continue
         context = parse_traceparent(text)
         if context is not None:

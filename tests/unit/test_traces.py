@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def traced() -> Iterator[Any]:
 
 
 def batch(records: Sequence[Taken]) -> str | None:
-    with tracing.batch_span(GENERATED, "steward.metering.x", records) as traceparent:
+    parts = [list(part) for _, part in groupby(records, key=lambda record: record.partition)]
+    with tracing.batch_span(GENERATED, "steward.metering.x", parts) as traceparent:
         return traceparent
 
 
