@@ -89,6 +89,7 @@ class Reader:
 
         from shared.contract.base import NewerVersion, Refused
         from shared.mesh.relay import MAX_RECORD_BYTES
+        from shared.mesh.tracing import traceparent_of
 
         if len(raw) > MAX_RECORD_BYTES:
             return Bad(number, "too_large", f"{len(raw)} bytes; a record has at most {MAX_RECORD_BYTES}")
@@ -115,6 +116,8 @@ class Reader:
             return Bad(number, "newer_version", str(error))
         assert topic.key_of is not None, "the gateway's topics have keys"
         headers = [("content-type", b"application/cloudevents+json"), ("ce_source", event.source.encode())]
+        # As a gateway does that traces its requests: `steward trace --event` finds the event by it.
+        headers.append(("traceparent", traceparent_of(event.id).encode()))
         if event.sequence is not None:
             headers.append(("ce_sequence", event.sequence.encode()))
         return Good(topic.name, topic.key_of(event).encode(), raw, headers)
@@ -132,7 +135,6 @@ async def send(known: Mapping[str, str], records: Iterable[Good]) -> Counter[str
 
     from shared.mesh.relay import MAX_RECORD_BYTES
     from shared.mesh.settings import KafkaSettings
-    from shared.mesh.tracing import new_traceparent
 
     sent: Counter[str] = Counter()
     producer = AIOKafkaProducer(
@@ -143,9 +145,7 @@ async def send(known: Mapping[str, str], records: Iterable[Good]) -> Counter[str
     try:
         waiting: list[asyncio.Future[Any]] = []
         for record in records:
-            # As a gateway that traces its requests does: whoever looks at spans finds the event's way by it.
-            headers = [*record.headers, ("traceparent", new_traceparent().encode())]
-            waiting.append(await producer.send(record.topic, record.value, key=record.key, headers=headers))
+            waiting.append(await producer.send(record.topic, record.value, key=record.key, headers=record.headers))
             sent[record.topic] += 1
             if len(waiting) >= _IN_FLIGHT:
                 await _acknowledged(waiting)

@@ -78,19 +78,26 @@ def trace(trace_id: str | None, event: str | None, last: bool, as_json: bool) ->
 def _asked(ways: Any, trace_id: str | None, event: str | None) -> tuple[str, list[Span]]:
     """What is shown, and the spans that it begins with. Raises Refused when there are none."""
     from shared.contract.topics import TOPICS
+    from shared.mesh.tracing import traceparent_of
 
     gateways = [topic for topic in TOPICS if "gateway" in topic.writers]
     if trace_id is not None:
         title, begins = f"trace {trace_id}", ways.of_trace(trace_id)
         missing = f"no span of trace {trace_id} is kept here: was it sampled, and is it recent?"
     elif event is not None:
-        known = settings()
-        found = asyncio.run(find(known, [topic.name for topic in gateways], event))
-        if found is None:
-            raise Refused(f"no record of event {event} lies in the gateway's topics (any more)")
-        title = f"event {event}: {found.topic}, partition {found.partition}, offset {found.offset}"
-        begins = ways.of_record(found.topic, found.partition, found.offset, found.before)
-        missing = f"{title}: no span of its batch is kept here"
+        title, begins = f"event {event}", ways.of_trace(traceparent_of(event).split("-")[1])
+        missing = ""
+        if not begins:
+            # Not sent by `steward emit`, or in a batch that links to others: its record's place tells, while it is there.
+            found = asyncio.run(find(settings(), [topic.name for topic in gateways], event))
+            if found is None:
+                raise Refused(
+                    f"no batch links to event {event}, and no record of it lies in the gateway's topics (any more): ask by the "
+                    "gateway's trace, or sooner"
+                )
+            title += f": {found.topic}, partition {found.partition}, offset {found.offset}"
+            begins = ways.of_record(found.topic, found.partition, found.offset, found.before)
+            missing = f"{title}: no span of its batch is kept here"
     else:
         title, begins = "the newest batch of the gateway's", ways.newest(topic.name for topic in gateways)
         missing = "no batch of the gateway's was traced yet: send an event (`steward emit`)"
@@ -169,7 +176,7 @@ def page(title: str, steps: Sequence[Step], width: int) -> Iterator[RenderableTy
     outside = list(
         dict.fromkeys(link.trace_id for step in steps for link in step.span.before if link.trace_id not in ours)
     )
-    if outside and outside[0] not in title:
+    if outside and not title.startswith(("trace", "event")):
         more = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
         yield Text(f"from the gateway's trace {outside[0]}{more}", style="dim")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -199,7 +206,7 @@ def page(title: str, steps: Sequence[Step], width: int) -> Iterator[RenderableTy
         table.add_row(*cells)
     yield table
     followed = sum(1 for guide, _ in _lines(steps) if "┄" in guide)
-    legend = "; ┄ a batch of records, of which some come from there" if followed else ""
+    legend = "; ┄ a link between batches" if followed else ""
     yield Text(
         f"{len(all_spans)} spans, {len(services)} services, {_duration(end - begin)} in all{legend}", style="dim"
     )

@@ -7,8 +7,8 @@ messaging. No span holds a key, an id or a text: the place of a record in its to
 
 from __future__ import annotations
 
+import hashlib
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-MAX_LINKS = 16
+MAX_LINKS = 32
 # So many records of a batch are asked for their context, evenly spread: the price of tracing must not grow with the batch.
 _ASKED = 256
 # With its retries. A process that ends waits for its last export: a collector that is away must not use up the drain.
@@ -176,9 +176,13 @@ class Sending:
             span.end()
 
 
-def new_traceparent() -> str:
-    """The `traceparent` of a span that begins here, is recorded nowhere, and wants what follows it to be."""
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+def traceparent_of(event_id: str) -> str:
+    """The `traceparent` of whoever sends an event and records no span of its own: whoever knows the id finds the trace.
+
+    A hash, since no span holds an id.
+    """
+    digest = hashlib.sha256(b"steward trace of event " + event_id.encode()).hexdigest()
+    return f"00-{digest[:32]}-{digest[32:48]}-01"
 
 
 def parse_traceparent(value: str | None) -> SpanContext | None:

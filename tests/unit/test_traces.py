@@ -215,7 +215,7 @@ def test_what_several_lead_to_stands_once() -> None:
 def test_the_page_is_a_tree_that_a_person_can_read(width: int) -> None:
     ways = Ways(chain())
     console = Console(width=width, file=io.StringIO(), highlight=False)
-    for part in page("trace", ways.steps(ways.of_trace(GATEWAY.trace_id)), width):
+    for part in page("the newest batch", ways.steps(ways.of_trace(GATEWAY.trace_id)), width):
         console.print(part)
     assert isinstance(console.file, io.StringIO)
     shown = [line.rstrip() for line in console.file.getvalue().splitlines()]
