@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
+from opentelemetry.trace import Link as Linked
 from rich.console import Console
 
 from deploy.cli.trace import page
 from deploy.local import spans as kept
-from deploy.local.spans import Link, Span, Ways, walk
+from deploy.local.spans import Link, Span, Ways
 from deploy.local.traces_sink import Keeper
 from shared.contract.topics import BALANCES, GENERATIONS, USAGE_RATED
 from shared.mesh import tracing
@@ -116,6 +118,14 @@ def test_what_continues_a_kept_trace_is_kept_and_what_begins_one_is_drawn(
     assert went is not None and went.trace_flags.sampled is is_kept, "and the next service is told"
 
 
+def test_one_kept_link_is_enough_wherever_it_stands() -> None:
+    contexts = [tracing.parse_traceparent(f"00-{n:032x}-{n:016x}-0{n - 1}") for n in (1, 2)]
+    links = [Linked(context) for context in contexts if context is not None]
+    assert len(links) == 2
+    decided = tracing.FollowsLinks(ALWAYS_OFF).should_sample(Context(), 3, "process", links=links)
+    assert decided.decision.is_sampled()
+
+
 def test_without_tracing_a_row_keeps_what_it_has(traced: Any) -> None:
     old = f"00-{1:032x}-{1:016x}-01"
     assert batch([came(0, 1)]) is None
@@ -204,11 +214,16 @@ def test_a_trace_is_followed_over_links_from_wherever_it_is_known() -> None:
     assert ways.newest([TOLD]) == []
 
 
-def test_what_several_lead_to_stands_once() -> None:
-    ways = Ways(chain())
-    steps = ways.steps([s for s in ways.spans if s.name == f"process {GENERATED}"])
-    assert names(steps) == [[1, [2, [3, [4]], [6]]], [5, [6]]] and steps[1].after[0].again is False
-    assert len(list(walk(steps))) == 7
+def test_what_several_lead_to_stands_once_with_what_followed() -> None:
+    sent = [Link(f"{1:032x}", f"{n:016x}") for n in (2, 7)]
+    both = [
+        *chain()[:2], span(7, f"send {RATED}", parent=1, start=13),
+        span(3, f"process {RATED}", trace=2, links=sent, start=25), span(4, f"send {TOLD}", parent=3, trace=2, start=30),
+    ]  # fmt: skip
+    ways = Ways(both)
+    steps = ways.steps(ways.of_trace(GATEWAY.trace_id))
+    assert names(steps) == [[1, [2, [3, [4]]], [7, [3]]]]
+    assert [step.again for step in steps[0].after[1].after] == [True]
 
 
 @pytest.mark.parametrize("width", [80, 120])
