@@ -49,7 +49,8 @@ async def test_an_event_is_followed_from_the_gateway_to_the_balance_and_nobodys_
             served = await asyncio.gather(*(run.start(room, traces.environment()) for room in SERVICES))
             prometheus.ports = {one.name: one.port for one in served}
             await prometheus.start()
-            bad = [record for record in everywhere(gateway) if record.topic in READ]
+            # Some of each kind: all of them, in every room, are sent elsewhere.
+            bad = [record for record in everywhere(gateway) if record.topic in READ][::5]
             for n, record in enumerate(bad):
                 record.headers.append(("traceparent", list(CANARIES.values())[n % len(CANARIES)].encode()))
             await gateway.send(mesh.env, [gateway.price(), gateway.payment("ws-0", 10), *bad])

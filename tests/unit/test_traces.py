@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, Sampler
 from opentelemetry.trace import Link as Linked
 from rich.console import Console
 
@@ -123,7 +123,7 @@ def test_one_kept_link_is_enough_wherever_it_stands() -> None:
     links = [Linked(context) for context in contexts if context is not None]
     assert len(links) == 2
     decided = tracing.FollowsLinks(ALWAYS_OFF).should_sample(Context(), 3, "process", links=links)
-    assert decided.decision.is_sampled()
+    assert decided.decision is Decision.RECORD_AND_SAMPLE
 
 
 def test_without_tracing_a_row_keeps_what_it_has(traced: Any) -> None:
