@@ -25,7 +25,7 @@ OLDEST = (2, 42)
 MODULE = Path(__file__).with_name("prometheus")
 _NAMES = ("prometheus", "promtool")
 _VERSION = re.compile(r"version (?P<text>(?P<major>\d+)\.(?P<minor>\d+)\S*)")
-_BUILD_SECONDS = 1800
+_BUILD_SECONDS = 3600
 _FETCH_SECONDS = 300
 
 
@@ -126,9 +126,18 @@ def _from_go(scratch: Path, environ: Mapping[str, str]) -> Path:
     built = scratch / "bin"
     built.mkdir()
     packages = [f"github.com/prometheus/prometheus/cmd/{name}" for name in _NAMES]
-    build = [go, "build", "-mod=readonly", "-trimpath", "-o", f"{built}{os.sep}", *packages]
+    # What is built from a module does not know its version by itself.
+    named = f"-s -w -X github.com/prometheus/common/version.Version={_pinned()}"
+    build = [go, "build", "-mod=readonly", "-trimpath", "-ldflags", named, "-o", f"{built}{os.sep}", *packages]
     _do(build, MODULE, {**environ, "CGO_ENABLED": "0"}, _BUILD_SECONDS)
     return built
+
+
+def _pinned() -> str:
+    """The version that go.mod names; a release X.Y.Z is the module's v0.XYY.Z."""
+    module = re.search(r"prometheus/prometheus v0\.(\d)(\d\d)\.(\d+)", (MODULE / "go.mod").read_text(encoding="utf-8"))
+    assert module is not None, "go.mod pins no release of Prometheus"
+    return f"{module[1]}.{int(module[2])}.{module[3]}"
 
 
 def _do(command: Sequence[str], folder: Path, environ: Mapping[str, str], seconds: float) -> None:
@@ -136,10 +145,14 @@ def _do(command: Sequence[str], folder: Path, environ: Mapping[str, str], second
     try:
         answer = run(command, cwd=folder, env=environ, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _NoWay(f"`{Path(command[0]).name}` {command[-1]}: {type(error).__name__}") from error
+        raise _NoWay(f"`{Path(command[0]).name}` {command[-1]}: {_why(error, seconds)}") from error
     if answer.returncode:
         said = (answer.stderr or answer.stdout).strip().splitlines() or ["no word"]
         raise _NoWay(f"`{Path(command[0]).name} ... {command[-1]}`: {said[-1]}")
+
+
+def _why(error: OSError | subprocess.TimeoutExpired, seconds: float) -> str:
+    return f"not done after {seconds:.0f} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
 
 
 if __name__ == "__main__":
