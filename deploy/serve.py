@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 
@@ -37,14 +36,12 @@ def main(arguments: list[str]) -> int:
 def _serve(room: str) -> int:
     import uvloop
 
-    from shared.mesh import tracing
+    from shared.mesh import logs, tracing
     from shared.mesh.runtime import Runtime
     from shared.mesh.settings import Misconfigured, ServiceSettings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("aiokafka").setLevel(logging.WARNING)
-    logging.getLogger("steward.faststream").setLevel(logging.ERROR)
     try:
+        logs.setup(room)
         settings = ServiceSettings.from_env(room)
     except Misconfigured as error:
         print(error, file=sys.stderr)

@@ -11,6 +11,9 @@ COMMANDS: dict[str, Lazy] = {
     "down": Lazy("deploy.cli.stack:down", "Stop the stack: services first, then the servers."),
     "status": Lazy("deploy.cli.stack:status", "Show what runs, where, and whether it is ready."),
     "wait": Lazy("deploy.cli.stack:wait", "Wait until the mesh has nothing left to do."),
+    "trace": Lazy(
+        "deploy.cli.trace:trace", "Show what came of an event: which service took it when, and what it sent on."
+    ),
     "doctor": Lazy("deploy.cli.stack:doctor", "Check servers and machine before anything starts."),
     "emit": Lazy("deploy.cli.emit:emit", "Send events from a file, each checked against the contract."),
     "check": Lazy("deploy.cli.books:check", "Prove that the books are right, now, on the running mesh."),

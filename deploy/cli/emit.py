@@ -89,6 +89,7 @@ class Reader:
 
         from shared.contract.base import NewerVersion, Refused
         from shared.mesh.relay import MAX_RECORD_BYTES
+        from shared.mesh.tracing import traceparent_of
 
         if len(raw) > MAX_RECORD_BYTES:
             return Bad(number, "too_large", f"{len(raw)} bytes; a record has at most {MAX_RECORD_BYTES}")
@@ -115,6 +116,8 @@ class Reader:
             return Bad(number, "newer_version", str(error))
         assert topic.key_of is not None, "the gateway's topics have keys"
         headers = [("content-type", b"application/cloudevents+json"), ("ce_source", event.source.encode())]
+        # As a gateway does that traces its requests: `steward trace --event` finds the event by it.
+        headers.append(("traceparent", traceparent_of(event.id).encode()))
         if event.sequence is not None:
             headers.append(("ce_sequence", event.sequence.encode()))
         return Good(topic.name, topic.key_of(event).encode(), raw, headers)

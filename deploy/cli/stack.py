@@ -30,8 +30,9 @@ _NUMBERS = ("pid", "restarts")
 
 @click.command(epilog="Example: steward up --detach && steward status")
 @click.option("--detach", is_flag=True, help="Return when everything is ready and leave it running.")
+@click.option("--observe", is_flag=True, help="With a Prometheus, and a receiver of traces (`steward trace`).")
 @click.option("--take-over", is_flag=True, help="On your PostgreSQL: new passwords for another stack's roles.")
-def up(detach: bool, take_over: bool) -> None:
+def up(detach: bool, observe: bool, take_over: bool) -> None:
     """Start Kafka, PostgreSQL, a mail sink and every service on this machine.
 
     Returns when everything is ready and then keeps it running: a service that dies is started again. Ctrl-C
@@ -45,15 +46,17 @@ def up(detach: bool, take_over: bool) -> None:
     if running is not None and running.running:
         console.print(f"A stack already runs in {home}.")
         _show(console, home, asyncio.run(_look(running)))
+        if observe and not any(part.name == "traces" for part in running.parts):
+            raise Refused("it runs without observers: `steward down`, then `steward up --observe`")
         return
     if detach:
-        _detach(console, home, take_over)
+        _detach(console, home, observe=observe, take_over=take_over)
         return
     from deploy.local.stack import Stack
     from deploy.local.supervisor import run_until_signal
 
     say = _sayer(console)
-    stack = Stack(home, take_over=take_over, console=console)
+    stack = Stack(home, take_over=take_over, observe=observe, console=console)
 
     def ready() -> None:
         known = state.read(home)
@@ -184,7 +187,7 @@ def _sayer(console: Console) -> Callable[[str], None]:
     return say
 
 
-def _detach(console: Console, home: Path, take_over: bool) -> None:
+def _detach(console: Console, home: Path, *, observe: bool, take_over: bool) -> None:
     """Starts a supervisor in a session of its own and waits until it says that all is ready, or why not."""
     from deploy.local import jars
     from deploy.local.cache import cache_folder
@@ -196,7 +199,8 @@ def _detach(console: Console, home: Path, take_over: bool) -> None:
     log = home / "logs" / "supervisor.log"
     log.parent.mkdir(exist_ok=True, mode=0o700)
     with log.open("ab") as output:
-        command = [sys.executable, "-m", "deploy.cli", "up", *(["--take-over"] if take_over else [])]
+        options = [option for option, wanted in (("--observe", observe), ("--take-over", take_over)) if wanted]
+        command = [sys.executable, "-m", "deploy.cli", "up", *options]
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -249,7 +253,7 @@ async def _ready(part: PartState) -> bool:
     from deploy.local.ports import answers
     from deploy.local.probe import is_ready
 
-    return await answers(part.port) if part.name in ("kafka", "postgres", "mail") else await is_ready(part.port)
+    return await answers(part.port) if part.name in state.SERVERS else await is_ready(part.port)
 
 
 def _phase(known: StackState | None) -> str:

@@ -1,4 +1,5 @@
-"""The whole stack: Kafka, PostgreSQL, a mail server (or yours), databases, topics, and every room as a process.
+"""The whole stack: Kafka, PostgreSQL, a mail server (or yours), databases, topics, and every room as a process; and on
+request what observes them.
 
     async with Stack(home) as stack:    # starts everything, stops it at the end
         stack.settings                  # what any client is told: STEWARD_KAFKA_BOOTSTRAP_SERVERS, ...
@@ -26,6 +27,7 @@ from deploy.local.errors import LocalError, LocalRefusal
 from deploy.local.kafka import KafkaNode
 from deploy.local.mail import NOTE as MAIL_NOTE
 from deploy.local.mail import MailSink
+from deploy.local.observers import Prometheus, TracesSink
 from deploy.local.ports import free_port, is_free
 from deploy.local.postgres import PostgresServer
 from deploy.local.room import DRAIN_SECONDS, SERVE, Room, room_environment
@@ -69,7 +71,7 @@ Say = Callable[[str], None]
 
 
 class Part(Protocol):
-    """What the stack starts and the supervisor watches: Kafka, PostgreSQL, the mail sink, a room."""
+    """What the stack starts and the supervisor watches: Kafka, PostgreSQL, the mail sink, an observer, a room."""
 
     @property
     def name(self) -> str: ...
@@ -94,7 +96,8 @@ class Stack:
     `use_existing`: servers named in the environment are used instead of our own. `fast_start` trades Kafka's
     throughput for a quick start. `throw_away`: everything is deleted at the end, and the processes end with
     this one. `settings` are added to the env file and reach every service. `take_over` gives roles of an
-    existing server that belong to another stack new passwords.
+    existing server that belong to another stack new passwords. `observe`: beside it a Prometheus, and a receiver to
+    which every room sends its spans.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Stack:
         fast_start: bool = False,
         throw_away: bool = False,
         take_over: bool = False,
+        observe: bool = False,
         serve: Sequence[str] = SERVE,
         say: Say | None = None,
         console: Console | None = None,
@@ -119,6 +123,8 @@ class Stack:
         self.kafka: KafkaNode | None = None
         self.postgres: PostgresServer | None = None
         self.mail: MailSink | None = None
+        self.traces: TracesSink | None = None
+        self.prometheus: Prometheus | None = None
         self.rooms: dict[str, Room] = {}
         self._environ = dict(environ)
         self._room_names = tuple(rooms)
@@ -149,6 +155,18 @@ class Stack:
             )
         if _SENDS_MAIL in self._room_names and not (use_existing and self._given(SMTP_URL)):
             self.mail = MailSink(self.home / "mail", log=logs / "mail.log", die_with_parent=throw_away)
+        if observe:
+            from deploy.observe.alerts import GROUPS
+            from deploy.observe.rules import groups_of, to_yaml
+
+            self.traces = TracesSink(self.home / "traces", log=logs / "traces.log", die_with_parent=throw_away)
+            self.prometheus = Prometheus(
+                self.home / "prometheus",
+                log=logs / "prometheus.log",
+                rules=to_yaml(groups_of(GROUPS)),
+                seconds=1 if fast_start else 5,
+                die_with_parent=throw_away,
+            )
 
     @classmethod
     def throw_away(
@@ -157,6 +175,7 @@ class Stack:
         rooms: Sequence[str] = ROOMS,
         settings: Mapping[str, str] | None = None,
         postgres_settings: Mapping[str, str] | None = None,
+        observe: bool = False,
         serve: Sequence[str] = SERVE,
         fast_start: bool = True,
         say: Say | None = None,
@@ -174,6 +193,7 @@ class Stack:
             use_existing=False,
             fast_start=fast_start,
             throw_away=True,
+            observe=observe,
             serve=serve,
             say=say,
             console=console,
@@ -182,7 +202,9 @@ class Stack:
     @property
     def parts(self) -> list[Part]:
         """Everything that this stack runs, in the order of its start."""
-        servers: list[Part] = [part for part in (self.kafka, self.postgres, self.mail) if part is not None]
+        servers: list[Part] = [
+            part for part in (self.kafka, self.postgres, self.mail, self.traces, self.prometheus) if part is not None
+        ]
         return [*servers, *self.rooms.values()]
 
     @property
@@ -220,6 +242,7 @@ class Stack:
         updates["STEWARD_BLOBS"] = self._environ.get("STEWARD_BLOBS") or str(self.home.resolve() / "blobs")
         merged = env.merge(self.env_file, updates)
         self.settings = merged | {"STEWARD_HOME": str(self.home)}
+        await self._start_observers()
         self.say("making the topics")
         await self._make_topics()
 
@@ -232,15 +255,16 @@ class Stack:
         await _both(*(self.rooms[name].start() for name in wanted))
 
     async def stop(self, grace: float = DRAIN_SECONDS) -> None:
-        """Rooms first, with `grace` seconds to finish their batches, then Kafka, PostgreSQL and the mail sink."""
+        """Rooms first, with `grace` seconds to finish their batches, then Kafka, PostgreSQL and what stands beside."""
         try:
             await asyncio.gather(*(room.stop(grace) for room in self.rooms.values()))
             if self.kafka is not None:
                 await self.kafka.stop()
             if self.postgres is not None:
                 await self.postgres.stop()
-            if self.mail is not None:
-                await self.mail.stop()
+            for part in (self.mail, self.traces, self.prometheus):
+                if part is not None:
+                    await part.stop()
         finally:
             self._release_lock()
         if self._throw_away:
@@ -306,6 +330,16 @@ class Stack:
         sender = self._environ.get(MAIL_FROM) or known.get(MAIL_FROM) or LOCAL_SENDER
         return {SMTP_URL: self._environ[SMTP_URL] if self.mail is None else self.mail.url, MAIL_FROM: sender}
 
+    async def _start_observers(self) -> None:
+        if self.traces is None or self.prometheus is None:
+            return
+        self.say("starting Prometheus and a receiver of traces")
+        self.prometheus.ports = {name: self._port(name) for name in self._room_names}
+        await _both(self.traces.start(), self.prometheus.start())
+
+    def _port(self, room: str) -> int:
+        return int(self.settings[f"STEWARD_{room.upper()}_PORT"])
+
     def _master_key(self) -> str | None:
         """The file with the key that wraps all others; made once. Whoever loses it has shredded what is sealed.
 
@@ -367,10 +401,11 @@ class Stack:
     def _room(self, name: str) -> Room:
         return Room(
             name,
-            port=int(self.settings[f"STEWARD_{name.upper()}_PORT"]),
+            port=self._port(name),
             log=self.home / "logs" / f"{name}.log",
             environment=room_environment(name, self._room_names, self.settings, self._environ)
-            | ({"STEWARD_LOGS": str(self.home / "logs")} if name == "audit" else {}),
+            | ({"STEWARD_LOGS": str(self.home / "logs")} if name == "audit" else {})
+            | (self.traces.environment() if self.traces is not None else {}),
             serve=self._serve,
             die_with_parent=self._throw_away,
         )

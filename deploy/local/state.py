@@ -17,7 +17,14 @@ from deploy.local.process import Identity
 from deploy.local.room import DRAIN_SECONDS
 
 Phase = Literal["starting", "running", "stopping", "failed"]
-_SERVERS = ("kafka", "postgres", "mail")
+# What is no service, in the order in which it is ended, each by the signal that it takes for a wish to end in order.
+SERVERS = {
+    "kafka": signal.SIGTERM,
+    "postgres": signal.SIGINT,
+    "mail": signal.SIGTERM,
+    "traces": signal.SIGTERM,
+    "prometheus": signal.SIGTERM,
+}
 _SERVER_SECONDS = 30.0
 
 
@@ -91,16 +98,13 @@ def leftovers(state: StackState | None) -> list[PartState]:
 
 
 async def end_leftovers(parts: list[PartState]) -> None:
-    """Ends parts whose supervisor is gone: services with their grace, then Kafka, PostgreSQL and the mail sink."""
-    services = [part for part in parts if part.name not in _SERVERS]
+    """Ends parts whose supervisor is gone: services with their grace, then the servers."""
+    services = [part for part in parts if part.name not in SERVERS]
     await asyncio.gather(*(_end(part, signal.SIGTERM, DRAIN_SECONDS) for part in services))
     by_name = {part.name: part for part in parts}
-    if "kafka" in by_name:
-        await _end(by_name["kafka"], signal.SIGTERM, _SERVER_SECONDS)
-    if "postgres" in by_name:
-        await _end(by_name["postgres"], signal.SIGINT, _SERVER_SECONDS)
-    if "mail" in by_name:
-        await _end(by_name["mail"], signal.SIGTERM, _SERVER_SECONDS)
+    for name, number in SERVERS.items():
+        if name in by_name:
+            await _end(by_name[name], number, _SERVER_SECONDS)
 
 
 async def _end(part: PartState, number: signal.Signals, grace: float) -> None:

@@ -55,6 +55,7 @@ WhenFull = Literal["refuse", "wait"]
 EVENT_BYTES_MAX = 512 * 1024
 _SEGMENT_BYTES = 16 * 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _IDS_REMEMBERED = 16_384
 _DRAWN = 256
 # While the disk itself is full nothing announces room.
@@ -241,14 +242,16 @@ class Emitter:
         subject: str | None = None,
         time: datetime | str | None = None,
         id: str | None = None,
+        traceparent: str | None = None,
     ) -> str:
         """Takes one event and returns its id; from then on it is not lost.
 
         `subject`: the workspace in `data`, if not given. `time` (event time, with a zone) and `id` (a UUIDv7) are made
-        here if not given; give the same `id` again and nothing happens again. Raises Refused for what is no event of
-        the contract or holds a card-shaped number (it names fields, never values), Full, and Closed.
+        here if not given; give the same `id` again and nothing happens again. `traceparent` (W3C): the span that it comes
+        of, for whoever looks at traces; one that is none is left out. Raises Refused for what is no event of the contract
+        or holds a card-shaped number (it names fields, never values), Full, and Closed.
         """
-        event = self._prepared(type, data, subject, time, id)
+        event = self._prepared(type, data, subject, time, id, traceparent)
         for seconds in self._tries(event, id is not None):
             with self._moved:
                 self._moved.wait(seconds)
@@ -262,14 +265,15 @@ class Emitter:
         subject: str | None = None,
         time: datetime | str | None = None,
         id: str | None = None,
+        traceparent: str | None = None,
     ) -> str:
         """As `emit`; where that would block its thread until there is room, this awaits."""
-        event = self._prepared(type, data, subject, time, id)
+        event = self._prepared(type, data, subject, time, id, traceparent)
         for seconds in self._tries(event, id is not None):
             await self._room(seconds)
         return event[1]
 
-    def _tries(self, event: tuple[_Kind, str, bytes, bytes], given: bool) -> Iterator[float]:
+    def _tries(self, event: tuple[_Kind, str, bytes, bytes, bytes], given: bool) -> Iterator[float]:
         """Takes the event as soon as there is room; yields how long to wait before each further try. Raises Full."""
         deadline = _deadline(self._wait_seconds)
         while not self._take(*event, given):
@@ -279,8 +283,9 @@ class Emitter:
             yield min(left, _LOOK_AGAIN_SECONDS)
 
     def _prepared(
-        self, type: str, data: Mapping[str, Any], subject: str | None, at: datetime | str | None, event_id: str | None
-    ) -> tuple[_Kind, str, bytes, bytes]:
+        self, type: str, data: Mapping[str, Any], subject: str | None, at: datetime | str | None, event_id: str | None,
+        traceparent: str | None,
+    ) -> tuple[_Kind, str, bytes, bytes, bytes]:  # fmt: skip
         """The event as bytes, still without its number. Whatever is checked is checked on what will be sent."""
         try:
             kind = _KINDS.get(type)
@@ -331,7 +336,10 @@ class Emitter:
             with self._lock:
                 self._refused += 1
             raise
-        return kind, event_id, raw, kind.key_of(event).encode()
+        span = b""
+        if traceparent and _TRACEPARENT.fullmatch(traceparent) and not holds_card(traceparent):
+            span = traceparent.encode()
+        return kind, event_id, raw, kind.key_of(event).encode(), span
 
     def _random_end(self) -> str:
         while True:
@@ -346,7 +354,7 @@ class Emitter:
         if found:
             raise Refused("card_number", f"{', '.join(found)}: shaped like a payment card's number")
 
-    def _take(self, kind: _Kind, event_id: str, raw: bytes, key: bytes, given: bool) -> bool:
+    def _take(self, kind: _Kind, event_id: str, raw: bytes, key: bytes, span: bytes, given: bool) -> bool:
         """Numbers the event and writes it to the journal; False if there is no room."""
         name = kind.name
         with self._lock:
@@ -356,7 +364,7 @@ class Emitter:
                 self._repeated += 1
                 return True
             number = b"%d" % (self._sequences[name] + 1)
-            frame = framed(name, key, number, raw)
+            frame = framed(name, key, number, raw, span)
             if self._journal.size + self._sender.leftover_bytes + len(frame) > self._spool_max_bytes:
                 return False
             try:

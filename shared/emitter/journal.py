@@ -32,17 +32,20 @@ Position = tuple[int, int]
 """A place in a journal: the segment's number, from 1, and the byte in it."""
 
 
-def framed(topic: bytes, key: bytes, sequence: bytes, event: bytes) -> bytes:
+def framed(topic: bytes, key: bytes, sequence: bytes, event: bytes, traceparent: bytes = b"") -> bytes:
     """A record as it lies in a segment, its number put into the event (a JSON object) as well.
 
-    Topic, key and sequence hold no zero byte (the contract's patterns).
+    No part holds a zero byte: topic, key and sequence by the contract's patterns, the event as JSON.
     """
     payload = b'%b\0%b\0%b\0%b,"sequence":"%b"}' % (topic, key, sequence, event[:-1], sequence)
+    if traceparent:
+        payload += b"\0" + traceparent
     return _HEAD.pack(len(payload), crc32(payload)) + payload
 
 
 def parse(block: bytes) -> tuple[list[list[bytes]], int]:
-    """The whole and undamaged records (topic, key, sequence, value) at the start of `block`, and their bytes."""
+    """The whole and undamaged records (topic, key, sequence, value, and a traceparent if it has one) at the start of `block`,
+    and their bytes."""
     records: list[list[bytes]] = []
     at, size = 0, len(block)
     while at + HEAD_BYTES <= size:
@@ -52,7 +55,7 @@ def parse(block: bytes) -> tuple[list[list[bytes]], int]:
         # Zeros, as a power failure leaves them, are a valid checksum of nothing.
         if length == 0 or end > size or crc32(payload) != checksum:
             break
-        records.append(payload.split(b"\0", 3))
+        records.append(payload.split(b"\0", 4))
         at = end
     return records, at
 

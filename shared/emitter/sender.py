@@ -237,9 +237,11 @@ class Sender:
                     self._failed = error.name()
 
             source, topics, produce = stream.source, self._topics, producer.produce
-            for topic, key, sequence, value in records:
+            for topic, key, sequence, value, *traceparent in records:
                 name = topics.get(topic) or topics.setdefault(topic, topic.decode())
                 headers = [_CONTENT_TYPE, source, ("ce_sequence", sequence)]
+                if traceparent:
+                    headers.append(("traceparent", traceparent[0]))
                 produce(name, value, key, headers=headers, on_delivery=delivered)
             return True
         return False

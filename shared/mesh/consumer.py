@@ -496,7 +496,7 @@ class TopicConsumer:
         await self._at("decoded")
         records = [r for _, rs in groups for r in rs]
         moves = {tp: rs[-1].offset + 1 for tp, rs in groups}
-        with tracing.batch_span(topic, records) as traceparent:
+        with tracing.batch_span(topic, self.group, [rs for _, rs in groups]) as traceparent:
             async with self._pool.acquire() as db:
                 transaction = db.transaction()
                 await transaction.start()

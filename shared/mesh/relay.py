@@ -11,13 +11,14 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import asyncpg
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 
-from shared.mesh import metrics, store
+from shared.mesh import metrics, store, tracing
 from shared.mesh.consumer import TRANSIENT
 from shared.mesh.settings import KafkaSettings
 from shared.mesh.store import Connection, Pool
@@ -128,16 +129,16 @@ class Relay:
         if not rows:
             return False
         await self._at("relay_read")
-        sent = []
-        for row in rows:
-            headers = store.unpack_headers(row["headers"]) if row["headers"] else [_CONTENT_TYPE]
-            if row["traceparent"]:
-                headers = [("traceparent", row["traceparent"].encode()), *headers]
-            sent.append(
-                await producer.send(row["topic"], row["value"], key=row["key"], partition=row["part"], headers=headers)
-            )
-        outcomes = await asyncio.gather(*sent, return_exceptions=True)
-        failure = next((o for o in outcomes if isinstance(o, BaseException)), None)
+        spans = tracing.Sending(rows)
+        failure: BaseException | None = None
+        try:
+            outcomes = await self._send(producer, rows, spans)
+            failure = next((o for o in outcomes if isinstance(o, BaseException)), None)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            spans.end(failure)
         await self._at("relay_acknowledged")
         # Only rows before the first failure of the batch: a later row of the same key must not overtake an earlier one.
         done = []
@@ -154,6 +155,18 @@ class Relay:
         if failure is not None:
             raise failure
         return len(rows) == _ROWS or sum(len(row["value"] or b"") for row in rows) >= _BYTES
+
+    async def _send(self, producer: AIOKafkaProducer, rows: Sequence[Any], spans: tracing.Sending) -> list[Any]:
+        """What became of each row: what the broker says of its place, or an error."""
+        sent = []
+        for row in rows:
+            headers = store.unpack_headers(row["headers"]) if row["headers"] else [_CONTENT_TYPE]
+            if traceparent := spans.traceparent(row):
+                headers = [("traceparent", traceparent.encode()), *headers]
+            sent.append(
+                await producer.send(row["topic"], row["value"], key=row["key"], partition=row["part"], headers=headers)
+            )
+        return await asyncio.gather(*sent, return_exceptions=True)
 
     async def _sleep(self, seconds: float) -> None:
         try:

@@ -26,6 +26,7 @@ from shared.mesh.admin import Spans, ensure_topics
 from shared.mesh.clock import Clock, clock_from
 from shared.mesh.commands import RELEASE_PARKED, command_consumer, release_parked_task
 from shared.mesh.consumer import TRANSIENT, Limit, TopicConsumer
+from shared.mesh.errors import where
 from shared.mesh.http import Port
 from shared.mesh.migrate import migrate
 from shared.mesh.relay import Relay
@@ -353,7 +354,7 @@ class Runtime:
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.give_up(f"{task.get_name()} ended with {type(error).__name__}: {error}")
+            self.give_up(f"{task.get_name()} ended: {where(error)}")
 
     # --- partitions, hints, probes -------------------------------------------------------------------------------
 

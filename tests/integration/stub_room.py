@@ -17,7 +17,7 @@ class Answers(BaseHTTPRequestHandler):
         answers = {
             "/readyz": {"ok": True},
             "/reads/idle": {"idle": True, "lag": {}, "outbox": 0, "tasks": 0},
-            "/environment": sorted(name for name in os.environ if name.startswith("STEWARD_")),
+            "/environment": sorted(name for name in os.environ if name.startswith(("STEWARD_", "OTEL_"))),
         }
         body = json.dumps(answers.get(self.path)).encode()
         self.send_response(200 if self.path in answers else 404)

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from deploy.rooms import ROOMS
 from shared.contract import topics
+from shared.mesh.logs import JsonFormatter
 from tests.support.canaries import CANARIES, DIGITS, GATEWAY, cards_in_bytes, everywhere, forms
 from tests.support.gateway import Gateway
 from tests.support.world import Mesh
@@ -58,7 +59,9 @@ async def test_canaries_are_refused_and_stand_nowhere(mesh: Mesh, seed: int, cap
     assert hits == []
     expected = Counter(record.topic.name for record in bad for _ in record.topic.readers)
     assert refused == expected, "each of them is refused by each reader, and none is lost"
-    assert [name for name, found in WANTED.items() if found.search(caplog.text)] == []
+    said = "\n".join([caplog.text, *(JsonFormatter("all").format(record) for record in caplog.records)])
+    assert '"message":"metering is started"' in said, "there is nothing to look through"
+    assert [name for name, found in WANTED.items() if found.search(said)] == []
     assert await said_elsewhere(mesh) == []
 
 

@@ -236,9 +236,16 @@ async def test_order_holds_for_each_key(mesh: Mesh, tmp_path: Path) -> None:
     servers = mesh.env["STEWARD_KAFKA_BOOTSTRAP_SERVERS"]
     with Emitter("gw", bootstrap=servers, spool=tmp_path) as e:
         for n in range(3_000):
-            e.emit(events.PaymentSettled.TYPE, {**payer, "workspace": f"ws-{n % 11}", "payment": f"p-{n}"})
+            span = f"00-{n + 1:032x}-{n + 1:016x}-01" if n % 2 else "4111 1111 1111 1111"
+            e.emit(
+                events.PaymentSettled.TYPE,
+                {**payer, "workspace": f"ws-{n % 11}", "payment": f"p-{n}"},
+                traceparent=span,
+            )
     records = await arrived(servers, PAYMENTS)
     assert len(records) == 3_000
+    spans = {record.headers.get("traceparent") for record in records}
+    assert spans == {None, *(f"00-{n + 1:032x}-{n + 1:016x}-01".encode() for n in range(1, 3_000, 2))}
     last: Counter[bytes] = Counter()
     for record in records:
         assert record.key == record.event.data.workspace.encode()

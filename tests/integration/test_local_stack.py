@@ -39,7 +39,7 @@ TOPIC = "local-stack-test"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack() -> AsyncIterator[Stack]:
     """A whole stack with stand-ins for the services, started once."""
-    async with Stack.throw_away(serve=STUB) as running:
+    async with Stack.throw_away(serve=STUB, observe=True) as running:
         yield running
 
 
@@ -192,6 +192,21 @@ async def test_mails_of_a_local_stack_are_files_one_each(stack: Stack) -> None:
     assert [path.name for path in stack.mail.mails()] == ["000001.eml", "000002.eml", "000003.eml"]
     assert [path.read_bytes() for path in stack.mail.mails()] == texts
     assert {path.stat().st_mode & 0o777 for path in stack.mail.mails()} == {0o600}
+
+
+async def test_observers_stand_beside_and_every_room_is_told(stack: Stack) -> None:
+    traces, prometheus = stack.traces, stack.prometheus
+    assert traces is not None and prometheus is not None and {"traces", "prometheus"} <= {p.name for p in stack.parts}
+    told = [set(await get_json(room.port, "/environment")) for room in stack.rooms.values()]
+    assert all(set(traces.environment()) <= names for names in told)
+    seen = (await get_json(prometheus.port, "/api/v1/targets"))["data"]["activeTargets"]
+    assert {(target["labels"]["job"], target["labels"]["pod"], target["scrapeUrl"]) for target in seen} == {
+        (f"steward/{name}", f"{name}-0", f"http://127.0.0.1:{room.port}/metrics") for name, room in stack.rooms.items()
+    }
+    port = traces.port
+    await traces.kill()
+    await traces.start()
+    assert traces.port == port, "whoever sends to it finds it again"
 
 
 async def test_the_master_key_is_in_a_private_file_and_nowhere_else(stack: Stack) -> None:

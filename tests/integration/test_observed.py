@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -55,9 +54,8 @@ class Waiting:
         return not self.left
 
 
-async def test_running_services_say_what_is_asked_for(mesh: Mesh, tmp_path: Path, seed: int) -> None:
-    rules = tmp_path / "rules.yaml"
-    rules.write_text(to_yaml(groups_of(GROUPS)))
+async def test_running_services_say_what_is_asked_for(mesh: Mesh, seed: int) -> None:
+    rules = to_yaml(groups_of(GROUPS))
     gateway = Gateway(seed)
     async with processes(mesh) as run:
         served = await asyncio.gather(*(run.start(room) for room in ROOMS if room != "audit"))

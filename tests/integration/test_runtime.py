@@ -260,7 +260,10 @@ async def test_one_span_a_batch_and_its_context_travels(mesh: Mesh, seed: int) -
     finally:
         await consumer.stop()
     sent = tracing.parse_traceparent((dict(record.headers)["traceparent"] or b"").decode())
-    assert sent is not None and sent.span_id in {s.context.span_id for s in batches if s.context is not None}
+    sending = [s for s in spans.get_finished_spans() if s.name == f"send {topics.USAGE_RATED.name}"]
+    mine = [s for s in sending if sent is not None and s.context is not None and s.context.span_id == sent.span_id]
+    assert mine and mine[0].parent is not None
+    assert mine[0].parent.span_id in {s.context.span_id for s in batches if s.context is not None}
 
 
 def test_a_test_clock_is_refused_in_production(tmp_path: Path) -> None:

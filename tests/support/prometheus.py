@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -12,10 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from deploy.local.ports import free_port
-from deploy.local.probe import get, get_json
-from deploy.local.process import Child
-from deploy.local.prometheus_binaries import find_prometheus
+from deploy.local import observers
+from deploy.local.probe import get_json
 
 
 class Prometheus:
@@ -35,45 +31,16 @@ class Prometheus:
         answer = await get_json(self._port, "/api/v1/rules")
         return [rule for group in answer["data"]["groups"] for rule in group["rules"]]
 
-    async def ready(self) -> bool:
-        """Whether it answers."""
-        try:
-            return (await get(self._port, "/-/ready"))[0] == 200
-        except (OSError, TimeoutError):
-            return False
-
 
 @asynccontextmanager
-async def prometheus(jobs: Mapping[str, int], rules: Path) -> AsyncIterator[Prometheus]:
-    """Starts one that scrapes each job's port and evaluates the file `rules` each second."""
+async def prometheus(jobs: Mapping[str, int], rules: str) -> AsyncIterator[Prometheus]:
+    """Starts one that scrapes each job's port and evaluates `rules` (a rule file's text) each second."""
     folder = Path(tempfile.mkdtemp(prefix="steward-prometheus-"))
-    config = folder / "prometheus.yaml"
-    targets = [
-        {
-            "job_name": f"steward/{name}",
-            "static_configs": [
-                {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "steward", "pod": f"{name}-0"}}
-            ],
-        }
-        for name, port in jobs.items()
-    ]
-    every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config.write_text(json.dumps({"global": every, "rule_files": [str(rules)], "scrape_configs": targets}))
-    port = free_port()
-    program = str((await asyncio.to_thread(find_prometheus)).prometheus)
-    command = [
-        program, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}",
-        "--log.level=warn",
-    ]  # fmt: skip
-    child = Child.start("prometheus", command, log=folder / "log")
-    made = Prometheus(port)
+    server = observers.Prometheus(folder, log=folder / "log", rules=rules, seconds=1)
+    server.ports = jobs
     try:
-        async with asyncio.timeout(30):
-            while not await made.ready():
-                if child.returncode is not None:
-                    raise AssertionError(f"Prometheus ended: {child.tail()}")
-                await asyncio.sleep(0.1)  # lint: allow sleep-in-test -- its readiness is no event
-        yield made
+        await server.start()
+        yield Prometheus(server.port)
     finally:
-        await child.stop()
+        await server.stop()
         shutil.rmtree(folder)

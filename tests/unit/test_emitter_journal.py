@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from shared.emitter.journal import Journal, create, framed, parse, take_over
 
-_PIECES = st.binary(min_size=0, max_size=300)
+_PIECES = st.binary(min_size=0, max_size=300).map(lambda piece: piece.replace(b"\0", b"k"))
 
 
 def record(number: int, size: int = 50) -> list[bytes]:
@@ -43,14 +43,17 @@ def segments(spool: Path, source: str = "gw:1") -> list[Path]:
     return sorted((spool / source).glob("*.log"))
 
 
-@given(st.lists(st.tuples(_PIECES, _PIECES)), st.integers(0, 400))
-def test_a_cut_block_gives_its_whole_records(pieces: list[tuple[bytes, bytes]], cut: int) -> None:
-    frames = [framed(b"t", key.replace(b"\0", b"k"), b"1", value) for key, value in pieces]
+@given(st.lists(st.tuples(_PIECES, _PIECES, st.sampled_from([b"", b"00-aa-bb-01"]))), st.integers(0, 400))
+def test_a_cut_block_gives_its_whole_records(pieces: list[tuple[bytes, bytes, bytes]], cut: int) -> None:
+    frames = [framed(b"t", key, b"1", value, span) for key, value, span in pieces]
     block = b"".join(frames)
     records, used = parse(block[: max(0, len(block) - cut)])
     assert block[:used] == b"".join(frames[: len(records)])
     assert len(records) == len(frames) or used + len(frames[len(records)]) > len(block) - cut
-    assert [value for *_, value in records] == [v[:-1] + b',"sequence":"1"}' for _, v in pieces[: len(records)]]
+    whole = pieces[: len(records)]
+    assert [record[3:] for record in records] == [
+        [value[:-1] + b',"sequence":"1"}', *([span] if span else [])] for _, value, span in whole
+    ]
 
 
 @given(st.integers(0, 10**9), st.integers(0, 7))
