@@ -87,7 +87,7 @@ def check_kubectl(arguments: list[str]) -> None:
         assert selector.removeprefix("app.kubernetes.io/name=") in ROOMS
         names.remove(selector)
     for found in names if kind not in ("events", "kafka") else ():
-        known = {*ROOMS, *TOPICS, *(f"{room}-db" for room in ROOMS), "wide", "yaml", "8080:8080"}
+        known = {*ROOMS, *TOPICS, *(f"{room}-db" for room in ROOMS), "toolbox", "wide", "yaml", "8080:8080"}
         assert found in known or "=" in found, f"{kind} {found}"
 
 
