@@ -232,10 +232,17 @@ class Traffic:
 
 @asynccontextmanager
 async def traffic(mesh: Mesh, seed: int, *, rate: int, probe_every: int = 20) -> AsyncIterator[Traffic]:
-    """Traffic that flows for as long as the block runs, from a gateway that has told its prices and its customers' credit."""
+    """Traffic that flows for as long as the block runs, from a gateway that has told its prices and its customers' credit.
+    Metering has to be there."""
     gateway = Gateway(seed)
     await gateway.send(mesh.env, [gateway.price()])
     await gateway.send(mesh.env, [gateway.payment(f"ws-{n}", 10) for n in range(gateway.workspaces)])
+
+    async def known() -> bool:
+        return bool(await mesh.value("metering", "SELECT count(*) FROM price WHERE known_from > '-infinity'"))
+
+    # Usage that comes before its price waits in quarantine, and that is another story.
+    await mesh.until(known, 60, "the price is in force")
     async with platform_vault(mesh) as vault:
         key_id, public = await vault.ingress(datetime.now(UTC).date())
         async with Traffic(mesh, rate, probe_every, lambda text: seal(text, key_id, public), gateway) as flowing:
