@@ -10,19 +10,19 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from deploy.k8s.workload import DRAIN_SECONDS, GRACE_SECONDS, footprint
 from deploy.rooms import ROOMS, load
 from shared.contract import topics
-from tests.bench.processes import Machine
+from tests.bench.processes import Machine, cpu_seconds
 from tests.bench.report import percentile
 from tests.support.processes import Processes, Served, processes
 from tests.support.traffic import Age, Traffic, traffic
 from tests.support.watch import Stand, Watch
-from tests.support.world import Mesh
+from tests.support.world import Mesh, make
 
 # As in a pod, and as in a pod the usual session: who does not leave its group is missed for this long.
 POD = {"STEWARD_DRAIN_SECONDS": str(DRAIN_SECONDS), "STEWARD_SESSION_TIMEOUT_MS": "15000"}
@@ -50,12 +50,14 @@ def form(request: pytest.FixtureRequest) -> Form:
 
 
 class Restart(NamedTuple):
-    """One process exchanged: when it was told to stop, when it had ended, when its successor was ready."""
+    """One process exchanged: when it was told to stop, when it had ended, when its successor was ready; and the CPU time
+    that this took the successor."""
 
     room: str
     told: float
     ended: float
     ready: float
+    cpu: float = 0.0
 
 
 async def _replicas(run: Processes, rooms: Iterable[str]) -> list[Served]:
@@ -83,7 +85,7 @@ async def _restart(served: Served) -> Restart:
     told = await _stop(served)
     ended = time.monotonic()
     await served.start()
-    return Restart(served.name, told, ended, time.monotonic())
+    return Restart(served.name, told, ended, time.monotonic(), cpu_seconds(served.pid))
 
 
 def _report(title: str, flowing: Traffic, stands: Sequence[Stand], restarts: Sequence[Restart], busy: float) -> None:
@@ -97,8 +99,9 @@ def _report(title: str, flowing: Traffic, stands: Sequence[Stand], restarts: Seq
     for room in dict.fromkeys(restart.room for restart in restarts):
         theirs = [restart for restart in restarts if restart.room == room]
         ages = [age for r in theirs for age in _within(flowing.ages, r.told, r.ready)]
-        drain, start = max(r.ended - r.told for r in theirs), max(r.ready - r.ended for r in theirs)
-        say(f"{room}: drain <= {drain:.1f} s, start to ready <= {start:.1f} s, event age {_ages(ages)}")
+        drain = _spread([r.ended - r.told for r in theirs])
+        start, cpu = _spread([r.ready - r.ended for r in theirs]), _spread([r.cpu for r in theirs])
+        say(f"{room}: drain {drain}, start to ready {start}, of it CPU {cpu}; event age {_ages(ages)}")
     for topic in {stand.topic for stand in stands}:
         here = [stand for stand in stands if stand.topic == topic]
         quiet = sorted(stand.seconds for stand in here if not stand.handed_over)
@@ -107,8 +110,12 @@ def _report(title: str, flowing: Traffic, stands: Sequence[Stand], restarts: Seq
         joining = [s for s in handed if s not in leaving]
         say(
             f"{topic} stands still: at work p99 {percentile(quiet, 0.99) if quiet else 0:.2f} s, leave {_stands(leaving)}, "
-            f"join {_stands(joining)}, claim to first commit <= {max((s.claimed for s in handed), default=0.0):.2f} s"
+            f"join {_stands(joining)}; of it claim to first commit {_spread([s.claimed for s in handed] or [0.0])}"
         )
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    return f"{min(seconds):.1f}-{max(seconds):.1f} s"
 
 
 def _within(ages: Iterable[Age], begin: float, end: float) -> list[Age]:
@@ -178,6 +185,14 @@ async def test_metering_scaled_up_and_down_again(mesh: Mesh, form: Form) -> None
         _report("metering 1 -> 3 -> 1", flowing, watch.stands, restarts, busy)
         await flowing.assert_all_there("metering", "billing")
         _assert_fresh(flowing, watch.stands)
+
+
+async def test_metering_has_its_catalogue_before_it_is_ready(mesh: Mesh) -> None:
+    """What the first batch would wait for is there when partitions are claimed: until then others read them."""
+    service = make("metering")
+    room: Any = service.on_start
+    await mesh.start("metering", service=service)
+    assert "_all" in vars(room.__self__.catalogue)
 
 
 async def _shared(mesh: Mesh, count: int) -> None:
