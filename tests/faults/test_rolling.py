@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
@@ -49,15 +50,50 @@ def form(request: pytest.FixtureRequest) -> Form:
     return FULL if request.config.getoption("--all-seeds") else SHORT
 
 
-class Restart(NamedTuple):
-    """One process exchanged: when it was told to stop, when it had ended, when its successor was ready; and the CPU time
-    that this took the successor."""
+class Stop(NamedTuple):
+    """A process that was told to stop, and when it had ended (monotonic clock)."""
 
     room: str
     told: float
     ended: float
+
+
+class Start(NamedTuple):
+    """A process that was started, when it was ready, and the CPU time that this took it."""
+
+    room: str
+    began: float
     ready: float
-    cpu: float = 0.0
+    cpu: float
+
+
+@dataclass
+class Log:
+    """What was done, and how busy the machine was meanwhile."""
+
+    stops: list[Stop] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+    machine: Machine = field(default_factory=Machine.now)
+
+    async def stop(self, served: Served) -> None:
+        """As a pod is stopped: fails if it does not end by itself within its grace, or cuts its work."""
+        told = time.monotonic()
+        served.terminate()
+        try:
+            code = await served.ended(within=GRACE_SECONDS)
+        except TimeoutError:
+            pytest.fail(f"{served.name} did not end within its grace of {GRACE_SECONDS} s")
+        self.stops.append(Stop(served.name, told, time.monotonic()))
+        said = served.process.tail(500)
+        assert code == 0, f"{served.name} ended with {code}: {said}"
+        loud = [line for line in said.splitlines() if " is cut" in line or " ERROR " in line or " CRITICAL " in line]
+        assert loud == [], f"{served.name}: {loud}"
+
+    async def start(self, served: Served) -> None:
+        """As a pod is started: it is ready when it has claimed its partitions."""
+        began = time.monotonic()
+        await served.start()
+        self.starts.append(Start(served.name, began, time.monotonic(), cpu_seconds(served.pid)))
 
 
 async def _replicas(run: Processes, rooms: Iterable[str]) -> list[Served]:
@@ -66,60 +102,38 @@ async def _replicas(run: Processes, rooms: Iterable[str]) -> list[Served]:
     return list(await asyncio.gather(*(run.start(name, POD) for name in names)))
 
 
-async def _stop(served: Served) -> float:
-    """As a pod is stopped: fails if it does not end by itself within its grace, or cuts its work; returns when it was told."""
-    told = time.monotonic()
-    served.terminate()
-    try:
-        code = await served.ended(within=GRACE_SECONDS)
-    except TimeoutError:
-        pytest.fail(f"{served.name} did not end within its grace of {GRACE_SECONDS} s")
-    said = served.process.tail(500)
-    assert code == 0, f"{served.name} ended with {code}: {said}"
-    loud = [line for line in said.splitlines() if " is cut" in line or " ERROR " in line or " CRITICAL " in line]
-    assert loud == [], f"{served.name}: {loud}"
-    return told
-
-
-async def _restart(served: Served) -> Restart:
-    told = await _stop(served)
-    ended = time.monotonic()
-    await served.start()
-    return Restart(served.name, told, ended, time.monotonic(), cpu_seconds(served.pid))
-
-
-def _report(title: str, flowing: Traffic, stands: Sequence[Stand], restarts: Sequence[Restart], busy: float) -> None:
+def _report(title: str, flowing: Traffic, stands: Sequence[Stand], log: Log) -> None:
     """Prints what was measured."""
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
+    busy = Machine.now().busy_since(log.machine)
     say(f"--- {title}: {flowing.pace:.0f} generations/s, machine {busy:.0%} busy, load {os.getloadavg()[0]:.0f}")
     say(f"event age over all: {_ages(flowing.ages)}")
-    for room in dict.fromkeys(restart.room for restart in restarts):
-        theirs = [restart for restart in restarts if restart.room == room]
-        ages = [age for r in theirs for age in _within(flowing.ages, r.told, r.ready)]
-        drain = _spread([r.ended - r.told for r in theirs])
-        start, cpu = _spread([r.ready - r.ended for r in theirs]), _spread([r.cpu for r in theirs])
-        say(f"{room}: drain {drain}, start to ready {start}, of it CPU {cpu}; event age {_ages(ages)}")
-    for topic in {stand.topic for stand in stands}:
+    for room in dict.fromkeys(stop.room for stop in log.stops):
+        stops, starts = [s for s in log.stops if s.room == room], [s for s in log.starts if s.room == room]
+        times = [(s.told, s.ended + 1) for s in stops] + [(s.began, s.ready + 1) for s in starts]
+        ages = [age for age in flowing.ages if any(begin - 1 <= age.sent_at <= end for begin, end in times)]
+        say(
+            f"{room}: drain {_spread([s.ended - s.told for s in stops])}, "
+            f"start to ready {_spread([s.ready - s.began for s in starts])}, of it CPU {_spread([s.cpu for s in starts])}; "
+            f"event age {_ages(ages)}"
+        )
+    for topic in dict.fromkeys(stand.topic for stand in stands):
         here = [stand for stand in stands if stand.topic == topic]
         quiet = sorted(stand.seconds for stand in here if not stand.handed_over)
         handed = [stand for stand in here if stand.handed_over]
-        leaving = [s for s in handed if any(r.told <= s.ended <= r.ended + 1 for r in restarts)]
+        leaving = [s for s in handed if any(r.told <= s.ended and s.began <= r.ended for r in log.stops)]
         joining = [s for s in handed if s not in leaving]
         say(
             f"{topic} stands still: at work p99 {percentile(quiet, 0.99) if quiet else 0:.2f} s, leave {_stands(leaving)}, "
-            f"join {_stands(joining)}; of it claim to first commit {_spread([s.claimed for s in handed] or [0.0])}"
+            f"join {_stands(joining)}; of it claim to first commit {_spread([s.claimed for s in handed])}"
         )
 
 
 def _spread(seconds: Sequence[float]) -> str:
-    return f"{min(seconds):.1f}-{max(seconds):.1f} s"
-
-
-def _within(ages: Iterable[Age], begin: float, end: float) -> list[Age]:
-    return [age for age in ages if begin - 1 <= age.sent_at <= end]
+    return f"{min(seconds):.1f}-{max(seconds):.1f} s" if seconds else "none"
 
 
 def _ages(ages: Sequence[Age]) -> str:
@@ -147,18 +161,17 @@ def _assert_fresh(flowing: Traffic, stands: Sequence[Stand]) -> None:
 @pytest.mark.timeout(2_400)
 async def test_rolling_restart_of_every_service(mesh: Mesh, form: Form) -> None:
     """One process after the other is exchanged while events come: nothing is lost or doubled, and events stay fresh."""
-    restarts: list[Restart] = []
     async with processes(mesh) as run:
         served = await _replicas(run, form.rooms)
         async with traffic(mesh, 1, rate=form.rate) as flowing:
-            before = Machine.now()
+            log = Log()
             async with Watch(mesh, WATCHED) as watch:
                 for _ in range(form.rounds):
                     for one in served:
-                        restarts.append(await _restart(one))
-                busy = Machine.now().busy_since(before)
+                        await log.stop(one)
+                        await log.start(one)
         await run.idle(*served, within=120)
-        _report("rolling restart", flowing, watch.stands, restarts, busy)
+        _report("rolling restart", flowing, watch.stands, log)
         await flowing.assert_all_there(*form.rooms)
         _assert_fresh(flowing, watch.stands)
 
@@ -166,23 +179,20 @@ async def test_rolling_restart_of_every_service(mesh: Mesh, form: Form) -> None:
 @pytest.mark.timeout(600)
 async def test_metering_scaled_up_and_down_again(mesh: Mesh, form: Form) -> None:
     """1 -> 3 -> 1 processes, one at a time: each newcomer gets its share, and who goes hands its own over."""
-    restarts: list[Restart] = []
     async with processes(mesh) as run:
         billing, first = await asyncio.gather(run.start("billing", POD), run.start("metering", POD))
         async with traffic(mesh, 1, rate=form.rate) as flowing:
-            before = Machine.now()
+            log = Log()
+            more = [run.make("metering", POD) for _ in range(2)]
             async with Watch(mesh, WATCHED) as watch:
-                more: list[Served] = []
-                for count in (2, 3):
-                    more.append(await run.start("metering", POD))
-                    await _shared(mesh, count)
                 for one in more:
-                    told = await _stop(one)
-                    restarts.append(Restart("metering", told, time.monotonic(), time.monotonic()))
+                    await log.start(one)
+                    await _shared(mesh, len(log.starts) + 1)
+                for one in more:
+                    await log.stop(one)
                 await run.owns_all(first, topics.GENERATIONS.name, within=SESSION_SECONDS - 1)
-                busy = Machine.now().busy_since(before)
         await run.idle(billing, first, within=120)
-        _report("metering 1 -> 3 -> 1", flowing, watch.stands, restarts, busy)
+        _report("metering 1 -> 3 -> 1", flowing, watch.stands, log)
         await flowing.assert_all_there("metering", "billing")
         _assert_fresh(flowing, watch.stands)
 
