@@ -6,16 +6,19 @@ What the sizing page says of the seconds that a rebalance stands still is printe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import asyncpg
 import pytest
 
 from deploy.k8s.workload import DRAIN_SECONDS, GRACE_SECONDS, footprint
+from deploy.local.probe import get
 from deploy.rooms import ROOMS, load
 from shared.contract import topics
 from tests.bench.processes import Machine, cpu_seconds
@@ -30,6 +33,15 @@ POD = {"STEWARD_DRAIN_SECONDS": str(DRAIN_SECONDS), "STEWARD_SESSION_TIMEOUT_MS"
 SESSION_SECONDS = 15
 # The rule: how old an event may be when its effect is there.
 AGE_SECONDS = 10.0
+# Topics of which each service always has something to do.
+BUSY = {
+    "metering": topics.GENERATIONS,
+    "billing": topics.USAGE_RATED,
+    "security": topics.ACCESS,
+    "insights": topics.ACTIVITY,
+    "retention": topics.BALANCES,
+    "notifications": topics.ACCOUNTS,
+}
 WATCHED = {"metering": topics.GENERATIONS, "billing": topics.USAGE_RATED}
 
 
@@ -75,10 +87,15 @@ class Log:
     starts: list[Start] = field(default_factory=list)
     machine: Machine = field(default_factory=Machine.now)
 
-    async def stop(self, served: Served) -> None:
-        """As a pod is stopped: fails if it does not end by itself within its grace, or cuts its work."""
-        told = time.monotonic()
-        served.terminate()
+    async def stop(self, mesh: Mesh, served: Served) -> None:
+        """As a pod is stopped, with a batch in hand: fails if it does not end by itself within its grace, or cuts it."""
+        async with _batch_in_hand(mesh, served):
+            told = time.monotonic()
+            served.terminate()
+            # Once it answers, its loop has turned, and the signal has been taken. What hangs up has not waited.
+            with contextlib.suppress(OSError, TimeoutError):
+                await get(served.port, "/livez")
+            assert served.running or served.name not in BUSY, f"{served.name} did not wait for the batch in hand"
         try:
             code = await served.ended(within=GRACE_SECONDS)
         except TimeoutError:
@@ -100,6 +117,29 @@ async def _replicas(run: Processes, rooms: Iterable[str]) -> list[Served]:
     """Every service's processes, as many as it declares."""
     names = [room for room in rooms for _ in range(footprint(load(room)).replicas)]
     return list(await asyncio.gather(*(run.start(name, POD) for name in names)))
+
+
+@contextlib.asynccontextmanager
+async def _batch_in_hand(mesh: Mesh, served: Served) -> AsyncIterator[None]:
+    """A batch of the process waits at its fence for as long as the block runs: somebody else has locked its cursors."""
+    if served.name not in BUSY:
+        yield
+        return
+    db = await asyncpg.connect(mesh.env[f"STEWARD_{served.name.upper()}_OWNER_DATABASE_URL"])
+    try:
+        async with db.transaction():
+            # Those that a batch is moving right now are left out: nobody waits for anybody in a circle.
+            theirs = "SELECT FROM mesh_cursor WHERE topic = $1 AND owner LIKE $2 FOR UPDATE SKIP LOCKED"
+            await db.fetch(theirs, BUSY[served.name].name, f"%:{served.pid}:%")
+
+            async def waits() -> bool:
+                sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid)))"
+                return bool(await db.fetchval(sql))
+
+            await mesh.until(waits, 30, f"{served.name} has a batch in hand")
+            yield
+    finally:
+        await db.close()
 
 
 def _report(title: str, flowing: Traffic, stands: Sequence[Stand], log: Log) -> None:
@@ -168,7 +208,7 @@ async def test_rolling_restart_of_every_service(mesh: Mesh, form: Form) -> None:
             async with Watch(mesh, WATCHED) as watch:
                 for _ in range(form.rounds):
                     for one in served:
-                        await log.stop(one)
+                        await log.stop(mesh, one)
                         await log.start(one)
         await run.idle(*served, within=120)
         _report("rolling restart", flowing, watch.stands, log)
@@ -189,7 +229,7 @@ async def test_metering_scaled_up_and_down_again(mesh: Mesh, form: Form) -> None
                     await log.start(one)
                     await _shared(mesh, len(log.starts) + 1)
                 for one in more:
-                    await log.stop(one)
+                    await log.stop(mesh, one)
                 await run.owns_all(first, topics.GENERATIONS.name, within=SESSION_SECONDS - 1)
         await run.idle(billing, first, within=120)
         _report("metering 1 -> 3 -> 1", flowing, watch.stands, log)

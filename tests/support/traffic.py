@@ -45,7 +45,7 @@ class Age(NamedTuple):
 
 @dataclass
 class Traffic:
-    """`rate` generations a second, every `probe_every`-th of them a probe, and a hundredth of that of everything else."""
+    """`rate` generations a second, every `probe_every`-th of them a probe, and a fiftieth of that of everything else."""
 
     mesh: Mesh
     rate: int
@@ -110,7 +110,7 @@ class Traffic:
             while sent < due:
                 sent += 1
                 await self._generation(probe=sent % self.probe_every == 0)
-            while said < due // 100:
+            while said < due // 50:
                 said += 1
                 await self._others(said)
             while self._flying and self._flying[0].done():
