@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import asyncpg
 import pytest
@@ -20,13 +20,14 @@ import pytest
 from deploy.k8s.workload import DRAIN_SECONDS, GRACE_SECONDS, footprint
 from deploy.local.probe import get
 from deploy.rooms import ROOMS, load
+from services.metering.seed import GenaiPrices
 from shared.contract import topics
 from tests.bench.processes import Machine, cpu_seconds
 from tests.bench.report import percentile
 from tests.support.processes import Processes, Served, processes
 from tests.support.traffic import Age, Traffic, traffic
 from tests.support.watch import Stand, Watch
-from tests.support.world import Mesh, make
+from tests.support.world import Mesh
 
 # As in a pod, and as in a pod the usual session: who does not leave its group is missed for this long.
 POD = {"STEWARD_DRAIN_SECONDS": str(DRAIN_SECONDS), "STEWARD_SESSION_TIMEOUT_MS": "15000"}
@@ -237,12 +238,18 @@ async def test_metering_scaled_up_and_down_again(mesh: Mesh, form: Form) -> None
         _assert_fresh(flowing, watch.stands)
 
 
-async def test_metering_has_its_catalogue_before_it_is_ready(mesh: Mesh) -> None:
+async def test_metering_has_its_catalogue_before_it_is_ready(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the first batch would wait for is there when partitions are claimed: until then others read them."""
-    service = make("metering")
-    room: Any = service.on_start
-    await mesh.start("metering", service=service)
-    assert "_all" in vars(room.__self__.catalogue)
+    read: list[GenaiPrices] = []
+    load = GenaiPrices.load
+
+    def noted(self: GenaiPrices) -> None:
+        load(self)
+        read.append(self)
+
+    monkeypatch.setattr(GenaiPrices, "load", noted)
+    await mesh.start("metering")
+    assert [vars(catalogue).keys() for catalogue in read] == [{"_all"}]
 
 
 async def _shared(mesh: Mesh, count: int) -> None:

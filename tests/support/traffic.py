@@ -139,7 +139,7 @@ class Traffic:
     async def _generation(self, *, probe: bool) -> None:
         if not probe:
             record = self.gateway.generation()
-            await self._send(record, twice=self.gateway.generations % _TWICE == 0)
+            await self._send(record, twice=self.gateway.generations % _TWICE == 1)
             return
         workspace = self._free.popleft() if self._free else f"probe-{next(self._made)}"
         record = self.gateway.generation(workspace)
