@@ -135,6 +135,10 @@ class GenaiPrices:
             raise ValueError(f"not genai-prices' data as version {catalogue.source} reads it") from error
         return catalogue
 
+    def load(self) -> None:
+        """Loads the data now: it takes half a second, which whoever asks first would wait for."""
+        self.resolve("", "")
+
     def resolve(self, provider: str, model: str) -> Resolved | None:
         """Whose price rates this name. The catalogue's own ids are answered too where the package's clauses
         forgot them."""

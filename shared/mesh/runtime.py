@@ -40,6 +40,8 @@ from shared.mesh.work import Worker
 log = logging.getLogger("steward.mesh")
 
 _HINT_SECONDS = 3.0
+# By its heartbeat a member of a group hears that another came or went; until all have, partitions stand still.
+_HEARTBEAT_MS = 1_000
 # What saying goodbye to Kafka may take beyond the drain.
 _LEAVE_SECONDS = 5.0
 _LINGER_BYTES = 64 * 1024
@@ -160,25 +162,36 @@ class Runtime:
         log.info("%s is started", service.name)
 
     async def _consume(self, declarations: Sequence[Consumer]) -> None:
-        """Starts to read the declared topics."""
-        if not declarations:
-            return
-        settings = self.settings
-        broker = KafkaBroker(
+        """Starts to read the declared topics, all at once: each is a group of its own, and who joins one waits until its
+        members look up at their next heartbeat."""
+        opening = []
+        for declaration in declarations:
+            broker = self._broker()
+            consumer = self._subscribe(broker, declaration)
+            self.consumers.append(consumer)
+            self._brokers.append(broker)
+            opening.append(self._open(broker, consumer))
+        # All of them are waited for: whatever was opened can be closed then, whichever failed.
+        failed = [e for e in await asyncio.gather(*opening, return_exceptions=True) if e is not None]
+        if failed:
+            raise failed[0]
+
+    async def _open(self, broker: KafkaBroker, consumer: TopicConsumer) -> None:
+        await broker.start()
+        # Nothing was fetched yet: the framework's loop has not had its first turn.
+        self._own_fetches(consumer, broker.subscribers[0])
+
+    def _broker(self) -> KafkaBroker:
+        """The framework's client of one topic."""
+        return KafkaBroker(
             **self._broker_security(),
             client_id=f"steward-{self.service.name}",
             allow_auto_create_topics=False,
             logger=logging.getLogger("steward.faststream"),
-            graceful_timeout=settings.drain_seconds,
+            graceful_timeout=self.settings.drain_seconds,
             log_level=logging.DEBUG,
             consumer_only=True,
         )
-        consumers = [self._subscribe(broker, declaration) for declaration in declarations]
-        self.consumers += consumers
-        self._brokers.append(broker)
-        await broker.start()
-        for consumer, subscriber in zip(consumers, broker.subscribers, strict=True):
-            self._own_fetches(consumer, subscriber)
 
     async def _catch_up(self) -> None:
         """Waits until the topics that are read first have been read to where they end now, by whichever replica."""
@@ -251,7 +264,7 @@ class Runtime:
             fetch_min_bytes=_LINGER_BYTES if declaration.lingers else 1,
             max_partition_fetch_bytes=1024 * 1024,
             session_timeout_ms=settings.session_timeout_ms,
-            heartbeat_interval_ms=min(3_000, settings.session_timeout_ms // 3),
+            heartbeat_interval_ms=min(_HEARTBEAT_MS, settings.session_timeout_ms // 3),
             rebalance_timeout_ms=60_000,
             max_poll_interval_ms=300_000,
             listener=listener,
@@ -310,8 +323,7 @@ class Runtime:
         with contextlib.suppress(TimeoutError, KafkaError):
             async with asyncio.timeout_at(deadline + _LEAVE_SECONDS):
                 await asyncio.gather(*(consumer.commit_hints() for consumer in self.consumers))
-                for broker in self._brokers:
-                    await broker.stop()
+                await asyncio.gather(*(broker.stop() for broker in self._brokers))
         if self._started:
             self.worker.stop()
             self.relay.stop()

@@ -18,16 +18,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 
 from shared.contract.ids import uuid7
-from shared.contract.topics import BALANCES, GENERATIONS
+from shared.contract.topics import GENERATIONS
 from shared.mesh.transaction import rfc3339
 from tests.bench.backlog import KEYS, MODELS, Headers, Writer, workspace
 from tests.bench.chain import Stalled
 from tests.bench.lab import Lab
 from tests.bench.processes import Machine, cpu_seconds
 from tests.bench.report import Limit, Line, Report, percentile
+from tests.support.probes import Probes
 
 _TICK = 0.001
 _LATE_SECONDS = 30.0
@@ -44,7 +45,7 @@ class Paced:
     warm_up: float
     seconds: float
     probe_every: int = 1
-    sent_at: dict[bytes, float] = field(default_factory=dict)
+    probes: Probes = field(init=False)
     free: deque[int] = field(default_factory=deque)
     places: dict[bytes, int] = field(default_factory=dict)
     latencies: list[float] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Paced:
     _zipf: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.probes = Probes(self.lab.kafka, self._answered)
         # Enough that some are free while others wait a second or two for their balance.
         probing = max(2_000, 2 * self.rate // self.probe_every)
         for place in range(_OTHERS, _OTHERS + probing):
@@ -76,29 +78,17 @@ class Paced:
 
     async def run(self) -> None:
         """Emits and reads. Raises Stalled when a service ends or balances stop coming."""
-        parts = [TopicPartition(BALANCES.name, n) for n in range(BALANCES.partitions)]
-        consumer: Any = AIOKafkaConsumer(**self.lab.kafka.client(), enable_auto_commit=False, fetch_max_wait_ms=100)
         producer: Any = AIOKafkaProducer(
             **self.lab.kafka.client(), acks="all", enable_idempotence=True, compression_type="lz4", linger_ms=0
         )
-        await consumer.start()
         await producer.start()
         try:
-            consumer.assign(parts)
-            await consumer.seek_to_end(*parts)
-            for part in parts:
-                await consumer.position(part)
-            reader = asyncio.create_task(self._read(consumer))
-            try:
-                await self._emit(producer, reader)
+            async with self.probes:
+                await self._emit(producer)
                 await producer.flush()
-                await self._wait_for_last(reader)
-            finally:
-                reader.cancel()
-                await asyncio.gather(reader, return_exceptions=True)
+                await self.probes.last(_LATE_SECONDS)
         finally:
             await producer.stop()
-            await consumer.stop()
 
     @property
     def _measure_from(self) -> float:
@@ -108,7 +98,7 @@ class Paced:
     def _measure_to(self) -> float:
         return self._measure_from + self.seconds
 
-    async def _emit(self, producer: Any, reader: asyncio.Task[None]) -> None:
+    async def _emit(self, producer: Any) -> None:
         self.started = time.monotonic()
         machine: Machine | None = None
         measuring_since = own = 0.0
@@ -126,7 +116,7 @@ class Paced:
                 else:
                     self.held_back += 1
                     break
-            if reader.done() or self.lab.dead() is not None:
+            if self.probes.ended or self.lab.dead() is not None:
                 raise Stalled(f"the paced run at {self.rate}/s\n{self.lab.complaints()}")
             await asyncio.sleep(max(_TICK, self.started + (self.sent + 1) / self.rate - time.monotonic()))
         assert machine is not None, "the measured part comes after the warm-up"
@@ -143,9 +133,7 @@ class Paced:
         value = self._value(event_id, at, place, self.sent)
         headers: Headers = [("ce_source", _SOURCE.encode()), ("ce_sequence", b"%d" % self.sent)]
         if probe:
-            sent_at = time.monotonic()
-            self.sent_at[workspace(place).encode()] = sent_at
-            self.measured += self._measure_from <= sent_at
+            self.measured += self._measure_from <= self.probes.sent(workspace(place).encode())
         await producer.send(
             GENERATIONS.name,
             value,
@@ -154,23 +142,10 @@ class Paced:
             headers=headers,
         )
 
-    async def _read(self, consumer: Any) -> None:
-        sent_at, places, free, latencies = self.sent_at, self.places, self.free, self.latencies
-        while True:
-            batches = await consumer.getmany(timeout_ms=1_000)
-            now = time.monotonic()
-            for records in batches.values():
-                for record in records:
-                    since = sent_at.pop(record.key, None)
-                    if since is not None:
-                        free.append(places[record.key])
-                        if since >= self._measure_from:
-                            latencies.append(now - since)
-
-    async def _wait_for_last(self, reader: asyncio.Task[None]) -> None:
-        deadline = time.monotonic() + _LATE_SECONDS
-        while self.sent_at and time.monotonic() < deadline and not reader.done():
-            await asyncio.sleep(_TICK * 50)
+    def _answered(self, key: bytes, since: float, took: float) -> None:
+        self.free.append(self.places[key])
+        if since >= self._measure_from:
+            self.latencies.append(took)
 
     def lines(self, name: str) -> list[Line]:
         """p50, p99 and the machine's busy share; probes without an answer count as very late."""

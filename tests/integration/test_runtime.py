@@ -20,7 +20,7 @@ from shared.mesh.clock import FileClock, clock_from
 from shared.mesh.consumer import Limit
 from tests.support.gateway import Gateway
 from tests.support.proxy import Proxy, through
-from tests.support.world import Faults, Mesh
+from tests.support.world import Faults, Mesh, consumer_of
 
 
 class Poisoned(Exception):
@@ -227,6 +227,45 @@ async def test_a_task_goes_on_where_it_was(mesh: Mesh, tmp_path: Path) -> None:
 
     await mesh.until(done, 20, "the task is done")
     assert seen == [None, 1, 2, 2, 3, 4] and await counted(mesh, "steps") == 5
+
+
+async def test_a_newcomer_waits_for_no_group_longer_than_for_that_one(mesh: Mesh, tmp_path: Path, seed: int) -> None:
+    """Who has a batch in hand keeps a newcomer waiting in that topic's group, and in no other."""
+
+    def service() -> Service:
+        made = Service("billing", migrations=tmp_path)
+
+        @made.consumes(topics.PAYMENTS)
+        async def pay(batch: Batch, tx: Transaction) -> None:
+            tx.count("paid", len(batch.events))
+
+        @made.consumes(topics.USAGE_RATED)
+        async def charge(batch: Batch, tx: Transaction) -> None:
+            tx.count("charged", len(batch.events))
+
+        return made
+
+    held = Faults("decoded")  # no transaction is open yet: it may take its time
+    await mesh.start("billing", service=service(), fault=held)
+    await mesh.owned()
+    gateway = Gateway(seed)
+    await gateway.send(mesh.env, [gateway.payment("w", 1)])
+    await asyncio.wait_for(held.hit.wait(), 20)
+    starting = asyncio.create_task(mesh.start("billing", service=service()))
+    try:
+
+        async def shares() -> bool:
+            theirs = mesh.running[1].consumers if len(mesh.running) == 2 else []
+            return any(consumer.topic is topics.USAGE_RATED and consumer.partitions for consumer in theirs)
+
+        await mesh.until(shares, 30, "the newcomer has its share of the other topic")
+        assert not consumer_of(mesh.running[1], topics.PAYMENTS).partitions
+    finally:
+        held.release.set()
+        await starting
+    await mesh.owned()
+    await mesh.idle()
+    assert await counted(mesh, "paid") == 1
 
 
 async def test_one_span_a_batch_and_its_context_travels(mesh: Mesh, seed: int) -> None:

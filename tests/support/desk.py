@@ -213,18 +213,26 @@ class Desk:
 @asynccontextmanager
 async def opened_desk(mesh: Mesh, folder: Path) -> AsyncIterator[Desk]:
     """A desk with a mail server of its own, for as long as the block runs."""
+    async with platform_vault(mesh) as vault, post(folder) as server:
+        yield Desk(mesh, Gateway(7), server, vault, await vault.ingress(datetime.now(UTC).date()))
+        await mesh.close()
+
+
+@asynccontextmanager
+async def platform_vault(mesh: Mesh) -> AsyncIterator[Vault]:
+    """A vault that has the keys to which a platform seals today and tomorrow."""
     today = datetime.now(UTC).date()
     closing: list[Any] = []
     platform = SimpleNamespace(
         settings=mesh.settings("notifications"), clock=Moved(), plugged={}, on_close=closing.append
     )
     vault = await open_vault(platform)
-    await vault.make_ingress([today, today + timedelta(days=1)], datetime.now(UTC))
-    async with post(folder) as server:
-        yield Desk(mesh, Gateway(7), server, vault, await vault.ingress(today))
-        await mesh.close()
-    for close in closing:
-        await close()
+    try:
+        await vault.make_ingress([today, today + timedelta(days=1)], datetime.now(UTC))
+        yield vault
+    finally:
+        for close in closing:
+            await close()
 
 
 async def records(mesh: Mesh, topic: str) -> list[Any]:

@@ -27,7 +27,8 @@ class Room:
     """What this process keeps in memory: prices and the keys of the days."""
 
     def __init__(self, dedupe: bool = True) -> None:
-        self.book = PriceBook(catalogue=GenaiPrices())
+        self.catalogue = GenaiPrices()
+        self.book = PriceBook(catalogue=self.catalogue)
         self.known = Known(self.book)
         self.revision = -1
         self.settings: dict[str, int] = {}
@@ -48,6 +49,8 @@ class Room:
         self.keys = DayKeys(vault, "seen")
         self.stale_keys = DayKeys(vault, "stale")
         await self.make_keys(runtime.clock.now())
+        # Now, while others still read: the first batch would wait for it, and with it every partition that is claimed.
+        self.catalogue.load()
         async with runtime.pool.acquire() as db:
             await self.refresh(db)
 
