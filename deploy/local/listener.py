@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.03
 
 
-class Listener(Served):
+class Listener(Served, ABC):
     """A server with its data in `folder`, which also keeps its port for later objects on it.
 
     `what` names it in sentences. A subclass says how it is started (`command`) and reached (`url`), and by what it is seen
@@ -36,9 +37,9 @@ class Listener(Served):
         self._port = port
         self._die_with_parent = die_with_parent
 
+    @abstractmethod
     def command(self) -> Sequence[str]:
         """The program and its arguments; folder and port are there by then."""
-        raise NotImplementedError
 
     @property
     def answers(self) -> Callable[[int], Awaitable[bool]]:
