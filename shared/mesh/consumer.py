@@ -41,6 +41,11 @@ log = logging.getLogger("steward.mesh")
 REDRIVE = "steward_redrive"
 DEAD_LETTER_LIFE = timedelta(days=7)
 
+
+class NoPartitionYet(OSError):
+    """The table of dead letters has no partition for the day on which today's end."""
+
+
 # What goes away by itself: the same batch again, in order. Everything else is a bug in the record or in us.
 TRANSIENT = (
     asyncpg.PostgresConnectionError,
@@ -719,7 +724,11 @@ class TopicConsumer:
                     None, not tx.replay,
                 )
             )  # fmt: skip
-        new = await store.add_dead_letters(tx.db, letters, last_day(tx.now + DEAD_LETTER_LIFE), tx.now)
+        try:
+            new = await store.add_dead_letters(tx.db, letters, last_day(tx.now + DEAD_LETTER_LIFE), tx.now)
+        except asyncpg.CheckViolationError:
+            # After a sleep of days there is no partition for today's letters until the hourly job, which is due, has run.
+            raise NoPartitionYet("dead letters have no partition yet") from None
         tx.count(f"dead_lettered:{self.topic.name}", len(new))
         numbered = [(x.source, x.sequence) for x in new if x.source is not None and x.sequence is not None]
         known = await store.repeated_sequences(tx.db, self.topic.name, numbered) if numbered else set()

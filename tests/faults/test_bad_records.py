@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 
+import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from shared.contract import topics
+from shared.mesh import metrics
 from tests.support.books import assert_books
 from tests.support.gateway import Gateway, Sent, body
 from tests.support.world import Mesh
@@ -147,3 +149,26 @@ async def test_a_dead_letter_is_replayed_as_the_record_that_it_was(mesh: Mesh, s
     assert counters["dead_lettered:gateway.generations"] == 0
     assert await mesh.value("metering", "SELECT state FROM mesh_dead_letter") == "replayed"
     assert metering.troubles() == []
+
+
+async def test_letters_of_a_day_without_a_partition_wait_for_it(mesh: Mesh, seed: int) -> None:
+    """A machine that slept for days has made none; the reason that a record came with is not lost over it."""
+    gateway = Gateway(seed)
+    metering = await mesh.start("metering")
+    await mesh.owned()
+    owner = await asyncpg.connect(mesh.env["STEWARD_METERING_OWNER_DATABASE_URL"])
+    parts = "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'mesh_dead_letter'::regclass"
+    for row in await owner.fetch(parts):
+        await owner.execute(f"DROP TABLE {row['name']}")
+    await owner.close()
+    again = metrics.RETRIES_TOTAL.labels(topics.GENERATIONS.name, "database")._value.get()
+    await gateway.send(mesh.env, [_bytes(b"no event")])
+
+    async def waits() -> bool:
+        return bool(metrics.RETRIES_TOTAL.labels(topics.GENERATIONS.name, "database")._value.get() > again)
+
+    await mesh.until(waits, 20, "the batch is redone")
+    assert await mesh.fetch("metering", LETTERS) == []
+    await metering.make_partitions()
+    await mesh.idle()
+    assert [row["reason"] for row in await mesh.fetch("metering", LETTERS)] == ["malformed"]

@@ -199,10 +199,14 @@ async def test_observers_stand_beside_and_every_room_is_told(stack: Stack) -> No
     assert traces is not None and prometheus is not None and {"traces", "prometheus"} <= {p.name for p in stack.parts}
     told = [set(await get_json(room.port, "/environment")) for room in stack.rooms.values()]
     assert all(set(traces.environment()) <= names for names in told)
-    seen = (await get_json(prometheus.port, "/api/v1/targets"))["data"]["activeTargets"]
-    assert {(target["labels"]["job"], target["labels"]["pod"], target["scrapeUrl"]) for target in seen} == {
+    wanted = {
         (f"steward/{name}", f"{name}-0", f"http://127.0.0.1:{room.port}/metrics") for name, room in stack.rooms.items()
     }
+    seen: set[tuple[str, str, str]] = set()
+    async with asyncio.timeout(20):
+        while seen != wanted:  # it is ready a moment before it has read whom to scrape
+            targets = (await get_json(prometheus.port, "/api/v1/targets"))["data"]["activeTargets"]
+            seen = {(one["labels"]["job"], one["labels"]["pod"], one["scrapeUrl"]) for one in targets}
     port = traces.port
     await traces.kill()
     await traces.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
 from pathlib import Path
@@ -65,7 +66,10 @@ def check_steward(arguments: list[str]) -> None:
         found = command.get_command(context, name)
         assert found is not None, f"there is no command {name}"
         command, context = found, click.Context(found, info_name=name, parent=context)
-    for parameter in command.params:  # files that a reader has, and we have not
+    # Files that a reader has, and we have not: a copy of the command takes their names as words.
+    command = copy.copy(command)
+    command.params = [copy.copy(parameter) for parameter in command.params]
+    for parameter in command.params:
         if isinstance(parameter.type, click.Path | click.File):
             parameter.type = click.STRING
     command.make_context(command.name, list(arguments), parent=context.parent)

@@ -48,7 +48,7 @@ def life(gateway: Gateway, who: str, read: Collection[str], seal: Callable[[str]
             if model not in _ENDS:
                 data = _about(model, gateway, who, seal, made)
                 key = (
-                    topic.key_of(_Envelope(data, f"acc-{who}"))
+                    topic.key_of(_Envelope(model.TYPE, data, f"acc-{who}"))
                     if topic.key_of and topic is not topics.GENERATIONS
                     else None
                 )
@@ -80,6 +80,8 @@ def _about(
         data["original"] = next(body(s)["id"] for s in made if body(s)["type"] == events.GenerationCompleted.TYPE)
     if model is events.AccountOpened:
         data["identity"] = names["identity"]
+    if model is events.MemberRestricted:
+        data |= {"log_retention_days": 90, "activity_opt_out": False}  # or nothing would be kept of anybody
     if model is events.UsageRated:
         for unit in data["units"]:
             unit |= {"account": names["account"], "workspace": names["workspace"]}
@@ -93,7 +95,8 @@ def _about(
 class _Envelope:
     """As much of an event as a topic's key is made from."""
 
-    def __init__(self, data: dict[str, Any], subject: str) -> None:
+    def __init__(self, kind: str, data: dict[str, Any], subject: str) -> None:
+        self.type = kind
         self.subject = subject
         self.data = _Data(data)
 
