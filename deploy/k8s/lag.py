@@ -38,14 +38,14 @@ class Scaler:
     down_period: int
 
     @classmethod
-    def of(cls, scaled: Doc) -> Scaler:
-        """Of a ScaledObject as it is rendered."""
+    def of(cls, scaled: Doc, per_second: float) -> Scaler:
+        """Of a ScaledObject as it is rendered, for pods that handle `per_second` records when they do nothing else."""
         spec = scaled["spec"]
         behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
         up, down = behavior["scaleUp"], behavior["scaleDown"]
         return cls(
             threshold=float(spec["triggers"][0]["metadata"]["lagThreshold"]),
-            load=float(spec["triggers"][1]["metadata"]["threshold"]),
+            load=scaling.SHARE * per_second,
             load_window=scaling.RATE_SECONDS,
             least=spec["minReplicaCount"],
             most=spec["maxReplicaCount"],

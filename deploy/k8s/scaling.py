@@ -14,8 +14,9 @@ from shared.mesh import Service
 TARGET_SECONDS = 5
 """How old a backlog may be before there is one pod more: half of what the freshness goal allows an event."""
 SHARE = 0.7
-"""How much of its measured speed a pod is to do day by day. Without this second wish the first would take pods away as soon
-as they had worked the backlog off, and the load that made it would be there still."""
+"""How much of its time a pod is to work, day by day: counted in time, since records of one topic differ a thousandfold.
+Without this second wish the first would take pods away as soon as they had worked the backlog off, and the load that made it
+would be there still."""
 AUTHENTICATION = "kafka-scaler"
 # Each step stops the whole group for a moment: few steps, one pod at a time, and slow ones down.
 _UP_SECONDS, _DOWN_SECONDS, _CALM_SECONDS = 30, 300, 600
@@ -29,9 +30,9 @@ def threshold(service: Service) -> int:
     return footprint(service).per_second * TARGET_SECONDS
 
 
-def rate_threshold(service: Service) -> int:
-    """The load of one pod (records a second) that asks for another."""
-    return round(footprint(service).per_second * SHARE)
+def load_threshold(service: Service, topic: Topic) -> float:
+    """The load of one pod (seconds of work a second; batches that overlap count each) that asks for another."""
+    return SHARE * next(consumer.parallel for consumer in service.consumers if consumer.topic is topic)
 
 
 def scaled(house: Iterable[Service]) -> list[Doc]:
@@ -90,7 +91,7 @@ def _scaled(service: Service) -> Doc:
                     "metadata": {
                         "serverAddress": PROMETHEUS,
                         "query": load_query(service.name, topic),
-                        "threshold": str(rate_threshold(service)),
+                        "threshold": f"{load_threshold(service, topic):g}",
                         # A Prometheus that knows nothing (yet) asks for nothing; the backlog still counts.
                         "ignoreNullValues": "true",
                     },
@@ -101,9 +102,9 @@ def _scaled(service: Service) -> Doc:
 
 
 def load_query(service: str, topic: Topic) -> str:
-    """Records a second that the group handles."""
+    """Seconds a second for which the group works at the topic's batches."""
     return (
-        f'sum(rate(steward_records_total{{namespace="{names.NAMESPACE}", job="{names.NAMESPACE}/{service}", '
+        f'sum(rate(steward_batch_duration_seconds_sum{{namespace="{names.NAMESPACE}", job="{names.NAMESPACE}/{service}", '
         f'topic="{topic.name}"}}[{RATE_SECONDS}s]))'
     )
 

@@ -19,26 +19,27 @@ RATES = (1_000, 15_000, 100_000, 1_000_000)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one generation costs, from `make bench` (README.md, "How fast"): two shared cores, everything on one machine.
+    """What one generation costs: `make bench` on two shared cores with everything on one machine, 600,000 generations from the
+    topic to balances (Kafka's share with the warming up of its JVM).
 
     CPU in microseconds, the rest in bytes. `database_us` is PostgreSQL's for both services; `stored` is with indexes, for as
     long as a row lives.
     """
 
-    metering_us: float = 24.9
-    billing_us: float = 7.0
-    audit_us: float = 3.0
-    kafka_us: float = 4.2
-    database_us: float = 18.9
+    metering_us: float = 24.7
+    billing_us: float = 7.1
+    audit_us: float = 2.9
+    kafka_us: float = 15.9
+    database_us: float = 16.0
     one_process: int = 33_800
-    wal: float = 1_250.0
-    generation: float = 420.0
-    rated: float = 190.0
-    metering_stored: float = 640.0
-    billing_stored: float = 330.0
-    standstill: float = 3.0
+    wal: float = 1_152.0
+    generation: float = 135.0
+    rated: float = 38.0
+    metering_stored: float = 715.0
+    billing_stored: float = 346.0
+    standstill: float = 2.0
     """Seconds for which a group stands still when a pod joins or leaves."""
-    startup: float = 8.0
+    startup: float = 7.0
     """Seconds from a pod's start to its joining."""
 
 
@@ -214,7 +215,7 @@ def _thresholds() -> str:
         topic = rights.scales_on(service)
         if topic is not None:
             pods = f"{footprint(service).replicas} to {footprint(service).most}"
-            load = f"{scaling.rate_threshold(service):,}/s"
+            load = f"{scaling.load_threshold(service, topic):g} s/s"
             rows.append((service.name, f"`{topic.name}`", pods, f"{scaling.threshold(service):,}", load))
     return _table(("service", "topic", "pods", "backlog of a pod", "load of a pod"), rows)
 
@@ -235,7 +236,7 @@ def _played() -> str:
     }
     rows = []
     for title, arrivals in courses.items():
-        course = play(arrivals, Scaler.of(scaled), group)
+        course = play(arrivals, Scaler.of(scaled, speed), group)
         rows.append(
             (title, f"{min(course.pods)} to {max(course.pods)}", course.steps, f"{course.stood_still:g} s",
              f"{course.age_at(0.5):g} s", f"{course.age_at(0.99):g} s", f"{max(course.age):g} s")

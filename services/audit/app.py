@@ -464,7 +464,7 @@ def make_service(env: Mapping[str, str] = os.environ) -> Service:
         "audit",
         migrations=Path(__file__).parent / "migrations",
         # One: who follows the books does so from where it stands, in memory.
-        footprint=Footprint(memory_mb=172),
+        footprint=Footprint(memory_mb=176),
         rights=Rights(inspects=TOPICS, audits=HOLDERS, blobs=True),
         uses_keys=True,
         on_start=room.open,

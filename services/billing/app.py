@@ -59,7 +59,7 @@ async def observe(db: Connection, now: datetime) -> None:
 service = Service(
     "billing",
     migrations=Path(__file__).parent / "migrations",
-    footprint=Footprint(memory_mb=167, replicas=2, most=3, scales_on=topics.USAGE_RATED, per_second=100, books=True),
+    footprint=Footprint(memory_mb=180, replicas=2, most=3, scales_on=topics.USAGE_RATED, per_second=100, books=True),
     partitioned=(
         Partitioned(
             "line_seen", back=policy().window.days + 1, ahead=7, keeps=policy().window, bound=charges.day_bound

@@ -21,7 +21,7 @@ from shared.privacy.reasons import names_a_case
 service = Service(
     "insights",
     migrations=Path(__file__).parent / "migrations",
-    footprint=Footprint(memory_mb=130, replicas=2, most=3, scales_on=topics.ACTIVITY, per_second=2_000),
+    footprint=Footprint(memory_mb=100, replicas=2, most=3, scales_on=topics.ACTIVITY, per_second=2_000),
     partitioned=(Partitioned("activity", back=0, ahead=LIFE.days + 3, keeps=timedelta(0)),),
 )
 

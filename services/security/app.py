@@ -34,7 +34,7 @@ def make_service() -> Service:
     service = Service(
         "security",
         migrations=Path(__file__).parent / "migrations",
-        footprint=Footprint(memory_mb=130, replicas=2, most=3, scales_on=topics.ACCESS, per_second=2_000),
+        footprint=Footprint(memory_mb=100, replicas=2, most=3, scales_on=topics.ACCESS, per_second=2_000),
         partitioned=(
             Partitioned("access_row", back=0, ahead=ROW_LIFE.days + 3, keeps=timedelta(0)),
             Partitioned("access_ip", back=0, ahead=IP_LIFE.days + 3, keeps=timedelta(0)),

@@ -233,7 +233,7 @@ async def _behind(lab: Lab, db: Any) -> int:
         ends = await consumer.end_offsets(parts)
         while any([await consumer.position(part) < ends[part] for part in parts]):
             for records in (await consumer.getmany(timeout_ms=1_000)).values():
-                for record in records:
+                for record in (each for each in records if each.value is not None):  # a heartbeat has none
                     data = decode(record.value).data
                     newest[data.workspace] = max(newest.get(data.workspace, 0), data.version)
     finally:

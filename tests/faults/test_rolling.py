@@ -54,7 +54,7 @@ class Form(NamedTuple):
     rooms: tuple[str, ...]
 
 
-SHORT = Form(rate=200, rounds=1, rooms=("metering", "billing", "security"))
+SHORT = Form(rate=200, rounds=1, rooms=("metering", "billing"))
 FULL = Form(rate=1_000, rounds=3, rooms=ROOMS)
 
 

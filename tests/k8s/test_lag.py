@@ -21,7 +21,7 @@ GROUP = Group(speed=lambda pods: 20_000.0 * min(pods, 4), standstill=3.0, startu
 
 def metering() -> Scaler:
     (scaled,) = (doc for doc in scaling.scaled(rights.services().values()) if doc["metadata"]["name"] == "metering")
-    return Scaler.of(scaled)
+    return Scaler.of(scaled, 20_000)
 
 
 def nervous() -> Scaler:

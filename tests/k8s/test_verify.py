@@ -300,7 +300,7 @@ SCALERS: dict[str, tuple[Change, str]] = {
     ),
     "a guessed load": (
         lambda o: trigger(o, "metering", 1)["metadata"].update(threshold="100"),
-        "threshold 100 is not what was measured (14000)",
+        "threshold 100 is not the share of a pod's time (1.4)",
     ),
     "a query that is missing": (lambda o: trigger(o, "billing", 1)["metadata"].pop("query"), "query is missing"),
     "a name that KEDA's namespace does not know": (

@@ -92,8 +92,9 @@ def _load(doc: Doc, said: Doc) -> Iterator[str]:
         return
     if said.get("query") != scaling.load_query(service.name, topic):
         yield f"its query is not what {service.name} handles of {topic.name}"
-    if said.get("threshold") != str(scaling.rate_threshold(service)):
-        yield f"threshold {said.get('threshold')} is not what was measured ({scaling.rate_threshold(service)})"
+    wanted = f"{scaling.load_threshold(service, topic):g}"
+    if said.get("threshold") != wanted:
+        yield f"threshold {said.get('threshold')} is not the share of a pod's time ({wanted})"
 
 
 def _backlog(overlay: Overlay, doc: Doc, said: Doc) -> Iterator[str]:

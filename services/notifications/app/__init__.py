@@ -39,7 +39,7 @@ def make_service(office: Office | None = None) -> Service:
     service = Service(
         "notifications",
         migrations=Path(__file__).parents[1] / "migrations",
-        footprint=Footprint(memory_mb=130, replicas=2, most=2),
+        footprint=Footprint(memory_mb=100, replicas=2, most=2),
         rights=Rights(egress=("smtp",)),
         on_start=office.open,
         on_observe=observe,
