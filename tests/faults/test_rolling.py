@@ -131,7 +131,12 @@ async def _batch_in_hand(mesh: Mesh, served: Served) -> AsyncIterator[None]:
         async with db.transaction():
             # Those that a batch is moving right now are left out: nobody waits for anybody in a circle.
             theirs = "SELECT FROM mesh_cursor WHERE topic = $1 AND owner LIKE $2 FOR UPDATE SKIP LOCKED"
-            await db.fetch(theirs, BUSY[served.name].name, f"%:{served.pid}:%")
+
+            async def locked() -> bool:
+                return bool(await db.fetch(theirs, BUSY[served.name].name, f"%:{served.pid}:%"))
+
+            # The one that was started before it may be taking its share of the partitions just now.
+            await mesh.until(locked, 30, f"{served.name} has a partition that can be locked")
 
             async def waits() -> bool:
                 sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid)))"
