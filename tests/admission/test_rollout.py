@@ -145,18 +145,18 @@ def _evict(judge: Judge, pod: Object) -> None:
 
 
 def test_a_rolling_update_takes_one_away_before_it_adds_one(deepest: Judge) -> None:
-    """maxSurge 0, maxUnavailable 1, seen from outside: never one pod too many, never two missing."""
+    """maxSurge 0, maxUnavailable 1, seen from outside: never one pod at work too many, never two missing. (A pod may be made a
+    moment before the one that goes is marked: two controllers do that.)"""
     _rolled_out(deepest)
     workload = _replicated(deepest)[0]
     seen = _during_update(deepest, workload)
     wanted = _replicas(workload)
-    assert max(alive for alive, _ in seen) == wanted
-    assert min(ready for _, ready in seen) == wanted - 1
+    assert (min(seen), max(seen)) == (wanted - 1, wanted)
     assert _is_out(deepest, workload)
 
 
 def test_a_surge_would_be_seen(deepest: Judge) -> None:
-    """The same watch over a Deployment that adds before it takes away counts one pod too many."""
+    """The same watch over a Deployment that adds before it takes away counts one pod at work too many."""
     _rolled_out(deepest)
     workload = _replicated(deepest)[0]
     path = deepest.api.path(workload)
@@ -168,11 +168,11 @@ def test_a_surge_would_be_seen(deepest: Judge) -> None:
         seen = _during_update(deepest, workload)
     finally:
         deepest.api("PATCH", path, {"spec": {"strategy": before}}, content=merge)
-    assert max(alive for alive, _ in seen) == _replicas(workload) + 1
+    assert max(seen) == _replicas(workload) + 1
 
 
-def _during_update(judge: Judge, workload: Object) -> list[tuple[int, int]]:
-    """(pods that are not ending, those of them that are ready) after each change of a rolling update."""
+def _during_update(judge: Judge, workload: Object) -> list[int]:
+    """How many pods are at work (ready and not ending) after each change of a rolling update."""
     selector = ",".join(f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items())
     collection = f"/api/v1/namespaces/{NAMESPACE}/pods"
     listed = judge.api("GET", collection, labelSelector=selector)
@@ -191,10 +191,11 @@ def _during_update(judge: Judge, workload: Object) -> list[tuple[int, int]]:
                 pods.pop(uid, None)
             else:
                 pods[uid] = pod
-            alive = [each for each in pods.values() if "deletionTimestamp" not in each["metadata"]]
-            ready = [each for each in alive if condition(each, "Ready")]
-            seen.append((len(alive), len(ready)))
-            if not old & pods.keys() and len(ready) == _replicas(workload):
+            at_work = sum(
+                "deletionTimestamp" not in each["metadata"] and condition(each, "Ready") for each in pods.values()
+            )
+            seen.append(at_work)
+            if not old & pods.keys() and at_work == _replicas(workload):
                 break
     _out(judge, workload)
     return seen
