@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from services.retention.app.room import Room
 from services.retention.directory import store as directory_store
 from services.retention.subjects import ADMINISTRATOR
 from shared.contract import events, topics
+from shared.contract.base import Event
 from shared.contract.ids import derived_id
 from shared.mesh import Batch, Received, Transaction
 from shared.mesh.store import OutboxRow
@@ -17,6 +19,8 @@ from shared.policy import policy
 
 _OF_KEYS = (events.KeyCreated.TYPE, events.KeyRevoked.TYPE)
 _REPUBLISHED = 1_000
+# What is said of whose settings are over.
+_OVER = {"log_retention_days": 0, "activity_opt_out": True}
 
 
 async def learn(room: Room, batch: Batch, tx: Transaction) -> None:
@@ -91,50 +95,51 @@ async def _settings(received: Received, tx: Transaction) -> None:
 
 def publish_settings(tx: Transaction, row: Any, *, erased: bool = False) -> None:
     """Says the settings of a workspace: as they are, under the id that they had, or that they are over."""
-    version = row["version"] + 1 if erased else row["version"]
-    at = tx.now if erased else row["changed_at"]
-    tx.publish(
-        topics.SETTINGS, events.SettingsChanged,
-        id=derived_id(int(at.timestamp() * 1000), "settings", row["workspace"], str(version)),
-        subject=row["workspace"], key=row["workspace"], time=at,
-        data={
-            "workspace": row["workspace"], "account": row["account"], "version": version,
-            "log_retention_days": 0 if erased else row["log_retention_days"],
-            "activity_opt_out": True if erased else row["activity_opt_out"],
-            "changed_at": rfc3339(at), "erased": erased,
-        },
-    )  # fmt: skip
+    fields = ("workspace", "account", "log_retention_days", "activity_opt_out")
+    _say(tx, events.SettingsChanged, "settings", row["workspace"], row["workspace"], fields, row, erased)
 
 
 def publish_key_settings(tx: Transaction, row: Any, *, erased: bool = False) -> None:
     """Says what a key's maker wants of its log: as it is, under the id that it had, or that it is over."""
-    version = row["version"] + 1 if erased else row["version"]
-    at = tx.now if erased else row["changed_at"]
-    tx.publish(
-        topics.SETTINGS, events.KeySettingsChanged,
-        id=derived_id(int(at.timestamp() * 1000), "key-settings", row["key"], str(version)),
-        subject=row["key"], key=f"key/{row['key']}", time=at,
-        data={
-            "key": row["key"], "account": row["account"], "version": version,
-            "log_retention_days": 0 if erased else row["log_retention_days"], "changed_at": rfc3339(at),
-            "erased": erased,
-        },
-    )  # fmt: skip
+    fields = ("key", "account", "log_retention_days")
+    _say(tx, events.KeySettingsChanged, "key-settings", row["key"], f"key/{row['key']}", fields, row, erased)
 
 
 def publish_member_settings(tx: Transaction, row: Any, *, erased: bool = False) -> None:
     """Says what a member wants of its activity: as it is, under the id that it had, or that it is over."""
+    fields = ("member", "activity_opt_out")
+    _say(
+        tx,
+        events.MemberSettingsChanged,
+        "member-settings",
+        row["member"],
+        f"member/{row['member']}",
+        fields,
+        row,
+        erased,
+    )
+
+
+def _say(
+    tx: Transaction,
+    model: type[Event],
+    kind: str,
+    subject: str,
+    key: str,
+    fields: Sequence[str],
+    row: Any,
+    erased: bool,
+) -> None:
+    """Settings on their topic. What is over keeps nothing: the shortest log, no activity, and a version above all others."""
     version = row["version"] + 1 if erased else row["version"]
     at = tx.now if erased else row["changed_at"]
+    said = {name: row[name] for name in fields}
+    if erased:
+        said |= {name: value for name, value in _OVER.items() if name in said}
     tx.publish(
-        topics.SETTINGS, events.MemberSettingsChanged,
-        id=derived_id(int(at.timestamp() * 1000), "member-settings", row["member"], str(version)),
-        subject=row["member"], key=f"member/{row['member']}", time=at,
-        data={
-            "member": row["member"], "version": version,
-            "activity_opt_out": True if erased else row["activity_opt_out"], "changed_at": rfc3339(at),
-            "erased": erased,
-        },
+        topics.SETTINGS, model,
+        id=derived_id(int(at.timestamp() * 1000), kind, subject, str(version)), subject=subject, key=key, time=at,
+        data=said | {"version": version, "changed_at": rfc3339(at), "erased": erased},
     )  # fmt: skip
 
 
