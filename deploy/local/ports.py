@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import secrets
 import socket
+import tempfile
+from functools import cache
+from pathlib import Path
 
 HOST = "127.0.0.1"
 
 # Below the range from which the kernel takes ports for outgoing connections (32768 up on Linux, 49152 up
 # elsewhere): a server that is stopped and started again must find its port free.
 _FIRST, _LAST = 20_000, 32_000
+_given: set[int] = set()
 
 
 def is_free(port: int) -> bool:
@@ -25,12 +31,27 @@ def is_free(port: int) -> bool:
     return True
 
 
+@cache
+def _claims() -> int:
+    """The file whose bytes are the ports. Opened once: to close it anywhere in a process ends all of its locks."""
+    path = Path(tempfile.gettempdir()) / f"steward-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 def free_port(taken: set[int] | None = None) -> int:
-    """A port nobody listens on, not in `taken`; it is added there, so that one start gives no port twice."""
+    """A port nobody listens on, not in `taken` (it is added there), that no other call gets while this process lives.
+
+    Not even a call in another process: a server takes seconds from its port being chosen to its listening there. What says
+    so is a lock of one byte, which ends with the process, however that ends.
+    """
     taken = set() if taken is None else taken
     for _ in range(1_000):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
-        if port not in taken and is_free(port):
+        if port in taken or port in _given or not is_free(port):
+            continue
+        with contextlib.suppress(BlockingIOError):  # another process was given it
+            fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            _given.add(port)
             taken.add(port)
             return port
     raise OSError(f"no free port between {_FIRST} and {_LAST}")
