@@ -8,9 +8,9 @@ import fcntl
 import os
 import secrets
 import socket
-import tempfile
 from functools import cache
-from pathlib import Path
+
+from deploy.local.cache import cache_folder
 
 HOST = "127.0.0.1"
 
@@ -34,8 +34,7 @@ def is_free(port: int) -> bool:
 @cache
 def _claims() -> int:
     """The file whose bytes are the ports. Opened once: to close it anywhere in a process ends all of its locks."""
-    path = Path(tempfile.gettempdir()) / f"steward-ports-{os.getuid()}"
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return os.open(cache_folder() / "ports.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def free_port(taken: set[int] | None = None) -> int:

@@ -178,11 +178,12 @@ class Stack:
         observe: bool = False,
         serve: Sequence[str] = SERVE,
         fast_start: bool = True,
+        within: Path | None = None,
         say: Say | None = None,
         console: Console | None = None,
     ) -> Stack:
-        """A stack in a temporary folder that leaves nothing behind and never touches existing servers."""
-        folder = Path(tempfile.mkdtemp(prefix="steward-"))
+        """A stack in a temporary folder (`within` another one) that leaves nothing behind and never touches existing servers."""
+        folder = Path(tempfile.mkdtemp(prefix="steward-", dir=within))
         # As root the database runs under another user, which must get through (and sees no names).
         folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
         return cls(
