@@ -32,6 +32,7 @@ from tests.bench.lab import Lab
 from tests.bench.latency import latency_lines
 from tests.bench.naive import naive_line
 from tests.bench.package import package_lines
+from tests.bench.partitions import partition_lines
 from tests.bench.rating import rating_lines
 from tests.bench.report import Report
 from tests.bench.tombstones import latency_lines as tombstone_latency_lines
@@ -156,6 +157,10 @@ class Bench:
         """Nothing happens."""
         await idle_lines(self.lab, self.report, self.sizes.idle_events, self.sizes.idle_seconds)
 
+    async def partitions(self) -> None:
+        """What a partition costs."""
+        await partition_lines(self.lab, self.report, 336, 2_000, self.sizes.idle_seconds)
+
     async def emitter(self) -> None:
         """What emitting costs the platform."""
         await emitter_lines(self.lab, self.report, min(self.sizes.events, 500_000))
@@ -194,14 +199,15 @@ class Bench:
 # What each measurement gives, in the order in which they run: those that share the backlog follow each other.
 MEASUREMENTS: tuple[tuple[Callable[[Bench], Awaitable[None]], tuple[str, ...]], ...] = (
     (Bench.ceiling, ("ceiling_a", "ceiling_b")),
-    (Bench.metering_one, ("metering_one", "metering_one_of_a")),
-    (Bench.metering_two, ("metering_two", "metering_two_of_a")),
+    (Bench.metering_one, ("metering_one", "metering_one_of_a", "metering_one_wal", "metering_one_cpu_us_postgres")),
+    (Bench.metering_two, ("metering_two", "metering_two_of_a", "metering_two_wal", "metering_two_cpu_us_postgres")),
     (Bench.chain, ("generations_to_balances", "cpu_us_*", "rss_*", "wal_bytes_per_event", "stored_bytes_*")),
     (Bench.naive, ("naive",)),
     (Bench.latency_500, ("latency_500_p50", "latency_500_p99", "busy_500")),
     (Bench.latency_10000, ("latency_10000_p50", "latency_10000_p99", "busy_10000")),
     (Bench.latency_10000_zipf, ("latency_10000_zipf_p50", "latency_10000_zipf_p99", "busy_10000_zipf")),
     (Bench.idle, ("idle_cpu", "idle_machine")),
+    (Bench.partitions, ("partition_idle_*", "partition_event_*", "partition_claim")),
     (Bench.emitter, ("emitter_call_us", "emitter_sustained", "emitter_cpu_us", "emitter_rss")),
     (Bench.growth, ("million_rows", "million_rows_small", "million_rows_large")),
     (Bench.erasure_account, ("erasure_account", "erasure_account_lag")),

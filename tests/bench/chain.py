@@ -94,7 +94,7 @@ class Race:
     async def metered(self) -> tuple[bool, Any]:
         """Whether metering has passed every record and published what it made of them."""
         replicas = len(self.rooms["metering"])
-        passed, owners = await _passed(self.db, GENERATIONS.name)
+        passed, owners = await records_passed(self.db, GENERATIONS.name)
         if self.start is None and passed and (owners == replicas or passed == self.plan.events):
             self.start, self.passed_at_start = await self.reading(), passed
         self.progress.update(self.task, completed=passed)
@@ -174,7 +174,7 @@ async def _billed(race: Race) -> Reading:
     async with lab.owner("billing") as db:
 
         async def all_charged() -> tuple[bool, Any]:
-            passed, _ = await _passed(db, USAGE_RATED.name)
+            passed, _ = await records_passed(db, USAGE_RATED.name)
             return passed == records and not await _waits(db), passed
 
         await until(lab, "billing", all_charged)
@@ -195,7 +195,7 @@ async def _billed(race: Race) -> Reading:
     return end
 
 
-async def _passed(db: Any, topic: str) -> tuple[int, int]:
+async def records_passed(db: Any, topic: str) -> tuple[int, int]:
     """(records passed, processes that own partitions) of a topic."""
     row = await db.fetchrow(
         "SELECT coalesce(sum(next_offset), 0)::bigint, count(DISTINCT owner) FROM mesh_cursor WHERE topic = $1", topic
@@ -255,7 +255,11 @@ async def metering_line(lab: Lab, ceilings: Ceilings, plan: Plan, report: Report
     of_b = Limit(">=", least, "ratio")
     report.add(Line(name, run.rate, "events/s", run.rate / pair.b, "ceiling_b", (of_b,), run.note))
     of_a = (Limit(">=", 0.6, "ratio"),) if replicas == 1 else ()
-    report.add(Line(f"{name}_of_a", run.rate, "events/s", run.rate / pair.a, "ceiling_a", of_a))
+    report.add(
+        Line(f"{name}_of_a", run.rate, "events/s", run.rate / pair.a, "ceiling_a", of_a),
+        Line(f"{name}_wal", run.wal_bytes / run.generations, "bytes", note="an event, metering's database alone"),
+        Line(f"{name}_cpu_us_postgres", run.cpu["postgres"] * 1e6 / run.generations, "us/event", note="likewise"),
+    )
 
 
 async def chain_lines(lab: Lab, ceilings: Ceilings, plan: Plan, report: Report, replicas: int) -> None:
