@@ -23,11 +23,12 @@ _TREE = root()
 _FILE = _TREE / "deploy/compose.yaml"
 # What the Compose Specification knows of a service, as far as it is used here.
 _KEYS = frozenset((
-    "build", "cap_drop", "depends_on", "entrypoint", "environment", "healthcheck", "image", "ports", "read_only", "restart",
+    "build", "cap_drop", "command", "depends_on", "entrypoint", "environment", "healthcheck", "image", "ports", "read_only", "restart",
     "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
 ))  # fmt: skip
 _CONDITIONS = frozenset(("service_started", "service_healthy", "service_completed_successfully"))
 _VARIABLE = re.compile(r"STEWARD_[A-Z_]+")
+_SERVER = re.compile(r"(?:^|@|smtp://)([a-z0-9.-]+):\d+(?:/|$)")
 
 
 def _compose() -> dict[str, Any]:
@@ -79,10 +80,61 @@ def faults(compose: dict[str, Any]) -> list[str]:
         for volume in service.get("volumes", ()):
             if volume.partition(":")[0] not in volumes:
                 found.append(f"{name}: there is no volume {volume}")
+        found += _reached(name, service, services)
+    built = [service["image"] for service in services.values() if "build" in service]
+    found += [f"{image} is built twice at a time" for image in {*built} if built.count(image) > 1]
+    found += _kafka(services)
     for room in ROOMS:
         found += _room(room, services.get(room), services)
     missing = [variable for variable in needed() if variable not in services["provision"]["environment"]]
     return [*found, *(f"provision is not told {variable}" for variable in missing), *_circles(services)]
+
+
+def _reached(name: str, service: dict[str, Any], services: dict[str, Any]) -> list[str]:
+    """Servers and files that a service is told of and would not find."""
+    found: list[str] = []
+    mounts: dict[str, str] = {}
+    for volume in service.get("volumes", ()):
+        _, place, *mode = volume.split(":")
+        mounts[place] = mode[0] if mode else "rw"
+    for variable, text in service.get("environment", {}).items():
+        server = _SERVER.search(text) if variable.startswith("STEWARD_") else None
+        if server and server[1] not in services:
+            found.append(f"{name}: {variable} names {server[1]}, which is no service")
+        if text.startswith("/"):
+            how = next((mode for place, mode in mounts.items() if Path(text).is_relative_to(place)), None)
+            if how is None:
+                found.append(f"{name}: {variable} is in no volume")
+            elif how == "ro" and (name == "provision" or variable == "STEWARD_BLOBS"):
+                found.append(f"{name}: {variable} cannot be written")
+    return found
+
+
+def _kafka(services: dict[str, Any]) -> list[str]:
+    """Clients are sent on to the address that the broker says of itself."""
+    told = services["kafka"]["environment"]
+    inside = dict(re.findall(r"([A-Z]+)://:(\d+)", told["KAFKA_LISTENERS"]))
+    secured = dict(re.findall(r"([A-Z]+):([A-Z_]+)", told["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"]))
+    said = re.findall(r"([A-Z]+)://([a-z]+):(\d+)", told["KAFKA_ADVERTISED_LISTENERS"])
+    found = [f"kafka says {host}:{port} and listens elsewhere" for name, host, port in said if inside.get(name) != port]
+    if secured.keys() != inside.keys():
+        found.append("kafka has a listener without a protocol, or a protocol without a listener")
+    for name in (told["KAFKA_CONTROLLER_LISTENER_NAMES"], told["KAFKA_INTER_BROKER_LISTENER_NAME"]):
+        if name not in inside:
+            found.append(f"kafka has no listener {name}")
+    voters = re.fullmatch(r"(\d+)@localhost:(\d+)", told["KAFKA_CONTROLLER_QUORUM_VOTERS"])
+    if not voters or voters.groups() != (told["KAFKA_NODE_ID"], inside.get(told["KAFKA_CONTROLLER_LISTENER_NAMES"])):
+        found.append("kafka does not vote for itself")
+    published = services["kafka"]["ports"]
+    found += [f"kafka's {port} is not published" for _, host, port in said
+              if host == "localhost" and f"127.0.0.1:{port}:{port}" not in published]  # fmt: skip
+    places = {f"{host}:{port}": secured.get(name) for name, host, port in said}
+    for name, service in services.items():
+        environment = service.get("environment", {})
+        server = environment.get("STEWARD_KAFKA_BOOTSTRAP_SERVERS")
+        if server and places.get(server) != environment["STEWARD_KAFKA_SECURITY_PROTOCOL"]:
+            found.append(f"{name}: kafka does not say of itself that it is {server}")
+    return found
 
 
 def _room(room: str, service: dict[str, Any] | None, services: dict[str, Any]) -> list[str]:
@@ -104,6 +156,12 @@ def _room(room: str, service: dict[str, Any] | None, services: dict[str, Any]) -
     inside = {int(port.rpartition(":")[2]) for port in service["ports"]}
     if inside != {settings.port} | ({settings.public_port} - {0}):
         found.append(f"{room}: the published ports are not those that it opens")
+    if settings.host.startswith("127."):
+        found.append(f"{room} listens where no published port leads")
+    if settings.public_port:
+        outside = urlsplit(settings.public_url or "").port
+        if f"127.0.0.1:{outside}:{settings.public_port}" not in service["ports"]:
+            found.append(f"{room}: mailed links lead to {settings.public_url}, which nobody answers")
     if not (service["read_only"] and service["cap_drop"] == ["ALL"] and service["user"].split(":")[0] != "0"):
         found.append(f"{room} may do more than it needs")
     foreign = [f"STEWARD_{other.upper()}_" for other in ROOMS if other != room] + ["STEWARD_POSTGRES_URL"]
@@ -159,6 +217,24 @@ def test_nothing_is_wrong_with_it() -> None:
         ("kafka.image", "apache/kafka", "names no version"),
         ("kafka.volume", [], "volume is no key of a service"),
         ("kafka.volumes", ["kafkas:/var/lib/kafka/data"], "there is no volume kafkas"),
+        ("kafka.environment.KAFKA_ADVERTISED_LISTENERS", "MESH://kafka:9095,HOST://localhost:9094", "listens elsewhere"),
+        ("kafka.environment.KAFKA_ADVERTISED_LISTENERS", "MESH://localhost:9092,HOST://localhost:9094",
+         "kafka does not say of itself that it is kafka:9092"),
+        ("kafka.environment.KAFKA_LISTENER_SECURITY_PROTOCOL_MAP", "MESH:PLAINTEXT,HOST:PLAINTEXT", "without a protocol"),
+        ("kafka.environment.KAFKA_INTER_BROKER_LISTENER_NAME", "PLAINTEXT", "kafka has no listener PLAINTEXT"),
+        ("kafka.environment.KAFKA_CONTROLLER_QUORUM_VOTERS", "1@localhost:9094", "kafka does not vote for itself"),
+        ("kafka.ports", ["127.0.0.1:9092:9092"], "kafka's 9094 is not published"),
+        ("billing.environment.STEWARD_KAFKA_BOOTSTRAP_SERVERS", "broker:9092", "names broker, which is no service"),
+        ("billing.environment.STEWARD_KAFKA_BOOTSTRAP_SERVERS", "kafka:9094", "say of itself that it is kafka:9094"),
+        ("billing.environment.STEWARD_KEYS_DATABASE_URL",
+         "postgresql://steward_keys_app:local-only@db:5432/steward_keys", "names db, which is no service"),
+        ("notifications.environment.STEWARD_SMTP_URL", "smtp://mailpit:1025", "names mailpit, which is no service"),
+        ("billing.environment.STEWARD_BLOBS", "/blobs", "STEWARD_BLOBS is in no volume"),
+        ("provision.volumes", ["keys:/var/lib/steward/keys:ro", "blobs:/var/lib/steward/blobs"], "cannot be written"),
+        ("billing.environment.STEWARD_HTTP_HOST", "127.0.0.1", "listens where no published port leads"),
+        ("retention.environment.STEWARD_PUBLIC_URL", "http://localhost:8091", "which nobody answers"),
+        ("retention.environment.STEWARD_PUBLIC_PORT", "8081", "nobody reads STEWARD_PUBLIC_PORT"),
+        ("provision.image", "steward-metering", "steward-metering is built twice at a time"),
         ("provision.environment.STEWARD_AUDITOR_KEYS_DATABASE_URL", None, "provision is not told"),
         ("security", None, "there is no service security"),
     ],
@@ -185,16 +261,18 @@ def test_the_servers_are_those_that_the_tests_run() -> None:
 
 
 def test_every_build_names_the_dockerfile_and_its_service() -> None:
-    arguments = {
-        step.text for stage in parse((_TREE / "deploy/Dockerfile").read_text()).stages for step in stage.all("ARG")
-    }
+    found = parse((_TREE / "deploy/Dockerfile").read_text(encoding="utf-8"))
+    arguments = {step.text for stage in found.stages for step in stage.all("ARG")}
+    exposed = {int(port) for step in found.stages[-1].all("EXPOSE") for port in step.words}
+    opened: set[int] = set()
     for name, service in _compose()["services"].items():
         if service["image"].startswith("steward-"):
             build = service["build"]
-            assert (
-                Path(_FILE.parent, build["context"]) / build["dockerfile"]
-            ).resolve() == _TREE / "deploy/Dockerfile", name
+            file = Path(_FILE.parent, build["context"], build["dockerfile"])
+            assert file.resolve() == _TREE / "deploy/Dockerfile", name
             assert build["args"].keys() <= arguments
+            opened |= {int(port.rpartition(":")[2]) for port in service.get("ports", ())}
+    assert opened == exposed
 
 
 async def test_no_password_is_made_up_that_nobody_would_know() -> None:
