@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,9 +22,8 @@ from tests.k8s.dockerfile import Dockerfile, DockerfileError, Ignored, Stage, ex
 from tests.k8s.tilt_api import VALUES, WrongCall, bind, loaded, names
 
 Doc = dict[str, Any]
-# yaml's own loader and dumper take ten times as long.
+# yaml's own loader takes ten times as long.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOAD = re.compile(r"^load\((?P<arguments>[^)]*)\)\s*$", re.MULTILINE)
 _DOTTED = re.compile(r"\b(config|os)\.([a-z_]+)\(")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -188,20 +188,22 @@ class _Run:
         folder = self._path("kustomize", given["paths"])
         if not (folder / "kustomization.yaml").is_file():
             raise WrongCall(f"kustomize: {given['paths']} has no kustomization.yaml")
-        return {"blob": self._render(folder)}
+        return {"blob": _documents(self._render(folder))}
 
     def _decode_yaml_stream(self, given: dict[str, Any]) -> list[Doc]:
         text = given["yaml"]
-        return [doc for doc in yaml.load_all(text["blob"] if isinstance(text, dict) else text, _LOADER) if doc]
+        return list(text["blob"] if isinstance(text, dict) else _documents(text))
 
     def _encode_yaml_stream(self, given: dict[str, Any]) -> Doc:
-        return {"blob": yaml.dump_all(given["objs"], Dumper=_DUMPER)}
+        return {"blob": given["objs"]}
 
     def _k8s_yaml(self, given: dict[str, Any]) -> None:
         blobs = given["yaml"] if isinstance(given["yaml"], list) else [given["yaml"]]
         for blob in blobs:
-            text = blob["blob"] if isinstance(blob, dict) else self._path("k8s_yaml", blob).read_text(encoding="utf-8")
-            self.result.documents += [doc for doc in yaml.load_all(text, _LOADER) if doc]
+            path = blob if isinstance(blob, str) else None
+            self.result.documents += (
+                _documents(self._path("k8s_yaml", path).read_text(encoding="utf-8")) if path else blob["blob"]
+            )
 
     def _k8s_resource(self, given: dict[str, Any]) -> None:
         if not given.get("workload") and not (given.get("new_name") and given.get("objects")):
@@ -218,7 +220,7 @@ class _Run:
     def _docker_build(self, given: dict[str, Any]) -> None:
         context = self._path("docker_build", given["context"])
         file = self._path("docker_build", given.get("dockerfile", "Dockerfile"))
-        found = parse(file.read_text(encoding="utf-8"))
+        found = _dockerfile(file.read_text(encoding="utf-8"))
         watched = [self._below("docker_build: only", context, path) for path in given.get("only", ())] or [context]
         target = given.get("target")
         if target and found.stage(target) is None:
@@ -313,6 +315,10 @@ class _Run:
                 mine = [other for other in loose if _selects(other, doc)]
                 loose = [other for other in loose if other not in mine]
                 self._add(Resource(doc["metadata"]["name"], [doc, *mine]))
+        known: dict[str, list[Doc]] = {}
+        for doc in self.result.documents:
+            for fragment in _fragments(doc):
+                known.setdefault(fragment, []).append(doc)
         for given in self._options:
             name = given.get("workload") or given["new_name"]
             if not given.get("workload"):
@@ -321,7 +327,7 @@ class _Run:
                 raise WrongCall(f"k8s_resource: there is no workload {name}")
             resource = self.result.resources[name]
             for fragment in given.get("objects", ()):
-                found = [doc for doc in self.result.documents if fragment.lower() in _fragments(doc)]
+                found = known.get(fragment.lower(), [])
                 if not found:
                     raise WrongCall(f"k8s_resource {name}: no object is {fragment}")
                 if len(found) > 1:
@@ -360,6 +366,15 @@ class _Run:
         if not place.exists():
             raise WrongCall(f"{call}: there is no {path}")
         return place
+
+
+@lru_cache(maxsize=8)
+def _documents(text: str) -> tuple[Doc, ...]:
+    """What a text of YAML holds; whoever changes it changes a copy, since Starlark has values of its own."""
+    return tuple(doc for doc in yaml.load_all(text, _LOADER) if doc)
+
+
+_dockerfile = lru_cache(maxsize=8)(parse)
 
 
 def _chain(found: Dockerfile, stage: Stage) -> list[Stage]:
