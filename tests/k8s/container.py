@@ -86,9 +86,10 @@ def base(folder: Path) -> dict[str, Path]:
 
 
 def _runtime() -> list[str]:
-    """Where this machine's linker finds the libraries of distroless/cc that Python itself is not linked with."""
+    """Where this machine's linker finds the libraries of distroless/cc: those of C's own package, of C++ and of GCC."""
     known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
-    return re.findall(r"^\tlib(?:stdc\+\+|gcc_s|gomp)\.so\.\d \(libc6,[^)]*\) => (\S+)$", known, re.MULTILINE)
+    names = r"(?:m|dl|rt|util|pthread|resolv|anl|stdc\+\+|gcc_s|gomp)"
+    return re.findall(rf"^\tlib{names}\.so\.\d \(libc6,[^)]*\) => (\S+)$", known, re.MULTILINE)
 
 
 class Container:
