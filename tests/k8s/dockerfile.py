@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 _WORDS = frozenset(("FROM", "ARG", "ENV", "LABEL", "COPY", "RUN", "WORKDIR", "USER", "EXPOSE", "ENTRYPOINT", "CMD"))
 # What a stage that ships may take from the others: anything more could be a tool.
 _CONTENT = frozenset(("/libraries", "/app", "/state"))
-_SECRET = re.compile("PASSWORD|SECRET|TOKEN|CREDENTIAL|KEY$|_URL$")
+_SECRET = re.compile("PASSW|SECRET|TOKEN|CREDENTIAL|KEY$|_URL$")
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<bare>[A-Za-z_][A-Za-z0-9_]*))")
 
 
@@ -137,10 +137,11 @@ def _stages(found: Dockerfile) -> Iterator[str]:
         if used and not any(step.text == "SERVICE" for step in stage.all("ARG")):
             yield f"stage {stage.name or stage.base} uses SERVICE without ARG SERVICE"
         seen |= {stage.name} if stage.name else set()
-    releases = {m[1] for stage in found.stages if (m := re.search(r"debian:?(\d+)", stage.base))}
+    bases = {stage.base for stage in found.stages} - seen
+    releases = {match[1] if (match := re.search(r"debian:?(\d+)", base)) else base for base in bases}
     if len(releases) != 1:
         yield f"the bases are of Debian {sorted(releases)}: what one Python installs, another would run"
-    builds = [step for stage in found.stages for step in stage.all("RUN") if re.search(r"\bpip\d?\b", step.text)]
+    builds = [step for stage in found.stages for step in stage.all("RUN") if re.search(r"\b(pip\d?|uv)\b", step.text)]
     if not builds:
         yield "nothing installs the libraries"
     for step in builds:
@@ -158,12 +159,13 @@ def _stages(found: Dockerfile) -> Iterator[str]:
 
 
 def _secrets(found: Dockerfile) -> Iterator[str]:
-    named = [*found.arguments]
+    said = dict(found.arguments)
     for stage in found.stages:
-        named += [name for step in stage.all("ENV") for name in pairs(step)]
-        named += [step.text.partition("=")[0] for step in stage.all("ARG")]
-    for name in named:
-        if _SECRET.search(name):
+        for step in stage.all("ENV"):
+            said |= pairs(step)
+        said |= {name: text for name, _, text in (step.text.partition("=") for step in stage.all("ARG"))}
+    for name, text in said.items():
+        if _SECRET.search(name) or re.search("://[^/]*:[^/]*@", text):
             yield f"{name} is a secret in a layer"
 
 

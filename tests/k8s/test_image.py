@@ -58,6 +58,8 @@ def test_nothing_is_wrong_with_it() -> None:
         ("COPY --from=compiled /app /app", "COPY --from=build /usr/bin /usr/bin", "neither libraries nor sources"),
         ("COPY --from=compiled /app /app", "COPY --from=busybox:1 /bin/sh /bin/sh", "neither libraries nor sources"),
         ("python3-debian13:nonroot", "python3-debian13:debug-nonroot", "which has a shell"),
+        ("ARG SERVICE\nLABEL", "ARG SERVICE\nARG DSN=postgresql://a:b@c/d\nLABEL", "DSN is a secret in a layer"),
+        ("ARG BUILD_BASE=debian:13-slim", "ARG BUILD_BASE=python:3.12-slim", "what one Python installs, another would run"),
         ("ARG BUILD_BASE=debian:13-slim", "ARG BUILD_BASE=debian:12-slim", "what one Python installs, another would run"),
         ("WORKDIR /app\nCOPY deploy/__init__", "RUN pip3 install requests\nWORKDIR /app\nCOPY deploy/__init__",
          "without --require-hashes"),
