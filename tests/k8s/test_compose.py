@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from deploy.checkout import root
+from deploy.k8s.workload import environment
 from deploy.local.databases import Names
 from deploy.local.jars import KAFKA_VERSION
 from deploy.provision import needed, prepare
-from deploy.rooms import ROOMS
+from deploy.rooms import ROOMS, load
 from shared.mesh.runtime import _LEAVE_SECONDS
 from shared.mesh.settings import Misconfigured, ServiceSettings
 from tests.k8s.dockerfile import parse
@@ -28,7 +29,12 @@ _KEYS = frozenset((
 ))  # fmt: skip
 _CONDITIONS = frozenset(("service_started", "service_healthy", "service_completed_successfully"))
 _VARIABLE = re.compile(r"STEWARD_[A-Z_]+")
-_SERVER = re.compile(r"(?:^|@|smtp://)([a-z0-9.-]+):\d+(?:/|$)")
+_SERVER = re.compile(r"(?:^|@|smtp://)([a-z0-9.-]+):(\d+)(?:/|$)")
+_ON_ONE_BROKER = (
+    "OFFSETS_TOPIC_REPLICATION_FACTOR", "TRANSACTION_STATE_LOG_REPLICATION_FACTOR", "TRANSACTION_STATE_LOG_MIN_ISR",
+)  # fmt: skip
+# Where the images of others listen.
+_LISTENS = {"postgres": "5432", "mail": "1025"}
 
 
 def _compose() -> dict[str, Any]:
@@ -86,6 +92,8 @@ def faults(compose: dict[str, Any]) -> list[str]:
     found += _kafka(services)
     for room in ROOMS:
         found += _room(room, services.get(room), services)
+    found += [f"provision does not wait for {name}" for name in ("kafka", "postgres")
+              if services["provision"]["depends_on"].get(name, {}).get("condition") != "service_healthy"]  # fmt: skip
     missing = [variable for variable in needed() if variable not in services["provision"]["environment"]]
     return [*found, *(f"provision is not told {variable}" for variable in missing), *_circles(services)]
 
@@ -101,6 +109,8 @@ def _reached(name: str, service: dict[str, Any], services: dict[str, Any]) -> li
         server = _SERVER.search(text) if variable.startswith("STEWARD_") else None
         if server and server[1] not in services:
             found.append(f"{name}: {variable} names {server[1]}, which is no service")
+        elif server and server[2] != _LISTENS.get(server[1], server[2]):
+            found.append(f"{name}: {variable} names a port on which {server[1]} does not listen")
         if text.startswith("/"):
             how = next((mode for place, mode in mounts.items() if Path(text).is_relative_to(place)), None)
             if how is None:
@@ -125,6 +135,12 @@ def _kafka(services: dict[str, Any]) -> list[str]:
     voters = re.fullmatch(r"(\d+)@localhost:(\d+)", told["KAFKA_CONTROLLER_QUORUM_VOTERS"])
     if not voters or voters.groups() != (told["KAFKA_NODE_ID"], inside.get(told["KAFKA_CONTROLLER_LISTENER_NAMES"])):
         found.append("kafka does not vote for itself")
+    replicas = [told.get(f"KAFKA_{name}") for name in _ON_ONE_BROKER] + [
+        text for service in services.values() for name, text in service.get("environment", {}).items()
+        if name == "STEWARD_KAFKA_REPLICATION"
+    ]  # fmt: skip
+    if {*replicas} != {"1"}:
+        found.append("kafka is one broker: its own topics and ours have one replica")
     published = services["kafka"]["ports"]
     found += [f"kafka's {port} is not published" for _, host, port in said
               if host == "localhost" and f"127.0.0.1:{port}:{port}" not in published]  # fmt: skip
@@ -162,6 +178,16 @@ def _room(room: str, service: dict[str, Any] | None, services: dict[str, Any]) -
         outside = urlsplit(settings.public_url or "").port
         if f"127.0.0.1:{outside}:{settings.public_port}" not in service["ports"]:
             found.append(f"{room}: mailed links lead to {settings.public_url}, which nobody answers")
+    wanted = {one["name"] for one in environment(load(room)) if one["name"].startswith("STEWARD_")}
+    wanted |= {"STEWARD_BLOBS"} if load(room).rights.blobs else set()
+    missing = {
+        name for name in wanted - told.keys() if not name.startswith(("STEWARD_KAFKA_SASL", "STEWARD_KAFKA_SSL"))
+    }
+    found += [f"{room} is not told {name}, as it is in the cluster" for name in sorted(missing)]
+    if service["depends_on"].get("provision", {}).get("condition") != "service_completed_successfully":
+        found.append(f"{room} does not wait for its database")
+    if service["tmpfs"] != ["/tmp"]:
+        found.append(f"{room} has no place for a moment's file")
     if not (service["read_only"] and service["cap_drop"] == ["ALL"] and service["user"].split(":")[0] != "0"):
         found.append(f"{room} may do more than it needs")
     foreign = [f"STEWARD_{other.upper()}_" for other in ROOMS if other != room] + ["STEWARD_POSTGRES_URL"]
@@ -234,6 +260,16 @@ def test_nothing_is_wrong_with_it() -> None:
         ("billing.environment.STEWARD_HTTP_HOST", "127.0.0.1", "listens where no published port leads"),
         ("retention.environment.STEWARD_PUBLIC_URL", "http://localhost:8091", "which nobody answers"),
         ("retention.environment.STEWARD_PUBLIC_PORT", "8081", "nobody reads STEWARD_PUBLIC_PORT"),
+        ("notifications.environment.STEWARD_SMTP_URL", None, "notifications is not told STEWARD_SMTP_URL"),
+        ("billing.environment.STEWARD_MASTER_KEY_FILE", None, "billing is not told STEWARD_MASTER_KEY_FILE"),
+        ("retention.environment.STEWARD_BLOBS", None, "retention is not told STEWARD_BLOBS"),
+        ("audit.environment.STEWARD_AUDITOR_KEYS_DATABASE_URL", None, "audit is not told STEWARD_AUDITOR_KEYS"),
+        ("notifications.environment.STEWARD_SMTP_URL", "smtp://mail:25", "a port on which mail does not listen"),
+        ("billing.depends_on", {"provision": {"condition": "service_started"}}, "billing does not wait for its database"),
+        ("billing.tmpfs", [], "no place for a moment's file"),
+        ("provision.depends_on", {"postgres": {"condition": "service_healthy"}}, "provision does not wait for kafka"),
+        ("kafka.environment.KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR", "3", "kafka is one broker"),
+        ("provision.environment.STEWARD_KAFKA_REPLICATION", "3", "kafka is one broker"),
         ("provision.image", "steward-metering", "steward-metering is built twice at a time"),
         ("provision.environment.STEWARD_AUDITOR_KEYS_DATABASE_URL", None, "provision is not told"),
         ("security", None, "there is no service security"),

@@ -383,9 +383,7 @@ def _chain(found: Dockerfile, stage: Stage) -> list[Stage]:
     return [*(_chain(found, below) if below else ()), stage]
 
 
-def _landed(
-    found: Dockerfile, stage: Stage, context: Path, arguments: Mapping[str, str]
-) -> dict[Path, PurePosixPath]:
+def _landed(found: Dockerfile, stage: Stage, context: Path, arguments: Mapping[str, str]) -> dict[Path, PurePosixPath]:
     """What a stage, and those that it is made of, copy from the context, and where it is then."""
     landed: dict[Path, PurePosixPath] = {}
     workdir = PurePosixPath("/")
@@ -413,11 +411,7 @@ def _place(path: Path, landed: Mapping[Path, PurePosixPath]) -> PurePosixPath | 
 def _own(stage: Stage) -> list[str]:
     """The folders that a stage gives to the user of its process."""
     return [
-        word
-        for step in stage.all("RUN")
-        if step.words[0] == "chown"
-        for word in step.words[1:]
-        if word.startswith("/")
+        word for step in stage.all("RUN") if step.words[0] == "chown" for word in step.words[1:] if word.startswith("/")
     ]
 
 
