@@ -24,8 +24,8 @@ _TREE = root()
 _FILE = _TREE / "deploy/compose.yaml"
 # What the Compose Specification knows of a service, as far as it is used here.
 _KEYS = frozenset((
-    "build", "cap_drop", "command", "depends_on", "entrypoint", "environment", "healthcheck", "image", "ports", "read_only", "restart",
-    "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
+    "build", "cap_drop", "command", "depends_on", "entrypoint", "environment", "healthcheck", "image", "ports", "read_only",
+    "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
 ))  # fmt: skip
 _CONDITIONS = frozenset(("service_started", "service_healthy", "service_completed_successfully"))
 _VARIABLE = re.compile(r"STEWARD_[A-Z_]+")

@@ -223,13 +223,13 @@ class _Run:
         found = _dockerfile(file.read_text(encoding="utf-8"))
         watched = [self._below("docker_build: only", context, path) for path in given.get("only", ())] or [context]
         target = given.get("target")
-        if target and found.stage(target) is None:
+        stage = found.stage(target) if target else found.stages[-1]
+        if stage is None:
             raise WrongCall(f"docker_build: {given['dockerfile']} has no stage {target}")
         arguments = {step.text.partition("=")[0] for stage in found.stages for step in stage.all("ARG")}
         for name in given.get("build_args", {}):
             if name not in arguments | found.arguments.keys():
                 raise WrongCall(f"docker_build: {given['dockerfile']} has no ARG {name}")
-        stage = found.stage(target) if target else found.stages[-1]
         landed = _landed(found, stage, context, given.get("build_args", {}))
         ignored = Ignored.read(context)
         for place in landed:
