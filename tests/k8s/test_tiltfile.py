@@ -12,7 +12,7 @@ import pytest
 from deploy.checkout import root
 from deploy.cli import main as cli
 from deploy.k8s.kubectl import kustomized
-from deploy.rooms import ROOMS
+from deploy.rooms import ROOMS, load
 from tests.k8s.dockerfile import parse
 from tests.k8s.tilt_api import WrongCall, bind, loaded
 from tests.k8s.tiltfile import Tilted, WrongTiltfile, containers, evaluate
@@ -69,6 +69,10 @@ def test_what_all_stand_on_comes_first(tilted: Tilted) -> None:
 
     for room in ROOMS:
         assert {"operators", "platform", "secrets", "kafka"} <= before(room)
+        rights = load(room).rights
+        beside = {"mail"} if "smtp" in rights.egress else set()
+        beside |= {"object-store"} if rights.blobs else set()
+        assert before(room) & {"mail", "object-store"} == beside
 
 
 def test_files_are_where_the_mailed_links_lead(tilted: Tilted) -> None:
