@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,13 +49,16 @@ def _seconds(text: str) -> float:
     return float(match[1])
 
 
-def _known() -> set[str]:
+@cache
+def _known() -> frozenset[str]:
     """Every variable that the code of services reads by name."""
     read = {"STEWARD_POSTGRES_URL", *needed()}
     for folder in ("shared", "services"):
         for path in (_TREE / folder).rglob("*.py"):
             read |= set(_VARIABLE.findall(path.read_text(encoding="utf-8")))
-    return read | {f"STEWARD_{room.upper()}{suffix}" for room in ROOMS for suffix in ("_PORT", "_PUBLIC_PORT")}
+    return frozenset(
+        read | {f"STEWARD_{room.upper()}{suffix}" for room in ROOMS for suffix in ("_PORT", "_PUBLIC_PORT")}
+    )
 
 
 def faults(compose: dict[str, Any]) -> list[str]:
