@@ -58,8 +58,9 @@ def isolation() -> tuple[str, ...] | None:
     return None
 
 
-def base(folder: Path, libraries: Path) -> dict[str, Path]:
-    """What the base image of the last stage has, from this machine: Python, and what it and `libraries` are linked with.
+def base(folder: Path) -> dict[str, Path]:
+    """What the base image of the last stage has, from this machine: Python, what it is linked with, and the runtime of C
+    and C++ (GoogleContainerTools/distroless: python3/config.bzl, on top of cc). A wheel that needs more finds nothing.
 
     Returns folders by where they are in an image; what needs one of its own is made below `folder`.
     """
@@ -70,18 +71,25 @@ def base(folder: Path, libraries: Path) -> dict[str, Path]:
     shutil.copy2(Path(sys.base_prefix, "bin", name).resolve(), folder / "usr/bin" / name)
     for other in ("python", "python3"):
         (folder / "usr/bin" / other).symlink_to(name)
-    linked = [folder / "usr/bin" / name, *stdlib.glob("lib-dynload/*.so"), *libraries.rglob("*.so")]
+    linked = [folder / "usr/bin" / name, *stdlib.glob("lib-dynload/*.so"), *_runtime()]
     told = subprocess.run(["ldd", *map(str, linked)], capture_output=True, text=True, check=False).stdout
-    for library in sorted(set(re.findall(r"(?:=> |^\t)(/\S+) \(0x", told, re.MULTILINE))):
-        if not library.startswith(str(libraries)):
-            place = folder / library.lstrip("/")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(library, place)
+    needed = {*re.findall(r"(?:=> |^\t)(/\S+) \(0x", told, re.MULTILINE), *_runtime()}
+    for library in sorted(needed):
+        place = folder / library.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(library, place)
     # An image may have put something of its own below /usr.
     parts = [path for path in folder.iterdir() if path.name != "usr"] + list((folder / "usr").iterdir())
     mounts = {f"/{path.relative_to(folder)}": path for path in parts} | {f"/usr/lib/{name}": stdlib}
     # What is installed for this machine's Python is none of the image's.
     return mounts | ({f"/usr/lib/{name}/site-packages": _NONE} if (stdlib / "site-packages").exists() else {})
+
+
+def _runtime() -> list[str]:
+    """Where this machine's linker finds the libraries of distroless/cc: those of C's own package, of C++ and of GCC."""
+    known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
+    names = r"(?:m|dl|rt|util|pthread|resolv|anl|stdc\+\+|gcc_s|gomp)"
+    return re.findall(rf"^\tlib{names}\.so\.\d \(libc6,[^)]*\) => (\S+)$", known, re.MULTILINE)
 
 
 class Container:
@@ -93,11 +101,12 @@ class Container:
         self._mounts = {**system, **image.mounts, "/tmp": _NONE}
         for place in (*system, *image.mounts, "/tmp", "/proc", "/dev"):
             (image.root / place.lstrip("/")).mkdir(parents=True, exist_ok=True)
-        if not volumes.exists():
+        if not volumes.exists():  # as Docker does: a new volume takes content and owners from the image
             shutil.copytree(image.root / "var/lib/steward", volumes)
             if os.geteuid() == 0:
                 for path in (volumes, *volumes.iterdir()):
-                    os.chown(path, int(USER), int(USER))
+                    owned = (image.root / "var/lib/steward" / path.relative_to(volumes)).stat()
+                    os.chown(path, owned.st_uid, owned.st_gid)
 
     def command(self, words: Sequence[str]) -> list[str]:
         """How this machine runs `words` in the container; its first word is looked up in the image."""

@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 _WORDS = frozenset(("FROM", "ARG", "ENV", "LABEL", "COPY", "RUN", "WORKDIR", "USER", "EXPOSE", "ENTRYPOINT", "CMD"))
+# What a stage that ships may take from the others: anything more could be a tool.
+_CONTENT = frozenset(("/libraries", "/app", "/state"))
+_SECRET = re.compile("PASSW|SECRET|TOKEN|CREDENTIAL|KEY$|_URL$")
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<bare>[A-Za-z_][A-Za-z0-9_]*))")
 
 
@@ -109,8 +112,10 @@ def faults(text: str, context: Path, services: tuple[str, ...]) -> list[str]:
     try:
         found = parse(text)
         shipped = [stage for stage in (found.stage("toolbox"), found.stages[-1]) if stage is not None]
-        wrong = [text for stage in shipped for text in _shipped(stage, context)]
-        return [*_stages(found), *wrong, *_sources(found, context, services)]
+        started = [stage for stage in (found.stage("dev"), *shipped) if stage is not None]
+        wrong = [text for stage in shipped for text in _shipped(stage)]
+        wrong += [text for stage in started for text in _process(stage, context)]
+        return [*_stages(found), *_secrets(found), *wrong, *_sources(found, context, services)]
     except DockerfileError as error:
         return [str(error)]
 
@@ -132,9 +137,11 @@ def _stages(found: Dockerfile) -> Iterator[str]:
         if used and not any(step.text == "SERVICE" for step in stage.all("ARG")):
             yield f"stage {stage.name or stage.base} uses SERVICE without ARG SERVICE"
         seen |= {stage.name} if stage.name else set()
-    builds = [
-        step for stage in found.stages for step in stage.all("RUN") if "install" in step.words and "uv" in step.words
-    ]
+    bases = {stage.base for stage in found.stages} - seen
+    releases = {match[1] if (match := re.search(r"debian:?(\d+)", base)) else base for base in bases}
+    if len(releases) != 1:
+        yield f"the bases are of Debian {sorted(releases)}: what one Python installs, another would run"
+    builds = [step for stage in found.stages for step in stage.all("RUN") if re.search(r"\b(pip\d?|uv)\b", step.text)]
     if not builds:
         yield "nothing installs the libraries"
     for step in builds:
@@ -144,6 +151,22 @@ def _stages(found: Dockerfile) -> Iterator[str]:
     for name in ("dev", "toolbox"):
         if found.stage(name) is None:
             yield f"there is no stage {name}"
+    dev = found.stage("dev")
+    while dev is not None and (below := found.stage(dev.base)) is not None:
+        dev = below
+    if dev is not None and "distroless" in dev.base:
+        yield "stage dev has no shell"
+
+
+def _secrets(found: Dockerfile) -> Iterator[str]:
+    said = dict(found.arguments)
+    for stage in found.stages:
+        for step in stage.all("ENV"):
+            said |= pairs(step)
+        said |= {name: text for name, _, text in (step.text.partition("=") for step in stage.all("ARG"))}
+    for name, text in said.items():
+        if _SECRET.search(name) or re.search("://[^/]*:[^/]*@", text):
+            yield f"{name} is a secret in a layer"
 
 
 def _pinned(image: str) -> bool:
@@ -151,28 +174,32 @@ def _pinned(image: str) -> bool:
     return "@sha256:" in image or (bool(tag) and tag != "latest")
 
 
-def _shipped(stage: Stage, context: Path) -> Iterator[str]:
+def _shipped(stage: Stage) -> Iterator[str]:
     name = stage.name or "the last stage"
     if stage.all("RUN"):
         yield f"{name} runs something: it needs a shell or a tool that the image should not have"
-    if "distroless" not in stage.base:
+    if "distroless" not in stage.base or "debug" in stage.base:
         yield f"{name} stands on {stage.base}, which has a shell"
+    for copy in stage.all("COPY"):
+        if "from" in copy.flags and not set(copy.words[:-1]) <= _CONTENT:
+            yield f"{name} takes {copy.text}, which is neither libraries nor sources"
+
+
+def _process(stage: Stage, context: Path) -> Iterator[str]:
+    name = stage.name or "the last stage"
     users = stage.all("USER")
     if not users or not re.fullmatch(r"[1-9][0-9]*(:[1-9][0-9]*)?", users[-1].text):
         yield f"{name}: USER is not a number above 0: Kubernetes cannot see that it is not root"
     entry = stage.all("ENTRYPOINT")
     if not entry or not entry[-1].exec_form:
         yield f"{name} has no ENTRYPOINT in exec form: a shell would be PID 1 and keep SIGTERM to itself"
-    elif entry[-1].words[:2] != ("python", "-m") or not _module(context, entry[-1].words[2]):
+    elif not re.fullmatch(r"(/usr/bin/)?python3? -m", " ".join(entry[-1].words[:2])) or not _module(
+        context, entry[-1].words[2]
+    ):
         yield f"{name}: ENTRYPOINT {entry[-1].text} starts no module of the tree"
-    variables: dict[str, str] = {}
-    for step in stage.all("ENV"):
-        variables |= pairs(step)
+    variables = {variable: text for step in stage.all("ENV") for variable, text in pairs(step).items()}
     if variables.get("PYTHONDONTWRITEBYTECODE") != "1":
         yield f"{name} lets Python write bytecode into a file system that is read-only"
-    for variable in variables:
-        if re.search("PASSWORD|SECRET|TOKEN|MASTER_KEY$", variable):
-            yield f"{name}: {variable} is a secret in a layer"
 
 
 def _module(context: Path, name: str) -> bool:

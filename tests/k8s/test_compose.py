@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,10 +12,11 @@ import pytest
 import yaml
 
 from deploy.checkout import root
+from deploy.k8s.workload import environment
 from deploy.local.databases import Names
 from deploy.local.jars import KAFKA_VERSION
 from deploy.provision import needed, prepare
-from deploy.rooms import ROOMS
+from deploy.rooms import ROOMS, load
 from shared.mesh.runtime import _LEAVE_SECONDS
 from shared.mesh.settings import Misconfigured, ServiceSettings
 from tests.k8s.dockerfile import parse
@@ -23,11 +25,17 @@ _TREE = root()
 _FILE = _TREE / "deploy/compose.yaml"
 # What the Compose Specification knows of a service, as far as it is used here.
 _KEYS = frozenset((
-    "build", "cap_drop", "depends_on", "entrypoint", "environment", "healthcheck", "image", "ports", "read_only", "restart",
-    "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
+    "build", "cap_drop", "command", "depends_on", "entrypoint", "environment", "healthcheck", "image", "ports", "read_only",
+    "restart", "security_opt", "stop_grace_period", "tmpfs", "user", "volumes",
 ))  # fmt: skip
 _CONDITIONS = frozenset(("service_started", "service_healthy", "service_completed_successfully"))
 _VARIABLE = re.compile(r"STEWARD_[A-Z_]+")
+_SERVER = re.compile(r"(?:^|@|smtp://)([a-z0-9.-]+):(\d+)(?:/|$)")
+_ON_ONE_BROKER = (
+    "OFFSETS_TOPIC_REPLICATION_FACTOR", "TRANSACTION_STATE_LOG_REPLICATION_FACTOR", "TRANSACTION_STATE_LOG_MIN_ISR",
+)  # fmt: skip
+# Where the images of others listen.
+_LISTENS = {"postgres": "5432", "mail": "1025"}
 
 
 def _compose() -> dict[str, Any]:
@@ -41,13 +49,16 @@ def _seconds(text: str) -> float:
     return float(match[1])
 
 
-def _known() -> set[str]:
+@cache
+def _known() -> frozenset[str]:
     """Every variable that the code of services reads by name."""
     read = {"STEWARD_POSTGRES_URL", *needed()}
     for folder in ("shared", "services"):
         for path in (_TREE / folder).rglob("*.py"):
             read |= set(_VARIABLE.findall(path.read_text(encoding="utf-8")))
-    return read | {f"STEWARD_{room.upper()}{suffix}" for room in ROOMS for suffix in ("_PORT", "_PUBLIC_PORT")}
+    return frozenset(
+        read | {f"STEWARD_{room.upper()}{suffix}" for room in ROOMS for suffix in ("_PORT", "_PUBLIC_PORT")}
+    )
 
 
 def faults(compose: dict[str, Any]) -> list[str]:
@@ -79,10 +90,71 @@ def faults(compose: dict[str, Any]) -> list[str]:
         for volume in service.get("volumes", ()):
             if volume.partition(":")[0] not in volumes:
                 found.append(f"{name}: there is no volume {volume}")
+        found += _reached(name, service, services)
+    built = [service["image"] for service in services.values() if "build" in service]
+    found += [f"{image} is built twice at a time" for image in {*built} if built.count(image) > 1]
+    found += _kafka(services)
     for room in ROOMS:
         found += _room(room, services.get(room), services)
+    found += [f"provision does not wait for {name}" for name in ("kafka", "postgres")
+              if services["provision"]["depends_on"].get(name, {}).get("condition") != "service_healthy"]  # fmt: skip
     missing = [variable for variable in needed() if variable not in services["provision"]["environment"]]
     return [*found, *(f"provision is not told {variable}" for variable in missing), *_circles(services)]
+
+
+def _reached(name: str, service: dict[str, Any], services: dict[str, Any]) -> list[str]:
+    """Servers and files that a service is told of and would not find."""
+    found: list[str] = []
+    mounts: dict[str, str] = {}
+    for volume in service.get("volumes", ()):
+        _, place, *mode = volume.split(":")
+        mounts[place] = mode[0] if mode else "rw"
+    for variable, text in service.get("environment", {}).items():
+        server = _SERVER.search(text) if variable.startswith("STEWARD_") else None
+        if server and server[1] not in services:
+            found.append(f"{name}: {variable} names {server[1]}, which is no service")
+        elif server and server[2] != _LISTENS.get(server[1], server[2]):
+            found.append(f"{name}: {variable} names a port on which {server[1]} does not listen")
+        if text.startswith("/"):
+            how = next((mode for place, mode in mounts.items() if Path(text).is_relative_to(place)), None)
+            if how is None:
+                found.append(f"{name}: {variable} is in no volume")
+            elif how == "ro" and (name == "provision" or variable == "STEWARD_BLOBS"):
+                found.append(f"{name}: {variable} cannot be written")
+    return found
+
+
+def _kafka(services: dict[str, Any]) -> list[str]:
+    """Clients are sent on to the address that the broker says of itself."""
+    told = services["kafka"]["environment"]
+    inside = dict(re.findall(r"([A-Z]+)://:(\d+)", told["KAFKA_LISTENERS"]))
+    secured = dict(re.findall(r"([A-Z]+):([A-Z_]+)", told["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"]))
+    said = re.findall(r"([A-Z]+)://([a-z]+):(\d+)", told["KAFKA_ADVERTISED_LISTENERS"])
+    found = [f"kafka says {host}:{port} and listens elsewhere" for name, host, port in said if inside.get(name) != port]
+    if secured.keys() != inside.keys():
+        found.append("kafka has a listener without a protocol, or a protocol without a listener")
+    for name in (told["KAFKA_CONTROLLER_LISTENER_NAMES"], told["KAFKA_INTER_BROKER_LISTENER_NAME"]):
+        if name not in inside:
+            found.append(f"kafka has no listener {name}")
+    voters = re.fullmatch(r"(\d+)@localhost:(\d+)", told["KAFKA_CONTROLLER_QUORUM_VOTERS"])
+    if not voters or voters.groups() != (told["KAFKA_NODE_ID"], inside.get(told["KAFKA_CONTROLLER_LISTENER_NAMES"])):
+        found.append("kafka does not vote for itself")
+    replicas = [told.get(f"KAFKA_{name}") for name in _ON_ONE_BROKER] + [
+        text for service in services.values() for name, text in service.get("environment", {}).items()
+        if name == "STEWARD_KAFKA_REPLICATION"
+    ]  # fmt: skip
+    if {*replicas} != {"1"}:
+        found.append("kafka is one broker: its own topics and ours have one replica")
+    published = services["kafka"]["ports"]
+    found += [f"kafka's {port} is not published" for _, host, port in said
+              if host == "localhost" and f"127.0.0.1:{port}:{port}" not in published]  # fmt: skip
+    places = {f"{host}:{port}": secured.get(name) for name, host, port in said}
+    for name, service in services.items():
+        environment = service.get("environment", {})
+        server = environment.get("STEWARD_KAFKA_BOOTSTRAP_SERVERS")
+        if server and places.get(server) != environment["STEWARD_KAFKA_SECURITY_PROTOCOL"]:
+            found.append(f"{name}: kafka does not say of itself that it is {server}")
+    return found
 
 
 def _room(room: str, service: dict[str, Any] | None, services: dict[str, Any]) -> list[str]:
@@ -104,6 +176,22 @@ def _room(room: str, service: dict[str, Any] | None, services: dict[str, Any]) -
     inside = {int(port.rpartition(":")[2]) for port in service["ports"]}
     if inside != {settings.port} | ({settings.public_port} - {0}):
         found.append(f"{room}: the published ports are not those that it opens")
+    if settings.host.startswith("127."):
+        found.append(f"{room} listens where no published port leads")
+    if settings.public_port:
+        outside = urlsplit(settings.public_url or "").port
+        if f"127.0.0.1:{outside}:{settings.public_port}" not in service["ports"]:
+            found.append(f"{room}: mailed links lead to {settings.public_url}, which nobody answers")
+    wanted = {one["name"] for one in environment(load(room)) if one["name"].startswith("STEWARD_")}
+    wanted |= {"STEWARD_BLOBS"} if load(room).rights.blobs else set()
+    missing = {
+        name for name in wanted - told.keys() if not name.startswith(("STEWARD_KAFKA_SASL", "STEWARD_KAFKA_SSL"))
+    }
+    found += [f"{room} is not told {name}, as it is in the cluster" for name in sorted(missing)]
+    if service["depends_on"].get("provision", {}).get("condition") != "service_completed_successfully":
+        found.append(f"{room} does not wait for its database")
+    if service["tmpfs"] != ["/tmp"]:
+        found.append(f"{room} has no place for a moment's file")
     if not (service["read_only"] and service["cap_drop"] == ["ALL"] and service["user"].split(":")[0] != "0"):
         found.append(f"{room} may do more than it needs")
     foreign = [f"STEWARD_{other.upper()}_" for other in ROOMS if other != room] + ["STEWARD_POSTGRES_URL"]
@@ -159,6 +247,34 @@ def test_nothing_is_wrong_with_it() -> None:
         ("kafka.image", "apache/kafka", "names no version"),
         ("kafka.volume", [], "volume is no key of a service"),
         ("kafka.volumes", ["kafkas:/var/lib/kafka/data"], "there is no volume kafkas"),
+        ("kafka.environment.KAFKA_ADVERTISED_LISTENERS", "MESH://kafka:9095,HOST://localhost:9094", "listens elsewhere"),
+        ("kafka.environment.KAFKA_ADVERTISED_LISTENERS", "MESH://localhost:9092,HOST://localhost:9094",
+         "kafka does not say of itself that it is kafka:9092"),
+        ("kafka.environment.KAFKA_LISTENER_SECURITY_PROTOCOL_MAP", "MESH:PLAINTEXT,HOST:PLAINTEXT", "without a protocol"),
+        ("kafka.environment.KAFKA_INTER_BROKER_LISTENER_NAME", "PLAINTEXT", "kafka has no listener PLAINTEXT"),
+        ("kafka.environment.KAFKA_CONTROLLER_QUORUM_VOTERS", "1@localhost:9094", "kafka does not vote for itself"),
+        ("kafka.ports", ["127.0.0.1:9092:9092"], "kafka's 9094 is not published"),
+        ("billing.environment.STEWARD_KAFKA_BOOTSTRAP_SERVERS", "broker:9092", "names broker, which is no service"),
+        ("billing.environment.STEWARD_KAFKA_BOOTSTRAP_SERVERS", "kafka:9094", "say of itself that it is kafka:9094"),
+        ("billing.environment.STEWARD_KEYS_DATABASE_URL",
+         "postgresql://steward_keys_app:local-only@db:5432/steward_keys", "names db, which is no service"),
+        ("notifications.environment.STEWARD_SMTP_URL", "smtp://mailpit:1025", "names mailpit, which is no service"),
+        ("billing.environment.STEWARD_BLOBS", "/blobs", "STEWARD_BLOBS is in no volume"),
+        ("provision.volumes", ["keys:/var/lib/steward/keys:ro", "blobs:/var/lib/steward/blobs"], "cannot be written"),
+        ("billing.environment.STEWARD_HTTP_HOST", "127.0.0.1", "listens where no published port leads"),
+        ("retention.environment.STEWARD_PUBLIC_URL", "http://localhost:8091", "which nobody answers"),
+        ("retention.environment.STEWARD_PUBLIC_PORT", "8081", "nobody reads STEWARD_PUBLIC_PORT"),
+        ("notifications.environment.STEWARD_SMTP_URL", None, "notifications is not told STEWARD_SMTP_URL"),
+        ("billing.environment.STEWARD_MASTER_KEY_FILE", None, "billing is not told STEWARD_MASTER_KEY_FILE"),
+        ("retention.environment.STEWARD_BLOBS", None, "retention is not told STEWARD_BLOBS"),
+        ("audit.environment.STEWARD_AUDITOR_KEYS_DATABASE_URL", None, "audit is not told STEWARD_AUDITOR_KEYS"),
+        ("notifications.environment.STEWARD_SMTP_URL", "smtp://mail:25", "a port on which mail does not listen"),
+        ("billing.depends_on", {"provision": {"condition": "service_started"}}, "billing does not wait for its database"),
+        ("billing.tmpfs", [], "no place for a moment's file"),
+        ("provision.depends_on", {"postgres": {"condition": "service_healthy"}}, "provision does not wait for kafka"),
+        ("kafka.environment.KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR", "3", "kafka is one broker"),
+        ("provision.environment.STEWARD_KAFKA_REPLICATION", "3", "kafka is one broker"),
+        ("provision.image", "steward-metering", "steward-metering is built twice at a time"),
         ("provision.environment.STEWARD_AUDITOR_KEYS_DATABASE_URL", None, "provision is not told"),
         ("security", None, "there is no service security"),
     ],
@@ -185,16 +301,18 @@ def test_the_servers_are_those_that_the_tests_run() -> None:
 
 
 def test_every_build_names_the_dockerfile_and_its_service() -> None:
-    arguments = {
-        step.text for stage in parse((_TREE / "deploy/Dockerfile").read_text()).stages for step in stage.all("ARG")
-    }
+    found = parse((_TREE / "deploy/Dockerfile").read_text(encoding="utf-8"))
+    arguments = {step.text for stage in found.stages for step in stage.all("ARG")}
+    exposed = {int(port) for step in found.stages[-1].all("EXPOSE") for port in step.words}
+    opened: set[int] = set()
     for name, service in _compose()["services"].items():
         if service["image"].startswith("steward-"):
             build = service["build"]
-            assert (
-                Path(_FILE.parent, build["context"]) / build["dockerfile"]
-            ).resolve() == _TREE / "deploy/Dockerfile", name
+            file = Path(_FILE.parent, build["context"], build["dockerfile"])
+            assert file.resolve() == _TREE / "deploy/Dockerfile", name
             assert build["args"].keys() <= arguments
+            opened |= {int(port.rpartition(":")[2]) for port in service.get("ports", ())}
+    assert opened == exposed
 
 
 async def test_no_password_is_made_up_that_nobody_would_know() -> None:

@@ -20,7 +20,7 @@ from deploy.local.probe import is_ready
 from deploy.local.process import Child
 from deploy.rooms import ROOMS
 from tests.k8s.container import Container, base, isolation
-from tests.k8s.dockerfile import Replay, parse
+from tests.k8s.dockerfile import DockerfileError, Replay, parse
 from tests.support.world import Mesh
 
 _TREE = root()
@@ -63,12 +63,19 @@ async def test_every_image_holds_what_its_service_needs(mesh: Mesh, folder: Path
     compose = yaml.safe_load((_TREE / "deploy/compose.yaml").read_text(encoding="utf-8"))
     replay = Replay(found, _TREE, folder / "stages")
     images = {name: replay.image(found.stages[-1], name) for name in ROOMS}
-    system = base(folder / "base", images["metering"].where("/libraries"))
+    for name, image in images.items():
+        held = image.where("/app/services")
+        assert {path.name for path in held.iterdir() if path.is_dir()} - {"__pycache__"} == {name, "billing"}
+        assert name == "billing" or [path.name for path in (held / "billing").iterdir()] == ["billing.toml"]
+    with pytest.raises(DockerfileError, match="test -n"):
+        replay.image(found.stages[-1], "")
+    system = base(folder / "base")
     containers = {name: Container(image, system, folder / "volumes") for name, image in images.items()}
     ports: set[int] = set()
     told = {name: _told(name, mesh.env, ports) for name in (*ROOMS, "provision")}
     # The first step of compose.yaml.
-    step = containers["metering"].run(compose["services"]["provision"]["entrypoint"], told["provision"])
+    first = compose["services"]["provision"]
+    step = containers[first["build"]["args"]["SERVICE"]].run(first["entrypoint"], told["provision"])
     assert step.returncode == 0, step.stderr
     children: list[Child] = []
     try:
@@ -105,7 +112,7 @@ def test_the_toolbox_holds_what_the_command_needs(folder: Path) -> None:
     stage = found.stage("toolbox")
     assert stage is not None
     image = Replay(found, _TREE, folder / "stages").image(stage, "")
-    system = base(folder / "base", image.where("/libraries"))
+    system = base(folder / "base")
     (image.root / "var/lib/steward").mkdir(parents=True)
     container = Container(image, system, folder / "volumes")
     command = ["steward"] if isolation() is not None else list(image.entrypoint)

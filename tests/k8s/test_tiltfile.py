@@ -12,14 +12,15 @@ import pytest
 from deploy.checkout import root
 from deploy.cli import main as cli
 from deploy.k8s.kubectl import kustomized
-from deploy.rooms import ROOMS
+from deploy.rooms import ROOMS, load
+from tests.k8s.dockerfile import parse
 from tests.k8s.tilt_api import WrongCall, bind, loaded
 from tests.k8s.tiltfile import Tilted, WrongTiltfile, containers, evaluate
 
 _TREE = root()
 _TEXT = (_TREE / "Tiltfile").read_text(encoding="utf-8")
-_FALL_BACK = "fall_back_on(['deploy/Dockerfile', 'pyproject.toml'])"
-_SYNC_LOCK = "sync('requirements-service.lock', '/build/requirements.lock')"
+_FALL_BACK = "fall_back_on(['deploy/Dockerfile', 'pyproject.toml', 'requirements-service.lock'])"
+_SYNC = "sync('deploy/serve.py', '/app/deploy/serve.py')"
 
 
 @lru_cache(maxsize=4)
@@ -41,9 +42,13 @@ def test_tilt_takes_it_and_nothing_is_left_over(tilted: Tilted) -> None:
 
 
 def test_every_service_is_a_resource_with_an_image_of_its_own(tilted: Tilted) -> None:
+    dev = parse((_TREE / "deploy/Dockerfile").read_text(encoding="utf-8")).stage("dev")
+    assert dev is not None
     for room in ROOMS:
         image = tilted.images[f"steward-{room}"]
         assert image["build_args"] == {"SERVICE": room} and image["target"] == "dev"
+        # What is started again is what the image starts.
+        assert tuple(image["entrypoint"]) == dev.all("ENTRYPOINT")[-1].words
         resource = tilted.resources[room]
         assert {"users", "topics", f"{room}-db", "keys-db"} <= set(resource.deps)
         (deployment,) = (doc for doc in resource.objects if doc["kind"] == "Deployment")
@@ -64,6 +69,10 @@ def test_what_all_stand_on_comes_first(tilted: Tilted) -> None:
 
     for room in ROOMS:
         assert {"operators", "platform", "secrets", "kafka"} <= before(room)
+        rights = load(room).rights
+        beside = {"mail"} if "smtp" in rights.egress else set()
+        beside |= {"object-store"} if rights.blobs else set()
+        assert before(room) & {"mail", "object-store"} == beside
 
 
 def test_files_are_where_the_mailed_links_lead(tilted: Tilted) -> None:
@@ -111,12 +120,15 @@ def _exists(words: list[str]) -> bool:
 def test_a_choice_runs_with_what_it_stands_on(room: str) -> None:
     tilted = _tilted(_TEXT, room)
     assert list(tilted.faults()) == []
-    assert room in tilted.enabled and not set(ROOMS) - {room} & set(tilted.enabled)
+    assert {room, f"{room}-db", "keys-db", "kafka", "secrets"} <= tilted.enabled
+    assert not (set(ROOMS) - {room}) & tilted.enabled
 
 
-def test_a_service_that_does_not_exist_is_said() -> None:
+def test_what_does_not_exist_cannot_be_chosen() -> None:
     with pytest.raises(WrongTiltfile, match="there is no service meterring"):
         _tilted(_TEXT, "meterring")
+    with pytest.raises(WrongTiltfile, match="there is no buttons"):
+        _tilted(_changed("chosen + BUTTONS.keys()", "chosen + ['buttons']"), "metering")
 
 
 def _changed(before: str, after: str) -> str:
@@ -140,25 +152,31 @@ def _changed(before: str, after: str) -> str:
         ("sync('shared', '/app/shared')", "sync('share', '/app/shared')", "there is no share"),
         ("sync('shared', '/app/shared')", "sync('shared', 'app/shared')", "is not absolute"),
         ("sync('shared', '/app/shared')", "sync('tests', '/app/tests')", "not below what the image is built from"),
-        ("'deploy', 'shared', 'services/__init__.py'", "'deploy', 'services/__init__.py'", "COPY shared is not in `only`"),
-        (
-            f"{_FALL_BACK},\n            {_SYNC_LOCK}",
-            f"{_SYNC_LOCK},\n            {_FALL_BACK}",
-            "fall_back_on must precede sync",
-        ),
+        ("sync('shared', '/app/shared')", "sync('shared', '/app/share')", "is not /app/share in the image"),
+        ("sync('services/' + name, '/app/services/' + name)", "sync('services/' + name, '/app/services')", "in the image"),
+        (" 'shared', 'services/__init__.py'", " 'services/__init__.py'", "COPY shared is not in `only`"),
+        (" 'deploy/rooms.py',\n", "\n", "COPY deploy/rooms.py is not in `only`"),
+        ("pyproject.toml', 'deploy', 'shared', 'services']", "pyproject.toml', 'deploy', 'services']", "COPY shared is not"),
+        (f"{_FALL_BACK},\n            {_SYNC}", f"{_SYNC},\n            {_FALL_BACK}", "fall_back_on must precede sync"),
         (
             "live_update=[\n",
             "live_update=[\n            run('true', trigger=['requirements-service.lock']),\n",
             "fall_back_on must precede run",
         ),
-        ("trigger=['requirements-service.lock']", "trigger=['requirements-toolbox.lock']", "so it never does"),
+        (
+            "'/app/services/' + name),\n",
+            "'/app/services/' + name), run('true', trigger=['pyproject.toml']),\n",
+            "so it never does",
+        ),
         ("restart_file='/app/.restart'", "restart_file='/tmp/.restart'", "restart_file lies in /tmp"),
+        ("restart_file='/app/.restart'", "restart_file='/.restart'", "/.restart is not the user's own to write"),
         ("k8s_resource(\n        name,", "k8s_resource(\n        name + 's',", "there is no workload"),
         ("objects=members['topics']", "objects=['steward:kafkatopic']", "no object is steward:kafkatopic"),
         ("objects=members['topics']", "objects=['steward']", "are several"),
         ("objects=members['topics']", "objects=members['kafka']", "belongs to a resource already"),
         ("new_name='topics'", "new_name='users'", "two resources are called users"),
         ("args=True", "arguments=True", "no parameter arguments"),
+        ("build_args={'SERVICE': name}", "build_args={}", "SERVICE is not declared"),
     ],
 )  # fmt: skip
 def test_what_tilt_would_refuse_is_refused(before: str, after: str, said: str) -> None:
@@ -175,6 +193,8 @@ def test_what_tilt_would_refuse_is_refused(before: str, after: str, said: str) -
         ("port_forward(8081, 8081", "port_forward(8025, 8081", "port 8025 is forwarded to"),
         ("port_forward(8081, 8081", "port_forward(8081, 8082", "retention has no port 8082"),
         ("labels=['databases']", "labels=['data bases']", "data bases is no label"),
+        ("[{'app.kubernetes.io/name': name}]", "[{'app.kubernetes.io/part': name}]", "no network policy knows pods"),
+        ("{'strimzi.io/cluster': 'steward'}", "{'strimzi.io/cluster': 'kafka'}", "no network policy knows pods"),
         ("return 'topics'", "return None", "KafkaTopic gateway.access belongs to no resource"),
         ("'steward-toolbox',\n", "'steward-tools',\n", "image steward-toolbox is used and not built"),
         ("'steward-toolbox',\n", "'steward-tools',\n", "image steward-tools is built and not used"),
@@ -185,13 +205,6 @@ def test_what_tilt_would_only_warn_of_is_found(before: str, after: str, said: st
     if "return None" in after:  # nobody may ask for what is no longer there
         text = text.replace("objects=members['topics']", "objects=['gateway.prices:kafkatopic']")
     assert said in "\n".join(_tilted(text).faults())
-
-
-def test_a_choice_that_forgets_a_database_is_found() -> None:
-    text = _changed("[name] + stands_on(name)", "[name]")
-    assert "metering waits for metering-db, which does not run in this choice" in list(
-        _tilted(text, "metering").faults()
-    )
 
 
 def test_calls_are_bound_as_tilt_does() -> None:

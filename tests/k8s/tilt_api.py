@@ -62,7 +62,7 @@ _PARAMETERS: Mapping[str, str] = {
     "read_yaml": "paths | default",
     "read_yaml_stream": "paths | default",
     "run": "cmd | trigger echo_off",
-    "secret_settings": "| disable_scrub",
+    "secret_settings": "disable_scrub",
     "sync": "local_path remote_path",
     "tcp_socket_action": "port | host",
     "trigger_mode": "trigger_mode",
@@ -70,7 +70,7 @@ _PARAMETERS: Mapping[str, str] = {
     "version_settings": "| check_updates constraint",
     "warn": "msg",
     "watch_file": "paths",
-    "watch_settings": "ignore",
+    "watch_settings": "| ignore",
 }
 
 VALUES: Mapping[str, str] = {"TRIGGER_MODE_AUTO": "auto", "TRIGGER_MODE_MANUAL": "manual"}

@@ -10,20 +10,20 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 from starlark_go import Starlark, StarlarkError, configure_starlark
 
 from deploy.local.errors import LocalError
-from tests.k8s.dockerfile import Dockerfile, Ignored, parse
+from tests.k8s.dockerfile import Dockerfile, DockerfileError, Ignored, Stage, expand, parse
 from tests.k8s.tilt_api import VALUES, WrongCall, bind, loaded, names
 
 Doc = dict[str, Any]
-# yaml's own loader and dumper take ten times as long.
+# yaml's own loader takes ten times as long.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOAD = re.compile(r"^load\((?P<arguments>[^)]*)\)\s*$", re.MULTILINE)
 _DOTTED = re.compile(r"\b(config|os)\.([a-z_]+)\(")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -43,6 +43,8 @@ class Resource:
     objects: list[Doc] = field(default_factory=list)
     deps: list[str] = field(default_factory=list)
     ports: list[tuple[int, int]] = field(default_factory=list)
+    # Labels of pods that belong to it, beside those of its objects.
+    pods: list[dict[str, str]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     command: str = ""
     automatic: bool = True
@@ -55,7 +57,7 @@ class Tilted:
     resources: dict[str, Resource] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     documents: list[Doc] = field(default_factory=list)
-    enabled: list[str] = field(default_factory=list)
+    enabled: set[str] = field(default_factory=set)
     loose: list[Doc] = field(default_factory=list)
 
     def faults(self) -> Iterator[str]:
@@ -65,8 +67,6 @@ class Tilted:
             for dep in resource.deps:
                 if dep not in self.resources:
                     yield f"{resource.name} waits for {dep}, which is no resource"
-                elif self.enabled and resource.name in self.enabled and dep not in self.enabled:
-                    yield f"{resource.name} waits for {dep}, which does not run in this choice"
             for local, inside in resource.ports:
                 if local in taken:
                     yield f"port {local} is forwarded to {taken[local]} and to {resource.name}"
@@ -79,15 +79,15 @@ class Tilted:
                 }
                 if inside not in open_ports:
                     yield f"{resource.name} has no port {inside}"
+            for pods in resource.pods:
+                if not any(pods.items() <= known.items() for known in self._pods()):
+                    yield f"{resource.name}: no network policy knows pods {pods}"
             if not resource.labels:
                 yield f"{resource.name} stands in no group"
             for label in resource.labels:
                 if not _LABEL.fullmatch(label):
                     yield f"{resource.name}: {label} is no label"
         yield from _circles({name: resource.deps for name, resource in self.resources.items()})
-        for name in self.enabled:
-            if name not in self.resources:
-                yield f"{name} is to run and is no resource"
         for doc in self.loose:
             yield f"{doc['kind']} {doc['metadata']['name']} belongs to no resource"
         used = {container["image"] for doc in self.documents for container in containers(doc)}
@@ -97,6 +97,12 @@ class Tilted:
         for image in sorted(used):
             if ":" not in image and image not in self.images:
                 yield f"image {image} is used and not built"
+
+    def _pods(self) -> Iterator[dict[str, str]]:
+        """The labels of the pods that an operator makes, as far as the overlay speaks of them."""
+        for doc in self.documents:
+            if doc["kind"] == "NetworkPolicy":
+                yield doc["spec"]["podSelector"].get("matchLabels", {})
 
 
 def evaluate(
@@ -120,7 +126,7 @@ def evaluate(
         source = _DOTTED.sub(r"\1__\2(", _LOAD.sub(load, text))
         Starlark(globals={**functions, **VALUES}, print=lambda words: None).exec(source, filename="Tiltfile")
         run.assemble()
-    except (StarlarkError, WrongCall, LocalError) as error:
+    except (StarlarkError, WrongCall, DockerfileError, LocalError) as error:
         raise WrongTiltfile(str(error)) from error
     return run.result
 
@@ -170,7 +176,7 @@ class _Run:
         return self._arguments
 
     def _config_set_enabled_resources(self, given: dict[str, Any]) -> None:
-        self.result.enabled = list(given["resources"])
+        self.result.enabled = set(given["resources"])
 
     def _version_settings(self, given: dict[str, Any]) -> None:
         if not re.fullmatch(r"(>=|>|<|<=|=)?\d+\.\d+\.\d+", given.get("constraint", "0.0.0")):
@@ -182,20 +188,22 @@ class _Run:
         folder = self._path("kustomize", given["paths"])
         if not (folder / "kustomization.yaml").is_file():
             raise WrongCall(f"kustomize: {given['paths']} has no kustomization.yaml")
-        return {"blob": self._render(folder)}
+        return {"blob": _documents(self._render(folder))}
 
     def _decode_yaml_stream(self, given: dict[str, Any]) -> list[Doc]:
         text = given["yaml"]
-        return [doc for doc in yaml.load_all(text["blob"] if isinstance(text, dict) else text, _LOADER) if doc]
+        return list(text["blob"] if isinstance(text, dict) else _documents(text))
 
     def _encode_yaml_stream(self, given: dict[str, Any]) -> Doc:
-        return {"blob": yaml.dump_all(given["objs"], Dumper=_DUMPER)}
+        return {"blob": given["objs"]}
 
     def _k8s_yaml(self, given: dict[str, Any]) -> None:
         blobs = given["yaml"] if isinstance(given["yaml"], list) else [given["yaml"]]
         for blob in blobs:
-            text = blob["blob"] if isinstance(blob, dict) else self._path("k8s_yaml", blob).read_text(encoding="utf-8")
-            self.result.documents += [doc for doc in yaml.load_all(text, _LOADER) if doc]
+            path = blob if isinstance(blob, str) else None
+            self.result.documents += (
+                _documents(self._path("k8s_yaml", path).read_text(encoding="utf-8")) if path else blob["blob"]
+            )
 
     def _k8s_resource(self, given: dict[str, Any]) -> None:
         if not given.get("workload") and not (given.get("new_name") and given.get("objects")):
@@ -212,17 +220,24 @@ class _Run:
     def _docker_build(self, given: dict[str, Any]) -> None:
         context = self._path("docker_build", given["context"])
         file = self._path("docker_build", given.get("dockerfile", "Dockerfile"))
-        found = parse(file.read_text(encoding="utf-8"))
+        found = _dockerfile(file.read_text(encoding="utf-8"))
         watched = [self._below("docker_build: only", context, path) for path in given.get("only", ())] or [context]
         target = given.get("target")
-        if target and found.stage(target) is None:
+        stage = found.stage(target) if target else found.stages[-1]
+        if stage is None:
             raise WrongCall(f"docker_build: {given['dockerfile']} has no stage {target}")
         arguments = {step.text.partition("=")[0] for stage in found.stages for step in stage.all("ARG")}
         for name in given.get("build_args", {}):
             if name not in arguments | found.arguments.keys():
                 raise WrongCall(f"docker_build: {given['dockerfile']} has no ARG {name}")
-        self._copied(given, found, context, watched)
-        self._steps(given.get("live_update", ()), watched)
+        landed = _landed(found, stage, context, given.get("build_args", {}))
+        ignored = Ignored.read(context)
+        for place in landed:
+            path = place.relative_to(context)
+            # `only` leaves the rest out of what Tilt sends.
+            if not any(place.is_relative_to(one) for one in watched) or ignored(str(path)):
+                raise WrongCall(f"docker_build: COPY {path} is not in `only`")
+        self._steps(given.get("live_update", ()), watched, landed, _own(stage))
         if given["ref"] in self.result.images:
             raise WrongCall(f"docker_build: {given['ref']} is built twice")
         self.result.images[given["ref"]] = given
@@ -230,29 +245,17 @@ class _Run:
     def _docker_build_with_restart(self, given: dict[str, Any]) -> None:
         if not given["live_update"]:
             raise WrongCall("docker_build_with_restart: no step of live_update")
-        if given.get("restart_file", "/tmp/").startswith("/tmp/"):  # what the extension takes when none is given
+        file = given.get("restart_file", "/tmp/.restart-proc")
+        if file.startswith("/tmp/"):
             raise WrongCall("docker_build_with_restart: restart_file lies in /tmp, which the pods cover with a volume")
-        self._docker_build(given)
-
-    def _copied(self, given: dict[str, Any], found: Dockerfile, context: Path, watched: list[Path]) -> None:
-        """What the stage copies is in the context that Tilt sends: `only` leaves the rest out."""
-        stage = found.stage(given["target"]) if given.get("target") else found.stages[-1]
-        ignored = Ignored.read(context)
-        while stage is not None:
-            for copy in stage.all("COPY"):
-                if "from" in copy.flags:
-                    continue
-                for source in copy.words[:-1]:
-                    path = source.replace("${SERVICE}", given.get("build_args", {}).get("SERVICE", ""))
-                    place = context / path
-                    if not any(place.is_relative_to(one) for one in watched) or ignored(path):
-                        raise WrongCall(f"docker_build: COPY {path} is not in `only`")
-            stage = found.stage(stage.base)
+        restart = {"step": "run", "paths": [], "writes": file}
+        self._docker_build({**given, "live_update": [*given["live_update"], restart]})
 
     def _sync(self, given: dict[str, Any]) -> Doc:
         if not given["remote_path"].startswith("/"):
             raise WrongCall(f"sync: {given['remote_path']} is not absolute")
-        return {"step": "sync", "paths": [str(self._path("sync", given["local_path"]))]}
+        paths = [str(self._path("sync", given["local_path"]))]
+        return {"step": "sync", "paths": paths, "writes": given["remote_path"]}
 
     def _fall_back_on(self, given: dict[str, Any]) -> Doc:
         paths = [given["paths"]] if isinstance(given["paths"], str) else given["paths"]
@@ -263,8 +266,10 @@ class _Run:
         trigger = [trigger] if isinstance(trigger, str) else trigger
         return {"step": "run", "paths": [], "trigger": [str(self._path("run", path)) for path in trigger]}
 
-    def _steps(self, steps: Sequence[Any], watched: list[Path]) -> None:
-        """Tilt's order: fall_back_on, sync, run; and only what is watched can change."""
+    def _steps(
+        self, steps: Sequence[Any], watched: list[Path], landed: Mapping[Path, PurePosixPath], own: list[str]
+    ) -> None:
+        """Tilt's order: fall_back_on, sync, run; only what is watched can change, and only the user's own be written."""
         order = ["initial_sync", "fall_back_on", "sync", "run"]
         before = 0
         for step in steps:
@@ -277,6 +282,10 @@ class _Run:
             for path in step["paths"]:
                 if not any(Path(path).is_relative_to(one) for one in watched):
                     raise WrongCall(f"live_update: {path} is not below what the image is built from")
+                if step["step"] == "sync" and PurePosixPath(step["writes"]) != _place(Path(path), landed):
+                    raise WrongCall(f"live_update: {path} is not {step['writes']} in the image")
+            if "writes" in step and not any(PurePosixPath(step["writes"]).is_relative_to(one) for one in own):
+                raise WrongCall(f"live_update: {step['writes']} is not the user's own to write")
         synced = [Path(path) for step in steps if step["step"] == "sync" for path in step["paths"]]
         for path in [path for step in steps for path in step.get("trigger", ())]:
             if not any(Path(path).is_relative_to(one) for one in synced):
@@ -306,6 +315,10 @@ class _Run:
                 mine = [other for other in loose if _selects(other, doc)]
                 loose = [other for other in loose if other not in mine]
                 self._add(Resource(doc["metadata"]["name"], [doc, *mine]))
+        known: dict[str, list[Doc]] = {}
+        for doc in self.result.documents:
+            for fragment in _fragments(doc):
+                known.setdefault(fragment, []).append(doc)
         for given in self._options:
             name = given.get("workload") or given["new_name"]
             if not given.get("workload"):
@@ -314,7 +327,7 @@ class _Run:
                 raise WrongCall(f"k8s_resource: there is no workload {name}")
             resource = self.result.resources[name]
             for fragment in given.get("objects", ()):
-                found = [doc for doc in self.result.documents if fragment.lower() in _fragments(doc)]
+                found = known.get(fragment.lower(), [])
                 if not found:
                     raise WrongCall(f"k8s_resource {name}: no object is {fragment}")
                 if len(found) > 1:
@@ -327,7 +340,17 @@ class _Run:
             resource.labels += _labels(given)
             forwards = given.get("port_forwards", [])
             resource.ports += [(one, one) if isinstance(one, int) else (one[0], one[1]) for one in forwards]
+            resource.pods += given.get("extra_pod_selectors", ())
         self.result.loose = loose
+        self.result.enabled = self._with_deps(self.result.enabled)
+
+    def _with_deps(self, chosen: set[str]) -> set[str]:
+        """As Tilt does: what runs brings what it waits for."""
+        unknown = chosen - self.result.resources.keys()
+        if unknown:
+            raise WrongCall(f"config.set_enabled_resources: there is no {', '.join(sorted(unknown))}")
+        more = {dep for name in chosen for dep in self.result.resources[name].deps} & self.result.resources.keys()
+        return chosen if more <= chosen else self._with_deps(chosen | more)
 
     def _add(self, resource: Resource) -> None:
         if resource.name in self.result.resources:
@@ -343,6 +366,53 @@ class _Run:
         if not place.exists():
             raise WrongCall(f"{call}: there is no {path}")
         return place
+
+
+@lru_cache(maxsize=8)
+def _documents(text: str) -> tuple[Doc, ...]:
+    """What a text of YAML holds; whoever changes it changes a copy, since Starlark has values of its own."""
+    return tuple(doc for doc in yaml.load_all(text, _LOADER) if doc)
+
+
+_dockerfile = lru_cache(maxsize=8)(parse)
+
+
+def _chain(found: Dockerfile, stage: Stage) -> list[Stage]:
+    """A stage after those that it stands on."""
+    below = found.stage(stage.base)
+    return [*(_chain(found, below) if below else ()), stage]
+
+
+def _landed(found: Dockerfile, stage: Stage, context: Path, arguments: Mapping[str, str]) -> dict[Path, PurePosixPath]:
+    """What a stage, and those that it is made of, copy from the context, and where it is then."""
+    landed: dict[Path, PurePosixPath] = {}
+    workdir = PurePosixPath("/")
+    for step in (step for one in _chain(found, stage) for step in one.steps):
+        if step.name == "WORKDIR":
+            workdir /= step.text
+        if step.name != "COPY":
+            continue
+        *sources, target = (expand(word, arguments) for word in step.words)
+        other = found.stage(step.flags.get("from", ""))
+        if other:
+            landed |= _landed(found, other, context, arguments)
+        if "from" not in step.flags:
+            for source in sources:
+                into = workdir / target
+                landed[context / source] = into / Path(source).name if target.endswith("/") else into
+    return landed
+
+
+def _place(path: Path, landed: Mapping[Path, PurePosixPath]) -> PurePosixPath | None:
+    """Where a file or folder is in an image; None when it is not there."""
+    return next((to / path.relative_to(one) for one, to in landed.items() if path.is_relative_to(one)), None)
+
+
+def _own(stage: Stage) -> list[str]:
+    """The folders that a stage gives to the user of its process."""
+    return [
+        word for step in stage.all("RUN") if step.words[0] == "chown" for word in step.words[1:] if word.startswith("/")
+    ]
 
 
 def _labels(given: Mapping[str, Any]) -> list[str]:
