@@ -36,6 +36,8 @@ _FREE: Mapping[str, tuple[_Place, ...]] = {
     ),
     "ExternalSecret": (("spec", "refreshInterval"), ("spec", "secretStoreRef"), ("spec", "data")),
 }
+# Where an addition changes what is said: a role's attributes, a topic's settings, by what is scaled.
+_WHOLE = ("DatabaseRole", "KafkaTopic", "PodDisruptionBudget", "ScaledObject", "TriggerAuthentication")
 
 
 def check(overlay: Overlay) -> list[str]:
@@ -52,6 +54,11 @@ def check(overlay: Overlay) -> list[str]:
                 said.append(f"{kind} {name} is missing")
                 continue
             said += [f"{kind} {name}: {each}" for each in _differs(doc, found, (), _FREE.get(kind, ()))]
+            if kind in _WHOLE:
+                said += [
+                    f"{kind} {name}: {each}, which the code does not say"
+                    for each in _added(doc["spec"], found["spec"], ())
+                ]
     return said
 
 
@@ -69,6 +76,13 @@ def _differs(wanted: Any, found: Any, place: _Place, free: tuple[_Place, ...]) -
             yield from _differs(value, found.get(key), (*place, key), free)
     elif wanted != found:
         yield f"{'.'.join(place)} is {'missing' if found is None else repr(found)}, and the code says {wanted!r}"
+
+
+def _added(wanted: Any, found: Any, place: _Place) -> Iterator[str]:
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        yield from (f"{'.'.join((*place, key))} is {found[key]!r}" for key in found.keys() - wanted.keys())
+        for key in found.keys() & wanted.keys():
+            yield from _added(wanted[key], found[key], (*place, key))
 
 
 def _named(value: Any) -> bool:

@@ -49,7 +49,7 @@ class Overlay:
         for doc in self.of(*_WORKLOADS):
             template = doc["spec"]["template"]
             meta = doc["metadata"]
-            yield doc, Pods(meta["name"], meta["namespace"], template["metadata"].get("labels", {}), template["spec"])
+            yield doc, Pods(meta["name"], home_of(doc), template["metadata"].get("labels", {}), template["spec"])
 
     def pods(self) -> list[Pods]:
         """All pods: those of workloads, and those that the operators of Kafka, PostgreSQL and the collector make."""
@@ -74,13 +74,19 @@ class Overlay:
         return made
 
 
+def home_of(doc: Doc) -> str:
+    """The namespace in which `kubectl` puts the object."""
+    namespace: str = doc["metadata"].get("namespace", "default")
+    return namespace
+
+
 def jobs_of(cluster: str) -> str:
     """What the pods are called here that make a database's instances."""
     return f"{cluster}'s jobs"
 
 
 def _made(doc: Doc, name: str, labels: Mapping[str, str]) -> Pods:
-    return Pods(name, doc["metadata"]["namespace"], labels)
+    return Pods(name, home_of(doc), labels)
 
 
 def matches(selector: Mapping[str, Any] | None, labels: Mapping[str, str]) -> bool:

@@ -23,7 +23,7 @@ def check(overlay: Overlay) -> list[str]:
             said.append(f"KafkaUser {name} is missing")
             continue
         given = set()
-        for acl in users[name]["spec"]["authorization"]["acls"]:
+        for acl in users[name]["spec"].get("authorization", {}).get("acls", []):
             resource = acl["resource"]
             if (
                 resource.get("patternType") != "literal"

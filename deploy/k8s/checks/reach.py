@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from deploy.k8s import names, network, rights
-from deploy.k8s.checks.objects import Overlay, Pods, jobs_of, matches
+from deploy.k8s.checks.objects import Overlay, Pods, home_of, jobs_of, matches
 from deploy.k8s.names import Doc
 
 WORLD, API_SERVER = "the world", "the API server"
@@ -55,6 +55,8 @@ class _End(NamedTuple):
     labels: Mapping[str, str]
     address: str | None = None
     ports: Mapping[str, int] = {}
+    about: Mapping[str, str] = {}
+    """Labels of its namespace, beside the name."""
 
 
 def policies(overlay: Overlay) -> list[Doc]:
@@ -67,7 +69,7 @@ def policies(overlay: Overlay) -> list[Doc]:
             for listener in doc["spec"]["kafka"]["listeners"]
         ]
         spec = {"podSelector": {"matchLabels": broker}, "policyTypes": ["Ingress"], "ingress": doors}
-        made.append({"metadata": {"namespace": doc["metadata"]["namespace"]}, "spec": spec})
+        made.append({"metadata": {"namespace": home_of(doc)}, "spec": spec})
     return [*overlay.of("NetworkPolicy"), *made]
 
 
@@ -89,7 +91,7 @@ def ends(overlay: Overlay) -> list[_End]:
     found.append(_End(_DNS, "kube-system", {"k8s-app": "kube-dns"}))
     found += [_end_of_address(address) for address in _ADDRESSES]
     for policy in policies(overlay):
-        home = policy["metadata"]["namespace"]
+        home = home_of(policy)
         for rule in _all_rules(policy):
             for peer in (*(rule.get("from") or ()), *(rule.get("to") or ())):
                 spoken_of = _spoken_of(peer, home)
@@ -110,12 +112,12 @@ def _spoken_of(peer: Doc, home: str) -> _End:
         first = (block[0], *(each[-1] + 1 for each in shut))
         inside = (each for each in first if each in block and not any(each in other for other in shut))
         return _end_of_address(str(next(inside, block[0])))
-    namespace = home
-    if "namespaceSelector" in peer:
-        namespace = _found_by(peer["namespaceSelector"]).get(_NAME_OF_NAMESPACE, "stranger")
+    about = _found_by(peer["namespaceSelector"]) if "namespaceSelector" in peer else {_NAME_OF_NAMESPACE: home}
+    namespace = about.pop(_NAME_OF_NAMESPACE, "stranger")
     labels = _found_by(peer.get("podSelector"))
-    about = ", ".join(f"{key}={value}" for key, value in labels.items())
-    return _End(f"{f'a pod with {about}' if about else 'any pod'} in {namespace}", namespace, labels)
+    pod, place = (", ".join(f"{key}={value}" for key, value in each.items()) for each in (labels, about))
+    name = f"{f'a pod with {pod}' if pod else 'any pod'} in {f'a namespace with {place}' if place else namespace}"
+    return _End(name, namespace, labels, about=about)
 
 
 def _found_by(selector: Mapping[str, Any] | None) -> dict[str, str]:
@@ -175,16 +177,12 @@ def _rules(given: Iterable[Doc], end: _End, direction: str) -> _Rules:
     """The rules that hold for `end`, each with its policy's namespace; None when no policy selects it (all is open)."""
     selecting = [
         policy for policy in given
-        if policy["metadata"]["namespace"] == end.namespace and direction in _directions(policy)
+        if home_of(policy) == end.namespace and direction in _directions(policy)
         and matches(policy["spec"]["podSelector"], end.labels)
     ]  # fmt: skip
     if not selecting:
         return None
-    return [
-        (policy["metadata"]["namespace"], rule)
-        for policy in selecting
-        for rule in policy["spec"].get(direction.lower()) or []
-    ]
+    return [(home_of(policy), rule) for policy in selecting for rule in policy["spec"].get(direction.lower()) or []]
 
 
 def _directions(policy: Doc) -> Sequence[str]:
@@ -233,7 +231,7 @@ def _is_peer(peer: Mapping[str, Any], home: str, other: _End) -> bool:
     if other.address is not None:
         return False
     if "namespaceSelector" in peer:
-        if not matches(peer["namespaceSelector"], {_NAME_OF_NAMESPACE: other.namespace}):
+        if not matches(peer["namespaceSelector"], {_NAME_OF_NAMESPACE: other.namespace, **other.about}):
             return False
     elif other.namespace != home:
         return False

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deploy.k8s import names, rights, secrets
-from deploy.k8s.checks.objects import Overlay, Pods, matches
+from deploy.k8s.checks.objects import Overlay, Pods, home_of, matches
 from deploy.k8s.checks.runs import variables
 from deploy.k8s.names import Doc
+from shared.contract.topics import BY_NAME
 
 _NOBODYS = ("Namespace", "PriorityClass")  # what lives in no namespace
 # A host and its port, in a URL or a list of servers.
@@ -44,10 +45,14 @@ def _selectors(overlay: Overlay) -> Iterator[str]:
             if doc["kind"] == "Service"
             else spec.get("selector", spec.get("podSelector"))
         )
-        home = doc["metadata"]["namespace"]
+        home = home_of(doc)
         found = [each for each in pods if each.namespace == home and matches(selector, each.labels)]
         if not found:
             yield f"{where} selects no pod"
+        for peer in (peer for side in ("from", "to") for peers in values_of(side, spec) for peer in peers):
+            ours = "podSelector" in peer and "namespaceSelector" not in peer
+            if ours and not any(each.namespace == home and matches(peer["podSelector"], each.labels) for each in pods):
+                yield f"{where} speaks of pods that there are none of: {peer['podSelector']}"
         wanted = [port.get("targetPort") for port in spec.get("ports", [])] if doc["kind"] == "Service" else []
         wanted += [endpoint["port"] for endpoint in spec.get("podMetricsEndpoints", [])]
         for each in found:
@@ -79,8 +84,7 @@ def _pods(overlay: Overlay) -> Iterator[str]:
                 yield f"{where}: a spread over {constraint['topologyKey']} does not count its own pods"
         for container in spec["containers"]:
             yield from (f"{where}: {said}" for said in _container(container, pods, spec))
-            if pods.namespace == names.NAMESPACE:
-                yield from (f"{where}: {said}" for said in _given(container, spec, held, maps))
+            yield from (f"{where}: {said}" for said in _given(container, spec, held, maps))
 
 
 def _container(container: Doc, pods: Pods, spec: Doc) -> Iterator[str]:
@@ -170,7 +174,7 @@ def _served(overlay: Overlay) -> dict[tuple[str, str], set[int]]:
     found = {}
 
     def add(doc: Doc, name: str, ports: set[int]) -> None:
-        found[doc["metadata"]["namespace"], name] = ports
+        found[home_of(doc), name] = ports
 
     for doc in overlay.of("Service", "Cluster", "Kafka", "OpenTelemetryCollector"):
         name, spec = doc["metadata"]["name"], doc["spec"]
@@ -236,13 +240,15 @@ def _kafka(overlay: Overlay) -> Iterator[str]:
         if doc["metadata"]["labels"].get("strimzi.io/cluster") not in kafkas:
             yield f"{doc['kind']} {doc['metadata']['name']} belongs to no Kafka that is here"
     for name, topic in topics.items():
+        if name not in BY_NAME:
+            yield f"KafkaTopic {name}: the contract has no such topic"
         replicas, in_sync = topic["spec"]["replicas"], int(topic["spec"]["config"]["min.insync.replicas"])
         if not in_sync <= replicas <= brokers:
             yield f"KafkaTopic {name}: {in_sync} in sync of {replicas} replicas on {brokers} brokers"
         if replicas > 1 and in_sync == replicas:
             yield f"KafkaTopic {name}: with all {replicas} replicas in sync, one broker away stops its writers"
     for user in overlay.of("KafkaUser"):
-        for acl in user["spec"]["authorization"]["acls"]:
+        for acl in user["spec"].get("authorization", {}).get("acls", []):
             resource = acl["resource"]
             if resource["type"] == "topic" and resource["name"] not in topics:
                 yield f"KafkaUser {user['metadata']['name']}: there is no topic {resource['name']}"

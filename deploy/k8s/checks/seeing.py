@@ -28,6 +28,25 @@ _VARIABLE = re.compile(r"label_values\((.*),\s*\w+\)")
 _OWN = frozenset({"up", "ALERTS"})
 
 
+# What Prometheus adds to each series; a label of ours that is called like one of them gets a prefix.
+_ADDED = frozenset({"namespace", "job", "pod", "instance"})
+_SELECTOR = re.compile(r"([A-Za-z_:][\w:]*)\s*\{([^}]*)\}")
+_LABEL = re.compile(r"""(\w+)\s*(?:=~|!=|!~|=)\s*(?:"[^"]*"|'[^']*')""")
+
+
+@cache
+def labels() -> Mapping[str, frozenset[str]]:
+    """The labels of each family of ours, as Prometheus has them."""
+    for room in ROOMS:
+        load(room)
+    return {
+        name: frozenset(
+            f"exported_{label}" if label in _ADDED else label for label in getattr(collector, "_labelnames", ())
+        )
+        for name, collector in metrics.REGISTRY._names_to_collectors.items()
+    }
+
+
 @cache
 def exposed() -> frozenset[str]:
     """The name of every series that some service exposes."""
@@ -72,6 +91,13 @@ def _queries(dashboard: Any) -> Iterator[str]:
 def _wrong(query: str, known: Set[str], values: Mapping[str, Set[str]]) -> Iterator[str]:
     metrics = _METRIC.findall(_WORDS.sub(" ", _CLAUSES.sub(" ", query)))
     yield from (f"asks for {metric}, which nobody exposes" for metric in sorted(set(metrics) - known))
+    for metric, selector in _SELECTOR.findall(query):
+        having = labels().get(metric, frozenset(_LABEL.findall(selector))) | _ADDED | {"le"}
+        yield from (
+            f"asks for {metric} by {label}, which it has not"
+            for label in _LABEL.findall(selector)
+            if label not in having
+        )
     for label, value in sorted(set(_NAMED.findall(query))):
         if value not in values[label]:
             yield f"asks for the {label} {value}, which is none"
