@@ -76,8 +76,13 @@ def test_a_new_service_is_a_declaration(tmp_path: Path) -> None:
     assert scaled["spec"]["triggers"][0]["metadata"]["lagThreshold"] == str(7 * scaling.TARGET_SECONDS)
     # Neither keys nor blobs: no path and no login for them.
     assert rights.databases(made) == ("security",)
-    said = str(network.of_service(made)) + str(workload.environment(made))
-    assert "keys-db" not in said and network.OBJECTS not in said and "SMTP" not in said
+    said = str(network.of_service(made)) + str(workload.deployment(made))
+    assert "keys-db" not in said and network.OBJECTS not in said and "SMTP" not in said and names.MASTER_KEY not in said
+    # Its traces, Kafka's door, and that its scaler alone says how many there are.
+    (into,) = network.of_traces([made])[1]["spec"]["ingress"]
+    assert into["from"][0]["podSelector"]["matchExpressions"][0]["values"] == ["security"]
+    assert {"podSelector": {"matchLabels": names.selector("security")}} in network.patches([made])[0][1][0]["value"]
+    assert [target["name"] for target, _ in scaling.patches([made])] == ["security"]
     resources = workload.deployment(made)["spec"]["template"]["spec"]["containers"][0]["resources"]
     assert resources["requests"]["memory"] == resources["limits"]["memory"] == "160Mi"
 
