@@ -6,7 +6,7 @@ database), so that both ends have to agree before a packet passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from deploy.k8s import names, rights
 from deploy.k8s.names import Doc
@@ -17,11 +17,12 @@ MONITORING, INGRESS, OBJECTS, GATEWAY_HOME = "monitoring", "ingress", "object-st
 OPERATORS = {"kafka": "strimzi", "postgres": "cnpg-system", "scaler": "keda"}
 TOOLBOX = "toolbox"
 _OBJECTS_PORT = 9000
+EGRESS: Mapping[str, tuple[int, ...]] = {"smtp": (25, 465, 587), "processor": (443,)}
+"""The ports outside of the cluster behind each word of `Rights.egress`."""
 # What is not the cluster's, and not a private network either: the mail server's side of the world.
 _OUTSIDE = {
     "ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"]}
 }
-_SMTP_PORTS = (25, 465, 587)
 _POSTGRES_STATUS = 8000
 _OTLP_HTTP, _OTLP_GRPC = 4318, 4317
 
@@ -46,8 +47,7 @@ def of_service(service: Service) -> Doc:
     outward = [_dns(), _kafka(), *(_database(room) for room in rights.databases(service))]
     if service.rights.blobs:
         outward.append(_rule("to", [_namespace(OBJECTS)], _OBJECTS_PORT))
-    if "smtp" in service.rights.egress:
-        outward.append(_rule("to", [_OUTSIDE], *_SMTP_PORTS))
+    outward += [_rule("to", [_OUTSIDE], *EGRESS[word]) for word in service.rights.egress]
     return _policy(service.name, names.selector(service.name), inward, outward)
 
 

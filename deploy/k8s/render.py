@@ -7,6 +7,7 @@ it, in files that this module never touches.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def objects() -> dict[str, Sequence[Doc]]:
     return files
 
 
-def documents() -> dict[str, str]:
+@cache
+def documents() -> Mapping[str, str]:
     """The text of every manifest that is rendered, by its path below k8s/."""
     texts = {path: _text(docs) for path, docs in objects().items()}
     folders: dict[str, list[str]] = {}
@@ -115,8 +117,11 @@ def differences(folder: Path = FOLDER) -> list[str]:
 
 
 def _stale(folder: Path, wanted: Mapping[str, str]) -> list[Path]:
-    ours = (file for file in sorted(folder.rglob("*.yaml")) if file.read_text(encoding="utf-8").startswith(HEADER))
-    return [file for file in ours if str(file.relative_to(folder)) not in wanted]
+    ours = [file for file in folder.rglob("*.yaml") if file.read_text(encoding="utf-8").startswith(HEADER)]
+    # JSON has no place for a first line: folders of it are rendered as a whole.
+    for whole in {Path(path).parent for path in wanted if path.endswith(".json")}:
+        ours += (folder / whole).glob("*.json")
+    return [file for file in sorted(ours) if str(file.relative_to(folder)) not in wanted]
 
 
 class _Dumper(yaml.SafeDumper):

@@ -365,8 +365,8 @@ NAMES: dict[str, tuple[Change, str]] = {
         "Cluster billing-db: with 1 instances, 1 others never have what is committed",
     ),
     "a topic of nobody": (
-        lambda o: one(o, "KafkaTopic", BALANCES.name)["metadata"].update(name="mesh.balance"),
-        "KafkaTopic mesh.balance: the contract has no such topic",
+        lambda o: one(o, "KafkaTopic", BALANCES.name)["metadata"].update(name=f"{BALANCES.name}s"),
+        "KafkaTopic mesh.balancess: the contract has no such topic",
     ),
     "a right on no topic": (
         lambda o: without(o, "KafkaTopic", MESSAGES.name),

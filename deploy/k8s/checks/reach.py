@@ -257,10 +257,9 @@ def _needed(overlay: Overlay) -> Iterator[Path]:
             yield Path(network.INGRESS, name, names.FILES_PORT)
         if service.rights.blobs:
             yield Path(name, network.OBJECTS, 9000)
-        if "smtp" in service.rights.egress:
-            yield from (Path(name, WORLD, port) for port in (25, 465, 587))
-            if "mail" in there:
-                yield Path(name, "mail", 1025)
+        yield from (Path(name, WORLD, port) for word in service.rights.egress for port in network.EGRESS[word])
+        if "smtp" in service.rights.egress and "mail" in there:
+            yield Path(name, "mail", 1025)
         if names.COLLECTOR in there:
             yield Path(name, names.COLLECTOR, 4318)
         if network.TOOLBOX in there:
