@@ -15,7 +15,7 @@ CHECKS: Mapping[str, Callable[[Overlay], list[str]]] = {
     "names that lead nowhere": references.check,
     "scalers": keda.check,
     "paths": reach.check,
-    "rights in Kafka": privilege.check,
+    "rights": privilege.check,
     "pods": runs.check,
     "rules and dashboards": seeing.check,
 }

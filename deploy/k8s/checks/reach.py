@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from deploy.k8s import names, network, rights
-from deploy.k8s.checks.objects import Overlay, Pods, home_of, jobs_of, matches
+from deploy.k8s.checks.objects import Overlay, home_of, jobs_of, matches
 from deploy.k8s.names import Doc
 
 WORLD, API_SERVER = "the world", "the API server"
@@ -88,6 +88,8 @@ def ends(overlay: Overlay) -> list[_End]:
     found += [_End(name, name, {}) for name in neighbours if (name, name) not in there]
     # A stranger: a pod in a namespace that nobody here knows.
     found.append(_End("a stranger", "stranger", {"app.kubernetes.io/name": "stranger"}))
+    # A newcomer: a pod in our namespace that no policy but the default knows.
+    found.append(_End("a newcomer", names.NAMESPACE, {"app.kubernetes.io/name": "newcomer"}))
     found.append(_End(_DNS, "kube-system", {"k8s-app": "kube-dns"}))
     found += [_end_of_address(address) for address in _ADDRESSES]
     for policy in policies(overlay):
@@ -295,15 +297,4 @@ def check(overlay: Overlay) -> list[str]:
     return [
         *(f"{path}, and nothing needs it" for path in sorted(taken - needed) if path.source != path.target),
         *(f"{path.needed()}, and no policy lets it" for path in sorted(needed - opened)),
-    ]
-
-
-def unselected(overlay: Overlay) -> list[Pods]:
-    """Pods of the namespace that no policy of both directions selects."""
-    denied = [doc for doc in overlay.of("NetworkPolicy") if set(_directions(doc)) == {"Ingress", "Egress"}]
-    return [
-        pods
-        for pods in overlay.pods()
-        if pods.namespace == names.NAMESPACE
-        and not any(matches(doc["spec"]["podSelector"], pods.labels) for doc in denied)
     ]

@@ -12,7 +12,13 @@ from deploy.k8s.checks.runs import variables
 from deploy.k8s.names import Doc
 from shared.contract.topics import BY_NAME
 
-_NOBODYS = ("Namespace", "PriorityClass")  # what lives in no namespace
+_NOBODYS = (
+    "Namespace",
+    "PriorityClass",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "ClusterSecretStore",
+)  # what lives in no namespace
 # A host and its port, in a URL or a list of servers.
 _ADDRESS = re.compile(r"(?:^|//|@|,)([a-z][a-z0-9.-]*):([0-9]+)(?=[/?,]|$)")
 
@@ -27,6 +33,9 @@ def check(overlay: Overlay) -> list[str]:
 
 def _namespaces(overlay: Overlay) -> Iterator[str]:
     there = {doc["metadata"]["name"] for doc in overlay.of("Namespace")}
+    for doc in overlay.of("Namespace"):
+        if doc["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce") != "restricted":
+            yield f"Namespace {doc['metadata']['name']} does not hold its pods to the restricted standard"
     for doc in overlay.docs:
         namespace = doc["metadata"].get("namespace")
         if doc["kind"] not in _NOBODYS and namespace not in there:
@@ -236,6 +245,11 @@ def _kafka(overlay: Overlay) -> Iterator[str]:
         for setting, value in spec.get("config", {}).items():
             if setting.endswith("replication.factor") and int(value) > brokers:
                 yield f"Kafka {name}: {setting} is {value} on {brokers} brokers"
+    for doc in overlay.of("KafkaNodePool"):
+        for context in values_of("securityContext", doc):
+            if "fsGroup" not in context:
+                where = f"KafkaNodePool {doc['metadata']['name']}"
+                yield f"{where}: its security context takes the operator's place, and with it the group that may write to volumes"
     for doc in overlay.of("KafkaTopic", "KafkaUser", "KafkaNodePool"):
         if doc["metadata"]["labels"].get("strimzi.io/cluster") not in kafkas:
             yield f"{doc['kind']} {doc['metadata']['name']} belongs to no Kafka that is here"
