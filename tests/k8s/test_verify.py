@@ -287,6 +287,10 @@ NAMES: dict[str, tuple[Change, str]] = {
         lambda o: without(o, "KafkaUser", "insights"),
         "Deployment insights: nothing makes the secret insights",
     ),
+    "nobody makes users": (
+        lambda o: one(o, "Kafka", "steward")["spec"]["entityOperator"].pop("userOperator"),
+        "Deployment insights: nothing makes the secret insights",
+    ),
     "a config map": (
         lambda o: container(o, "audit")["envFrom"][0]["configMapRef"].update(name="settings"),
         "Deployment audit: nothing makes the config map settings",
@@ -427,6 +431,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
         "Deployment billing: spec.template.spec.containers.billing.env.BILLING_DATABASE_PASSWORD.valueFrom.secretKeyRef.name is "
         "'metering-db-app', and the code says 'billing-db-app'",
     ),
+    "a secret of others": (
+        lambda o: container(o, "insights")["env"].append(
+            {"name": "PGPASSWORD", "valueFrom": {"secretKeyRef": {"name": "billing-db-app", "key": "password"}}}),
+        "Deployment insights: it is given the secret billing-db-app, and no code needs it",
+    ),
     "a mount": (
         lambda o: container(o, "billing")["volumeMounts"].pop(1),
         "Deployment billing: spec.template.spec.containers.billing.volumeMounts.kafka is missing, and the code says "
@@ -469,7 +478,7 @@ def test_an_overlay_changes_only_what_depends_on_the_place(overlay: Of, case: st
     change, expected = CHANGES[case]
     changed = overlay("prod")
     change(changed)
-    assert drift.check(changed) == [expected]
+    assert expected in drift.check(changed)
 
 
 def test_what_cannot_be_judged_is_wrong(overlay: Of) -> None:
@@ -690,6 +699,10 @@ PODS: dict[str, tuple[Change, str]] = {
         lambda o: next(iter(d for n, d in o.named("ConfigMap").items() if n.startswith(names.SETTINGS)))["data"].pop(
             "STEWARD_PUBLIC_URL"),
         "it gives out links and is not told where they lead",
+    ),
+    "traces that go nowhere": (
+        lambda o: container(o, "audit")["env"].remove(env(o, "audit", "OTEL_EXPORTER_OTLP_ENDPOINT")),
+        "there is a collector, and it is not told where its traces go",
     ),
     "a clock of its own": (
         lambda o: container(o, "audit")["env"].append({"name": "STEWARD_CLOCK", "value": "file:/tmp/now"}),

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from deploy.k8s import render
 from deploy.k8s.checks.objects import Overlay
+from deploy.k8s.checks.references import secrets_of
 
 _Place: TypeAlias = tuple[str, ...]
 
@@ -54,6 +55,9 @@ def check(overlay: Overlay) -> list[str]:
                 said.append(f"{kind} {name} is missing")
                 continue
             said += [f"{kind} {name}: {each}" for each in _differs(doc, found, (), _FREE.get(kind, ()))]
+            if kind == "Deployment":
+                more = sorted(secrets_of(found) - secrets_of(doc))
+                said += [f"Deployment {name}: it is given the secret {each}, and no code needs it" for each in more]
             if kind in _WHOLE:
                 said += [
                     f"{kind} {name}: {each}, which the code does not say"

@@ -117,6 +117,13 @@ def _given(container: Doc, spec: Doc, held: Mapping[str, set[str]], maps: Mappin
             yield f"the {kind} {name} has no key {key}"
 
 
+def secrets_of(workload: Doc) -> set[str]:
+    """The secrets that a workload's pods are given."""
+    spec = workload["spec"]["template"]["spec"]
+    containers = (*spec.get("initContainers", []), *spec["containers"])
+    return {name for each in containers for kind, name, _ in _references(each, spec) if kind == "secret"}
+
+
 def _references(container: Doc, spec: Doc) -> Iterator[tuple[str, str, str | None]]:
     """(kind, name, key) of every secret and config map that a pod needs; a whole one has no key."""
     for source in container.get("envFrom", []):
@@ -151,8 +158,8 @@ def _secrets(overlay: Overlay) -> dict[str, set[str]]:
         held = {name: {each["secretKey"] for each in doc["spec"]["data"]} for name, doc in external.items()}
     else:
         held = {secret.name: set(secret.keys) for secret in secrets.wanted(rights.services().values())}
-    for user in overlay.named("KafkaUser"):
-        held[user] = {"password", "sasl.jaas.config"}
+    if any("userOperator" in doc["spec"].get("entityOperator", {}) for doc in overlay.of("Kafka")):
+        held |= {user: {"password", "sasl.jaas.config"} for user in overlay.named("KafkaUser")}
     for kafka in overlay.named("Kafka"):
         held[f"{kafka}-cluster-ca-cert"] = {"ca.crt", "ca.p12", "ca.password"}
     for cluster in overlay.named("Cluster"):

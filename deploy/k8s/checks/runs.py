@@ -47,6 +47,8 @@ def _deployment(overlay: Overlay, doc: Doc, service: Service) -> Iterator[str]:
             yield sentence
     unread = {name for name in told if name.startswith("STEWARD_")} - environment.asked - {"STEWARD_LOG_FORMAT"}
     yield from (f"{name} is told, and nobody asks for it" for name in sorted(unread))
+    if names.COLLECTOR in {pods.name for pods in overlay.pods()} and "OTEL_EXPORTER_OTLP_ENDPOINT" not in told:
+        yield "there is a collector, and it is not told where its traces go"
     for kind, path in _PATHS.items():
         probe = container.get(kind, {}).get("httpGet", {})
         if probe.get("path") != path or probe.get("port") != "http":
