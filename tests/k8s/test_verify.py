@@ -44,6 +44,13 @@ def trigger(overlay: Overlay, name: str, number: int = 0) -> dict[str, Any]:
     return found
 
 
+def settings(overlay: Overlay) -> dict[str, Any]:
+    """What every service is told alike."""
+    maps = overlay.named("ConfigMap").items()
+    found: dict[str, Any] = next(doc["data"] for name, doc in maps if name.startswith(names.SETTINGS))
+    return found
+
+
 def acls(overlay: Overlay, name: str) -> list[Any]:
     found: list[Any] = one(overlay, "KafkaUser", name)["spec"]["authorization"]["acls"]
     return found
@@ -149,6 +156,14 @@ PATHS: dict[str, tuple[Change, str]] = {
         lambda o: one(o, "NetworkPolicy", "billing-db")["spec"]["podSelector"].update(
             matchLabels={"cnpg.io/podRole": "instance"}),
         "billing-db's jobs has to reach the API server on 443, and no policy lets it",
+    ),
+    "a store of copies on another port": (
+        lambda o: settings(o).update(AWS_ENDPOINT_URL="https://object-store.object-store.svc:9001"),
+        "billing has to reach object-store on 9001, and no policy lets it",
+    ),
+    "a store of copies outside": (
+        lambda o: settings(o).pop("AWS_ENDPOINT_URL"),
+        "billing has to reach the world on 443, and no policy lets it",
     ),
     "a port that nobody else names": (
         lambda o: out(o, "metering", "0.0.0.0/0", port=8883),
@@ -676,27 +691,26 @@ PODS: dict[str, tuple[Change, str]] = {
         "a limit of CPU looks like lag",
     ),
     "shortcuts": (
-        lambda o: next(iter(d for n, d in o.named("ConfigMap").items() if n.startswith(names.SETTINGS)))["data"].update(
-            STEWARD_ENV="local"),
+        lambda o: settings(o).update(STEWARD_ENV="local"),
         "only production has no shortcuts",
     ),
     "Kafka in the clear": (
-        lambda o: next(iter(d for n, d in o.named("ConfigMap").items() if n.startswith(names.SETTINGS)))["data"].update(
+        lambda o: settings(o).update(
             STEWARD_KAFKA_SECURITY_PROTOCOL="SASL_PLAINTEXT"),
         "it does not go to Kafka with TLS and a login of its own",
     ),
     "another login to Kafka": (
-        lambda o: next(iter(d for n, d in o.named("ConfigMap").items() if n.startswith(names.SETTINGS)))["data"].update(
+        lambda o: settings(o).update(
             STEWARD_KAFKA_SASL_MECHANISM="PLAIN"),
         "it does not go to Kafka with TLS and a login of its own",
     ),
     "a setting that nobody reads": (
-        lambda o: next(iter(d for n, d in o.named("ConfigMap").items() if n.startswith(names.SETTINGS)))["data"].update(
+        lambda o: settings(o).update(
             STEWARD_BATCH_RECORD="1"),
         "STEWARD_BATCH_RECORD is told, and nobody asks for it",
     ),
     "links that lead nowhere": (
-        lambda o: next(iter(d for n, d in o.named("ConfigMap").items() if n.startswith(names.SETTINGS)))["data"].pop(
+        lambda o: settings(o).pop(
             "STEWARD_PUBLIC_URL"),
         "it gives out links and is not told where they lead",
     ),
@@ -736,6 +750,16 @@ def test_rules_and_dashboards_name_what_there_is(overlay: Of) -> None:
                         "rules": [
                             {"alert": "NoSuchPage", "expr": "steward_no_such_metric > 0"},
                             {
+                                "alert": "ConsumerStalled",
+                                "expr": "up",
+                                "annotations": {"runbook_url": "runbooks/JobFails.md"},
+                            },
+                            {
+                                "alert": "ConsumerStalled",
+                                "expr": "up",
+                                "annotations": {"runbook_url": "runbooks/JobFails.md"},
+                            },
+                            {
                                 "record": "mine",
                                 "expr": 'max by (job) (rate(stewrad_records_total{topic="a"}[5m] offset 1h)) or job:none:max',
                             },
@@ -759,6 +783,8 @@ def test_rules_and_dashboards_name_what_there_is(overlay: Of) -> None:
     assert seeing.check(changed) == [
         "NoSuchPage asks for steward_no_such_metric, which nobody exposes",
         "NoSuchPage has no runbook",
+        "ConsumerStalled leads to another's runbook",
+        "ConsumerStalled leads to another's runbook",
         "mine asks for job:none:max, which nobody exposes",
         "mine asks for stewrad_records_total, which nobody exposes",
         "mine asks for the topic a, which is none",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from deploy.k8s import names, network, rights
 from deploy.k8s.checks.objects import Overlay, home_of, jobs_of, matches
@@ -258,7 +259,7 @@ def _needed(overlay: Overlay) -> Iterator[Path]:
         if service.file_handlers:
             yield Path(network.INGRESS, name, names.FILES_PORT)
         if service.rights.blobs:
-            yield Path(name, network.OBJECTS, 9000)
+            yield Path(name, *_store(overlay))
         yield from (Path(name, WORLD, port) for word in service.rights.egress for port in network.EGRESS[word])
         if "smtp" in service.rights.egress and "mail" in there:
             yield Path(name, "mail", 1025)
@@ -283,6 +284,14 @@ def _needed(overlay: Overlay) -> Iterator[Path]:
     if names.COLLECTOR in there:
         yield Path(names.COLLECTOR, network.MONITORING, 4317)
     yield from (Path(name, _DNS, 53, protocol) for name in there if name != "mail" for protocol in ("UDP", "TCP"))
+
+
+def _store(overlay: Overlay) -> tuple[str, int]:
+    """Where copies are kept, as the services are told (without a word: at Amazon), and its port."""
+    settings = [doc["data"] for name, doc in overlay.named("ConfigMap").items() if name.startswith(names.SETTINGS)]
+    told = urlsplit(next((data["AWS_ENDPOINT_URL"] for data in settings if "AWS_ENDPOINT_URL" in data), ""))
+    inside = (told.hostname or "").split(".")[1:2] == [network.OBJECTS]
+    return network.OBJECTS if inside else WORLD, told.port or 443
 
 
 def check(overlay: Overlay) -> list[str]:

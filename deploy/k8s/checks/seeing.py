@@ -71,6 +71,8 @@ def check(overlay: Overlay) -> list[str]:
         said += [f"{name} {each}" for each in _wrong(rule["expr"], known, values)]
         if "alert" in rule and not (RUNBOOKS / f"{name}.md").exists():
             said.append(f"{name} has no runbook")
+        elif "alert" in rule and not rule["annotations"]["runbook_url"].endswith(f"/{name}.md"):
+            said.append(f"{name} leads to another's runbook")
     for doc in overlay.of("ConfigMap"):
         if doc["metadata"].get("labels", {}).get("grafana_dashboard") != "1":
             continue
