@@ -227,6 +227,15 @@ def test_paths(overlay: Of, case: str) -> None:
     assert expected in reach.check(changed)
 
 
+def test_a_store_outside_is_reached_by_who_stores_copies(overlay: Of) -> None:
+    """The services are told of another store, and their policies let them go there, on whatever port."""
+    changed = overlay("prod")
+    settings(changed).update(AWS_ENDPOINT_URL="https://copies.example.org:9443")
+    assert "billing has to reach the world on 9443, and no policy lets it" in reach.check(changed)
+    rules(changed, "billing", "egress").append({"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]})
+    assert "billing has to reach the world on 9443, and no policy lets it" not in reach.check(changed)
+
+
 def test_only_notifications_leaves_the_cluster_and_only_for_mail(overlay: Of) -> None:
     for name in overlays():
         out = {(path.source, path.port) for path in reach.open_paths(overlay(name)) if path.target == reach.WORLD}

@@ -76,7 +76,7 @@ def _differs(wanted: Any, found: Any, place: _Place, free: tuple[_Place, ...]) -
     if isinstance(wanted, list) and isinstance(found, list) and all(_named(each) for each in (*wanted, *found)):
         wanted, found = ({each["name"]: each for each in side} for side in (wanted, found))
     elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        wanted, found = ({str(place): each for place, each in enumerate(side)} for side in (wanted, found))
+        wanted, found = ({str(number): each for number, each in enumerate(side)} for side in (wanted, found))
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):
         for key, value in wanted.items():
             yield from _differs(value, found.get(key), (*place, key), free)

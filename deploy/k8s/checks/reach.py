@@ -156,7 +156,8 @@ def _ports(overlay: Overlay) -> set[tuple[str, int]]:
 
 def open_paths(overlay: Overlay) -> set[Path]:
     """Every path that the policies leave open, of those that touch the mesh's namespace."""
-    given, everything, ports = policies(overlay), ends(overlay), _ports(overlay)
+    given, everything = policies(overlay), ends(overlay)
+    ports = _ports(overlay) | {(path.protocol, path.port) for path in needed_paths(overlay)}
     outward = [_rules(given, end, "Egress") for end in everything]
     inward = [_rules(given, end, "Ingress") for end in everything]
     found = set()
@@ -189,7 +190,7 @@ def _rules(given: Iterable[Doc], end: _End, direction: str) -> _Rules:
 
 
 def _directions(policy: Doc) -> Sequence[str]:
-    """Whom it does not say it of, a policy holds for what comes in, and for what goes out where it has rules for that."""
+    """For what the policy holds: where it does not say, for what comes in, and for what goes out if it has rules for that."""
     spec = policy["spec"]
     said: Sequence[str] = spec.get("policyTypes") or (["Ingress", "Egress"] if spec.get("egress") else ["Ingress"])
     return said

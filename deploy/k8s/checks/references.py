@@ -12,13 +12,8 @@ from deploy.k8s.checks.runs import variables
 from deploy.k8s.names import Doc
 from shared.contract.topics import BY_NAME
 
-_NOBODYS = (
-    "Namespace",
-    "PriorityClass",
-    "ClusterRole",
-    "ClusterRoleBinding",
-    "ClusterSecretStore",
-)  # what lives in no namespace
+# What lives in no namespace.
+_NOBODYS = {"Namespace", "PriorityClass", "ClusterRole", "ClusterRoleBinding", "ClusterSecretStore"}
 # A host and its port, in a URL or a list of servers.
 _ADDRESS = re.compile(r"(?:^|//|@|,)([a-z][a-z0-9.-]*):([0-9]+)(?=[/?,]|$)")
 
