@@ -490,6 +490,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda o: one(o, "DatabaseRole", "billing-db-app")["spec"].update(superuser=True),
         "DatabaseRole billing-db-app: superuser is True, which the code does not say",
     ),
+    "a trigger that counts otherwise": (
+        lambda o: trigger(o, "metering")["metadata"].update(allowIdleConsumers="true"),
+        "ScaledObject metering: triggers.0.metadata.allowIdleConsumers is 'true', which the code does not say",
+    ),
     "a trigger in the open": (
         lambda o: trigger(o, "metering")["metadata"].update(tls="disable"),
         "ScaledObject metering: spec.triggers.0.metadata.tls is 'disable', and the code says 'enable'",

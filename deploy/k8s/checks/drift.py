@@ -73,10 +73,7 @@ def _key(doc: Mapping[str, Any]) -> tuple[str, str | None, str]:
 def _differs(wanted: Any, found: Any, place: _Place, free: tuple[_Place, ...]) -> Iterator[str]:
     if any(len(each) == len(place) and all(a in ("*", b) for a, b in zip(each, place, strict=True)) for each in free):
         return
-    if isinstance(wanted, list) and isinstance(found, list) and all(_named(each) for each in (*wanted, *found)):
-        wanted, found = ({each["name"]: each for each in side} for side in (wanted, found))
-    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        wanted, found = ({str(number): each for number, each in enumerate(side)} for side in (wanted, found))
+    wanted, found = _aligned(wanted, found)
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):
         for key, value in wanted.items():
             yield from _differs(value, found.get(key), (*place, key), free)
@@ -85,11 +82,20 @@ def _differs(wanted: Any, found: Any, place: _Place, free: tuple[_Place, ...]) -
 
 
 def _added(wanted: Any, found: Any, place: _Place) -> Iterator[str]:
+    wanted, found = _aligned(wanted, found)
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):
         yield from (f"{'.'.join((*place, key))} is {found[key]!r}" for key in found.keys() - wanted.keys())
         for key in found.keys() & wanted.keys():
             yield from _added(wanted[key], found[key], (*place, key))
 
 
-def _named(value: Any) -> bool:
-    return isinstance(value, Mapping) and "name" in value
+def _aligned(wanted: Any, found: Any) -> tuple[Any, Any]:
+    """Two lists as mappings: by the names of their items, or by place where there are as many."""
+    if not (isinstance(wanted, list) and isinstance(found, list)):
+        return wanted, found
+    if all(isinstance(each, Mapping) and "name" in each for each in (*wanted, *found)):
+        return {each["name"]: each for each in wanted}, {each["name"]: each for each in found}
+    if len(wanted) == len(found):
+        places = [str(number) for number in range(len(wanted))]
+        return dict(zip(places, wanted, strict=True)), dict(zip(places, found, strict=True))
+    return wanted, found
