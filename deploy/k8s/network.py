@@ -88,8 +88,9 @@ def of_database(room: str, house: Iterable[Service]) -> Doc:
     users = [_pods(service.name) for service in house if room in rights.databases(service)]
     peers = [_database_pods(room)]
     inward = [
-        _rule("from", [*users, _pods(TOOLBOX), *peers], names.POSTGRES_PORT),
-        _rule("from", [*peers, _namespace(OPERATORS["postgres"])], _POSTGRES_STATUS),
+        _rule("from", [*users, _pods(TOOLBOX)], names.POSTGRES_PORT),
+        # Both ports for the operator, too: CloudNativePG's page on networking asks for them.
+        _rule("from", [*peers, _namespace(OPERATORS["postgres"])], names.POSTGRES_PORT, _POSTGRES_STATUS),
         _rule("from", [_namespace(MONITORING)], 9187),
     ]
     outward = [_dns(), _rule("to", peers, names.POSTGRES_PORT, _POSTGRES_STATUS), api_server()]

@@ -277,7 +277,7 @@ def _needed(overlay: Overlay) -> Iterator[Path]:
     yield Path(operator, broker, 9091)
     yield from (Path(network.OPERATORS["kafka"], broker, port) for port in (8443, 9090, 9091))
     for database in databases:
-        yield Path(network.OPERATORS["postgres"], database, 8000)
+        yield from (Path(network.OPERATORS["postgres"], database, port) for port in (names.POSTGRES_PORT, 8000))
         yield Path(network.MONITORING, database, 9187)
         yield Path(jobs_of(database), database, names.POSTGRES_PORT)
     for part in (broker, operator, *databases, *map(jobs_of, databases)):
