@@ -75,7 +75,7 @@ def _cluster(room: Names, *, busy: bool) -> Doc:
             },
             "affinity": {"enablePodAntiAffinity": True, "topologyKey": "kubernetes.io/hostname",
                          "podAntiAffinityType": "preferred"},
-            "inheritedMetadata": {"labels": names.labels(names.cluster(room.name))},
+            "inheritedMetadata": {"labels": dict(names.PART_OF)},
         },
     }  # fmt: skip
 

@@ -16,6 +16,9 @@ KAFKA = "steward"
 KAFKA_PORT = 9093
 KAFKA_BOOTSTRAP = f"{KAFKA}-kafka-bootstrap:{KAFKA_PORT}"
 KAFKA_CA = f"{KAFKA}-cluster-ca-cert"
+BROKERS: Mapping[str, str] = {"strimzi.io/cluster": KAFKA, "strimzi.io/name": f"{KAFKA}-kafka"}
+"""What finds Kafka's nodes, and not the entity operator, which is of the same kind to Strimzi."""
+COLLECTOR = f"{KAFKA}-collector"
 POSTGRES_PORT = 5432
 
 SETTINGS = "steward-settings"
@@ -39,6 +42,12 @@ def labels(name: str, **more: str) -> dict[str, str]:
 def selector(name: str) -> dict[str, str]:
     """What finds the pods of `name`, and nobody else's."""
     return {"app.kubernetes.io/name": name}
+
+
+def database_selector(room: str) -> dict[str, str]:
+    """What finds every pod of a database: CloudNativePG marks with it the jobs that make an instance, too, and those get none of
+    the cluster's inherited labels."""
+    return {"cnpg.io/cluster": cluster(room)}
 
 
 def meta(name: str, of: str, **more: Any) -> Doc:

@@ -6,7 +6,7 @@ database), so that both ends have to agree before a packet passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from deploy.k8s import names, rights
 from deploy.k8s.names import Doc
@@ -17,13 +17,14 @@ MONITORING, INGRESS, OBJECTS, GATEWAY_HOME = "monitoring", "ingress", "object-st
 OPERATORS = {"kafka": "strimzi", "postgres": "cnpg-system", "scaler": "keda"}
 TOOLBOX = "toolbox"
 _OBJECTS_PORT = 9000
-_BROKER = {"strimzi.io/cluster": names.KAFKA, "strimzi.io/kind": "Kafka"}
+EGRESS: Mapping[str, tuple[int, ...]] = {"smtp": (25, 465, 587), "processor": (443,)}
+"""The ports outside of the cluster behind each word of `Rights.egress`."""
 # What is not the cluster's, and not a private network either: the mail server's side of the world.
 _OUTSIDE = {
     "ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"]}
 }
-_SMTP_PORTS = (25, 465, 587)
-_POSTGRES_PEER, _POSTGRES_STATUS = names.POSTGRES_PORT, 8000
+_POSTGRES_STATUS = 8000
+_OTLP_HTTP, _OTLP_GRPC = 4318, 4317
 
 
 def policies(house: Sequence[Service]) -> list[Doc]:
@@ -46,8 +47,7 @@ def of_service(service: Service) -> Doc:
     outward = [_dns(), _kafka(), *(_database(room) for room in rights.databases(service))]
     if service.rights.blobs:
         outward.append(_rule("to", [_namespace(OBJECTS)], _OBJECTS_PORT))
-    if "smtp" in service.rights.egress:
-        outward.append(_rule("to", [_OUTSIDE], *_SMTP_PORTS))
+    outward += [_rule("to", [_OUTSIDE], *EGRESS[word]) for word in service.rights.egress]
     return _policy(service.name, names.selector(service.name), inward, outward)
 
 
@@ -65,22 +65,49 @@ def of_toolbox(house: Iterable[Service]) -> Doc:
 
 def of_brokers(house: Iterable[Service]) -> Doc:
     """Who may come to the brokers. What they and their operator say to each other is said by hand beside this."""
-    peers = [_pods(service.name) for service in house]
-    peers += [_pods(TOOLBOX), _namespace(GATEWAY_HOME), _namespace(OPERATORS["scaler"])]
-    return _policy("kafka-clients", _BROKER, [_rule("from", peers, names.KAFKA_PORT)], None)
+    return _policy("kafka-clients", dict(names.BROKERS), [_rule("from", clients(house), names.KAFKA_PORT)], None)
+
+
+def clients(house: Iterable[Service]) -> list[Doc]:
+    """Who may come to Kafka. The listener has to say it, too: Strimzi makes a policy for each, and one without peers lets in
+    everybody, whatever other policies say."""
+    return [
+        *(_pods(service.name) for service in house),
+        _pods(TOOLBOX), _namespace(GATEWAY_HOME), _namespace(OPERATORS["scaler"]),
+    ]  # fmt: skip
+
+
+def patches(house: Iterable[Service]) -> list[tuple[Doc, list[Doc]]]:
+    """The same at Kafka's listener."""
+    peers = {"op": "add", "path": "/spec/kafka/listeners/0/networkPolicyPeers", "value": clients(house)}
+    return [({"kind": "Kafka", "name": names.KAFKA}, [peers])]
 
 
 def of_database(room: str, house: Iterable[Service]) -> Doc:
     """Who may come to a database: whoever declares it, its own members, and the operator; and whom they need."""
     users = [_pods(service.name) for service in house if room in rights.databases(service)]
-    peers = [_pods(names.cluster(room))]
+    peers = [_database_pods(room)]
     inward = [
-        _rule("from", [*users, _pods(TOOLBOX), *peers], names.POSTGRES_PORT),
-        _rule("from", [*peers, _namespace(OPERATORS["postgres"])], _POSTGRES_STATUS),
+        _rule("from", [*users, _pods(TOOLBOX)], names.POSTGRES_PORT),
+        # Both ports for the operator, too: CloudNativePG's page on networking asks for them.
+        _rule("from", [*peers, _namespace(OPERATORS["postgres"])], names.POSTGRES_PORT, _POSTGRES_STATUS),
         _rule("from", [_namespace(MONITORING)], 9187),
     ]
     outward = [_dns(), _rule("to", peers, names.POSTGRES_PORT, _POSTGRES_STATUS), api_server()]
-    return _policy(names.cluster(room), names.selector(names.cluster(room)), inward, outward)
+    return _policy(names.cluster(room), names.database_selector(room), inward, outward)
+
+
+def of_traces(house: Iterable[Service]) -> list[Doc]:
+    """From each service to the collector, and from there to where traces are kept."""
+    rooms = [service.name for service in house]
+    senders = {"matchExpressions": [{"key": "app.kubernetes.io/name", "operator": "In", "values": rooms}]}
+    collector = names.selector(names.COLLECTOR)
+    outward = _rule("to", [{"podSelector": {"matchLabels": collector}}], _OTLP_HTTP)
+    kept = _rule("to", [_namespace(MONITORING)], _OTLP_GRPC)
+    return [
+        _document("traces-out", {"podSelector": senders, "policyTypes": ["Egress"], "egress": [outward]}),
+        _policy(names.COLLECTOR, collector, [_rule("from", [{"podSelector": senders}], _OTLP_HTTP)], [_dns(), kept]),
+    ]
 
 
 def api_server() -> Doc:
@@ -95,6 +122,10 @@ def _policy(name: str, who: Doc, inward: list[Doc], outward: list[Doc] | None) -
     spec |= {"ingress": inward} if inward else {}
     if outward is not None:
         spec |= {"policyTypes": ["Ingress", "Egress"], "egress": outward}
+    return _document(name, spec)
+
+
+def _document(name: str, spec: Doc) -> Doc:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -113,11 +144,15 @@ def _dns() -> Doc:
 
 
 def _kafka() -> Doc:
-    return _rule("to", [{"podSelector": {"matchLabels": _BROKER}}], names.KAFKA_PORT)
+    return _rule("to", [{"podSelector": {"matchLabels": dict(names.BROKERS)}}], names.KAFKA_PORT)
 
 
 def _database(room: str) -> Doc:
-    return _rule("to", [_pods(names.cluster(room))], names.POSTGRES_PORT)
+    return _rule("to", [_database_pods(room)], names.POSTGRES_PORT)
+
+
+def _database_pods(room: str) -> Doc:
+    return {"podSelector": {"matchLabels": names.database_selector(room)}}
 
 
 def _pods(name: str) -> Doc:

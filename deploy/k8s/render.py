@@ -7,6 +7,7 @@ it, in files that this module never touches.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ _BY_HAND = "platform"
 HEADER = "# Written by `steward k8s render` from what the code declares. Change the declaration, not this file.\n"
 
 
-def documents() -> dict[str, str]:
-    """The text of every manifest that is rendered, by its path below k8s/."""
+def objects() -> dict[str, Sequence[Doc]]:
+    """Every object that is rendered, by the path below k8s/ of the file in which it stands."""
     house = list(rights.services().values())
     files: dict[str, Sequence[Doc]] = {
         "base/contract/topics.yaml": kafka.topics(),
         "base/contract/users.yaml": kafka.users(house),
         "components/keda/scaledobjects.yaml": [*scaling.scaled(house), *scaling.authentication()],
         "components/network-policies/rooms.yaml": network.policies(house),
+        "components/tracing/network-policy.yaml": network.of_traces(house),
         "components/monitoring/podmonitors.yaml": monitoring.pod_monitors(house),
         "components/external-secrets/secrets.yaml": secrets.external(house),
         "components/toolbox/toolbox.yaml": toolbox.documents(house),
@@ -39,7 +41,13 @@ def documents() -> dict[str, str]:
         files |= _room(service)
     for owner, docs in database.all_of(house).items():
         files[f"base/{owner}/database.yaml"] = docs
-    texts = {path: _text(docs) for path, docs in files.items()}
+    return files
+
+
+@cache
+def documents() -> Mapping[str, str]:
+    """The text of every manifest that is rendered, by its path below k8s/."""
+    texts = {path: _text(docs) for path, docs in objects().items()}
     folders: dict[str, list[str]] = {}
     for path in texts:
         if path.startswith("base/"):
@@ -48,6 +56,11 @@ def documents() -> dict[str, str]:
     for folder, listed in folders.items():
         texts[f"base/{folder}/kustomization.yaml"] = _kustomization(sorted(listed))
     texts["base/kustomization.yaml"] = _kustomization([_BY_HAND, *folders])
+    house = list(rights.services().values())
+    texts["components/keda/kustomization.yaml"] = _component(["scaledobjects.yaml"], scaling.patches(house))
+    texts["components/network-policies/kustomization.yaml"] = _component(
+        ["default-deny.yaml", "rooms.yaml", "kafka.yaml"], network.patches(house)
+    )
     texts["SIZING.md"] = sizing.page()
     for path, text in observe.documents().items():
         texts[path] = HEADER + text if path.endswith(".yaml") else text
@@ -57,6 +70,13 @@ def documents() -> dict[str, str]:
 def _kustomization(resources: Sequence[str]) -> str:
     head = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
     return _text([head | {"resources": list(resources)}])
+
+
+def _component(resources: Sequence[str], patches: Sequence[tuple[Doc, Sequence[Doc]]]) -> str:
+    """`patches`: the target of each, and its operations (RFC 6902)."""
+    head = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component"}
+    done = [{"target": target, "patch": _dumped(operations)} for target, operations in patches]
+    return _text([head | {"resources": list(resources), "patches": done}])
 
 
 def _room(service: Service) -> dict[str, Sequence[Doc]]:
@@ -97,8 +117,11 @@ def differences(folder: Path = FOLDER) -> list[str]:
 
 
 def _stale(folder: Path, wanted: Mapping[str, str]) -> list[Path]:
-    ours = (file for file in sorted(folder.rglob("*.yaml")) if file.read_text(encoding="utf-8").startswith(HEADER))
-    return [file for file in ours if str(file.relative_to(folder)) not in wanted]
+    ours = [file for file in folder.rglob("*.yaml") if file.read_text(encoding="utf-8").startswith(HEADER)]
+    # JSON has no place for a first line: folders of it are rendered as a whole.
+    for whole in {Path(path).parent for path in wanted if path.endswith(".json")}:
+        ours += (folder / whole).glob("*.json")
+    return [file for file in sorted(ours) if str(file.relative_to(folder)) not in wanted]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -111,5 +134,15 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
 def _text(docs: Sequence[Doc]) -> str:
-    return HEADER + yaml.dump_all(docs, Dumper=_Dumper, sort_keys=False, width=130, allow_unicode=True)
+    return HEADER + "---\n".join(_dumped(doc) for doc in docs)
+
+
+def _dumped(value: Any) -> str:
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=130, allow_unicode=True)

@@ -82,6 +82,8 @@ def _scaled(service: Service) -> Doc:
                         "excludePersistentLag": "true",
                         "sasl": "scram_sha512",
                         "tls": "enable",
+                        # The oldest protocol that Kafka 4 speaks (KIP-896); KEDA would begin with an older one.
+                        "version": "2.1.0",
                     },
                     "authenticationRef": {"name": AUTHENTICATION},
                 },
@@ -99,6 +101,13 @@ def _scaled(service: Service) -> Doc:
             ],
         },
     }
+
+
+def patches(house: Iterable[Service]) -> list[tuple[Doc, list[Doc]]]:
+    """How many pods there are is the scaler's alone where there is one: a number in the manifest would put it back with each
+    apply, and stop the group for it."""
+    scaled = [service.name for service in house if rights.scales_on(service) is not None]
+    return [({"kind": "Deployment", "name": name}, [{"op": "remove", "path": "/spec/replicas"}]) for name in scaled]
 
 
 def load_query(service: str, topic: Topic) -> str:

@@ -132,8 +132,9 @@ def environment(service: Service) -> list[Doc]:
         {"name": "STEWARD_DRAIN_SECONDS", "value": str(DRAIN_SECONDS)},
         *kafka_login(service.name),
         *database_logins(service),
-        {"name": "STEWARD_MASTER_KEY_FILE", "value": f"{_FILES}/master/master.key"},
     ]
+    if service.uses_keys:
+        told.append({"name": "STEWARD_MASTER_KEY_FILE", "value": f"{_FILES}/master/master.key"})
     if service.file_handlers:
         told.append({"name": f"STEWARD_{upper}_PUBLIC_PORT", "value": str(names.FILES_PORT)})
     if service.rights.signs:
@@ -189,16 +190,13 @@ def _secret(variable: str, secret: str, key: str) -> Doc:
 
 
 def _mounts(service: Service) -> list[Doc]:
-    mounts = ["kafka", "db", "master"] + (["signing"] if service.rights.signs else [])
-    return [{"name": name, "mountPath": f"{_FILES}/{name}", "readOnly": True} for name in mounts]
+    return [{"name": v["name"], "mountPath": f"{_FILES}/{v['name']}", "readOnly": True} for v in _volumes(service)]
 
 
 def _volumes(service: Service) -> list[Doc]:
-    volumes: list[Doc] = [
-        kafka_volume(),
-        database_volume(rights.databases(service)),
-        {"name": "master", "secret": {"secretName": names.MASTER_KEY, "defaultMode": 0o440}},
-    ]
+    volumes = [kafka_volume(), database_volume(rights.databases(service))]
+    if service.uses_keys:
+        volumes.append({"name": "master", "secret": {"secretName": names.MASTER_KEY, "defaultMode": 0o440}})
     if service.rights.signs:
         volumes.append({"name": "signing", "secret": {"secretName": names.SIGNING_KEY, "defaultMode": 0o440}})
     return volumes

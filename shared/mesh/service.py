@@ -175,7 +175,8 @@ class Rights:
 
     `inspects`: topics whose records and settings it reads without a group. `trims`: topics that it cuts, behind the readers
     of each. `audits`: services whose databases it reads with the auditor's login. `egress`: what it reaches outside of the
-    cluster (`smtp`). `blobs`: it reads or writes the store of copies. `signs`: it has the key that signs certificates.
+    cluster (`smtp`, a payment `processor`). `blobs`: it reads or writes the store of copies. `signs`: it has the key that
+    signs certificates.
     """
 
     inspects: tuple[Topic, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -64,6 +65,12 @@ class Judge:
         self.installed()
         if not self._controlled:
             self.cluster.run_controllers()
+            # KEDA is not here: what it scales runs as often as it would at least.
+            for scaler in self.of("ScaledObject"):
+                (target,) = self.of("Deployment", scaler["spec"]["scaleTargetRef"]["name"])
+                target["spec"]["replicas"] = scaler["spec"]["minReplicaCount"]
+                scale = {"spec": {"replicas": target["spec"]["replicas"]}}
+                self.api("PATCH", f"{self.api.path(target)}/scale", scale, content="application/merge-patch+json")
             self._controlled = True
 
 
@@ -117,7 +124,7 @@ def judge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     cluster = Cluster(version, tmp_path_factory.mktemp(f"{version}-{overlay}"))
     try:
         cluster.start()
-        yield Judge(cluster, overlay, text, documents, cluster.admin())
+        yield Judge(cluster, overlay, text, deepcopy(documents), cluster.admin())
     finally:
         cluster.stop()
         peaks = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sorted(cluster.peaks.items()))

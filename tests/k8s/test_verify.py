@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from deploy.cli import main
 from deploy.k8s import names
-from deploy.k8s.checks import keda, privilege, reach, references, runs, seeing
+from deploy.k8s.checks import drift, keda, privilege, reach, references, runs, seeing
 from deploy.k8s.checks.objects import Overlay
-from deploy.k8s.verify import CHECKS, overlays
+from deploy.k8s.verify import CHECKS, judged, overlays
 from shared.contract.topics import BALANCES, MESSAGES, PAYMENTS
 
 Of = Callable[[str], Overlay]
@@ -41,6 +41,13 @@ def env(overlay: Overlay, name: str, variable: str) -> dict[str, Any]:
 
 def trigger(overlay: Overlay, name: str, number: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = one(overlay, "ScaledObject", name)["spec"]["triggers"][number]
+    return found
+
+
+def settings(overlay: Overlay) -> dict[str, Any]:
+    """What every service is told alike."""
+    maps = overlay.named("ConfigMap").items()
+    found: dict[str, Any] = next(doc["data"] for name, doc in maps if name.startswith(names.SETTINGS))
     return found
 
 
@@ -79,7 +86,23 @@ def test_the_command_says_it_of_every_overlay() -> None:
     assert unknown.exit_code == 2 and "dev, prod, staging" in unknown.output
 
 
-TO_BILLINGS_DATABASE = {"to": [pods("billing-db")], "ports": [{"protocol": "TCP", "port": 5432}]}
+TO_BILLINGS_DATABASE = {
+    "to": [{"podSelector": {"matchLabels": {"cnpg.io/cluster": "billing-db"}}}],
+    "ports": [{"protocol": "TCP", "port": 5432}],
+}
+
+
+def listener(overlay: Overlay) -> dict[str, Any]:
+    found: dict[str, Any] = one(overlay, "Kafka", "steward")["spec"]["kafka"]["listeners"][0]
+    return found
+
+
+def out(overlay: Overlay, name: str, block: str, **port: Any) -> None:
+    """Lets a service out to a block of addresses."""
+    rules(overlay, name, "egress").append(
+        {"to": [{"ipBlock": {"cidr": block}}], "ports": [{"protocol": "TCP", **port}]}
+    )
+
 
 PATHS: dict[str, tuple[Change, str]] = {
     "both ends let insights into billing's database": (
@@ -112,12 +135,86 @@ PATHS: dict[str, tuple[Change, str]] = {
         "billing has to reach billing-db on 5432, and no policy lets it",
     ),
     "the brokers' door does not know a service": (
-        lambda o: rules(o, "kafka-clients", "ingress")[0]["from"].remove(pods("notifications")),
+        lambda o: [peers.remove(pods("notifications")) for peers in (
+            rules(o, "kafka-clients", "ingress")[0]["from"], listener(o)["networkPolicyPeers"])],
         "notifications has to reach steward-kafka on 9093, and no policy lets it",
     ),
     "one side alone is not enough": (
         lambda o: rules(o, "security", "egress").clear(),
         "security has to reach kube-dns on 53, and no policy lets it",
+    ),
+    "Kafka's operator lets in everybody": (
+        lambda o: listener(o).pop("networkPolicyPeers"),
+        "a stranger reaches steward-kafka on 9093, and nothing needs it",
+    ),
+    "a selector that finds more than the brokers": (
+        lambda o: one(o, "NetworkPolicy", "kafka-clients")["spec"]["podSelector"].update(
+            matchLabels={"strimzi.io/cluster": "steward", "strimzi.io/kind": "Kafka"}),
+        "gateway reaches steward-entity-operator on 9093, and nothing needs it",
+    ),
+    "a database whose first job is shut in": (
+        lambda o: one(o, "NetworkPolicy", "billing-db")["spec"]["podSelector"].update(
+            matchLabels={"cnpg.io/podRole": "instance"}),
+        "billing-db's jobs has to reach the API server on 443, and no policy lets it",
+    ),
+    "a store of copies on another port": (
+        lambda o: settings(o).update(AWS_ENDPOINT_URL="https://object-store.object-store.svc:9001"),
+        "billing has to reach object-store on 9001, and no policy lets it",
+    ),
+    "a store of copies outside": (
+        lambda o: settings(o).pop("AWS_ENDPOINT_URL"),
+        "billing has to reach the world on 443, and no policy lets it",
+    ),
+    "a port that nobody else names": (
+        lambda o: out(o, "metering", "0.0.0.0/0", port=8883),
+        "metering reaches the world on 8883, and nothing needs it",
+    ),
+    "a range of ports": (
+        lambda o: out(o, "metering", "0.0.0.0/0", port=30_000, endPort=40_000),
+        "metering reaches the world on 40000, and nothing needs it",
+    ),
+    "a few addresses": (
+        lambda o: out(o, "metering", "198.51.100.0/24", port=443),
+        "metering reaches the world on 443, and nothing needs it",
+    ),
+    "the other addresses": (
+        lambda o: out(o, "metering", "::/0", port=443),
+        "metering reaches the world on 443, and nothing needs it",
+    ),
+    "the cloud's own service of credentials": (
+        lambda o: out(o, "notifications", "169.254.169.254/32", port=80),
+        "notifications reaches the world on 80, and nothing needs it",
+    ),
+    "another protocol": (
+        lambda o: out(o, "audit", "0.0.0.0/0", protocol="UDP", port=443),
+        "audit reaches the world on 443/UDP, and nothing needs it",
+    ),
+    "the wrong protocol": (
+        lambda o: rules(o, "billing-db", "ingress")[0]["ports"][0].update(protocol="UDP"),
+        "billing has to reach billing-db on 5432, and no policy lets it",
+    ),
+    "DNS over TCP alone": (
+        lambda o: rules(o, "security", "egress")[0]["ports"].pop(0),
+        "security has to reach kube-dns on 53/UDP, and no policy lets it",
+    ),
+    "a port by its name": (
+        lambda o: rules(o, "retention", "ingress").append(
+            {"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "gateway"}}}],
+             "ports": [{"port": "files"}]}),
+        "gateway reaches retention on 8081, and nothing needs it",
+    ),
+    "a namespace that nobody knows": (
+        lambda o: rules(o, "keys-db", "ingress")[0]["from"].append(
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "default"}}}),
+        "any pod in default reaches keys-db on 5432, and nothing needs it",
+    ),
+    "namespaces by a label": (
+        lambda o: rules(o, "keys-db", "ingress")[0]["from"].append({"namespaceSelector": {"matchLabels": {"team": "data"}}}),
+        "any pod in a namespace with team=data reaches keys-db on 5432, and nothing needs it",
+    ),
+    "pods of that name anywhere": (
+        lambda o: rules(o, "billing-db", "ingress")[0]["from"][0].update(namespaceSelector={}),
+        "a pod with app.kubernetes.io/name=billing in stranger reaches billing-db on 5432, and nothing needs it",
     ),
 }  # fmt: skip
 
@@ -130,6 +227,15 @@ def test_paths(overlay: Of, case: str) -> None:
     assert expected in reach.check(changed)
 
 
+def test_a_store_outside_is_reached_by_who_stores_copies(overlay: Of) -> None:
+    """The services are told of another store, and their policies let them go there, on whatever port."""
+    changed = overlay("prod")
+    settings(changed).update(AWS_ENDPOINT_URL="https://copies.example.org:9443")
+    assert "billing has to reach the world on 9443, and no policy lets it" in reach.check(changed)
+    rules(changed, "billing", "egress").append({"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]})
+    assert "billing has to reach the world on 9443, and no policy lets it" not in reach.check(changed)
+
+
 def test_only_notifications_leaves_the_cluster_and_only_for_mail(overlay: Of) -> None:
     for name in overlays():
         out = {(path.source, path.port) for path in reach.open_paths(overlay(name)) if path.target == reach.WORLD}
@@ -139,10 +245,10 @@ def test_only_notifications_leaves_the_cluster_and_only_for_mail(overlay: Of) ->
 def test_every_pod_is_denied_by_default(overlay: Of) -> None:
     for name in overlays():
         changed = overlay(name)
-        assert reach.unselected(changed) == []
         without(changed, "NetworkPolicy", "default-deny")
-        without(changed, "NetworkPolicy", "audit")
-        assert [pods.name for pods in reach.unselected(changed)] == ["audit"]
+        said = reach.check(changed)
+        assert "a newcomer reaches the world on 443, and nothing needs it" in said
+        assert "a stranger reaches a newcomer on 8080, and nothing needs it" in said
 
 
 NAMES: dict[str, tuple[Change, str]] = {
@@ -205,6 +311,10 @@ NAMES: dict[str, tuple[Change, str]] = {
         lambda o: without(o, "KafkaUser", "insights"),
         "Deployment insights: nothing makes the secret insights",
     ),
+    "nobody makes users": (
+        lambda o: one(o, "Kafka", "steward")["spec"]["entityOperator"].pop("userOperator"),
+        "Deployment insights: nothing makes the secret insights",
+    ),
     "a config map": (
         lambda o: container(o, "audit")["envFrom"][0]["configMapRef"].update(name="settings"),
         "Deployment audit: nothing makes the config map settings",
@@ -220,6 +330,79 @@ NAMES: dict[str, tuple[Change, str]] = {
     "a broker away stops the writers": (
         lambda o: one(o, "KafkaTopic", BALANCES.name)["spec"]["config"].update({"min.insync.replicas": "3"}),
         "KafkaTopic mesh.balances: with all 3 replicas in sync, one broker away stops its writers",
+    ),
+    "a priority of an operator's part": (
+        lambda o: one(o, "KafkaNodePool", "brokers")["spec"]["template"]["pod"].update(priorityClassName="steward-brokers"),
+        "KafkaNodePool brokers: there is no PriorityClass steward-brokers",
+    ),
+    "the books behind the rest": (
+        lambda o: one(o, "PriorityClass", "steward-books").update(value=10),
+        "the PriorityClasses are {'steward-books': 10, 'steward-platform': 1000000, 'steward-rooms': 50000}, and the code says "
+        "{'steward-platform': 1000000, 'steward-books': 100000, 'steward-rooms': 50000}",
+    ),
+    "a peer that is nobody": (
+        lambda o: rules(o, "billing-db", "ingress")[0]["from"].append({"podSelector": {"matchLabels": {"app": "psql"}}}),
+        "NetworkPolicy billing-db speaks of pods that there are none of: {'matchLabels': {'app': 'psql'}}",
+    ),
+    "a namespace": (
+        lambda o: one(o, "Service", "billing")["metadata"].update(namespace="stewart"),
+        "Service billing: there is no namespace stewart",
+    ),
+    "a namespace for everything": (
+        lambda o: one(o, "Namespace", "steward")["metadata"]["labels"].pop("pod-security.kubernetes.io/enforce"),
+        "Namespace steward does not hold its pods to the restricted standard",
+    ),
+    "no namespace": (
+        lambda o: one(o, "NetworkPolicy", "billing")["metadata"].pop("namespace"),
+        "NetworkPolicy billing: there is no namespace None",
+    ),
+    "an address": (
+        lambda o: env(o, "billing", "OTEL_EXPORTER_OTLP_ENDPOINT").update(value="http://steward-colector:4318"),
+        "Deployment billing: OTEL_EXPORTER_OTLP_ENDPOINT leads to steward-colector:4318, and nothing listens there",
+    ),
+    "an address's port": (
+        lambda o: listener(o).update(port=9094),
+        "Deployment billing: STEWARD_KAFKA_BOOTSTRAP_SERVERS leads to steward-kafka-bootstrap:9093, and nothing listens there",
+    ),
+    "a database's address": (
+        lambda o: env(o, "billing", "STEWARD_BILLING_DATABASE_URL").update(value="postgresql://me@bill-db-rw:5432/steward"),
+        "Deployment billing: STEWARD_BILLING_DATABASE_URL leads to bill-db-rw:5432, and nothing listens there",
+    ),
+    "a store": (
+        lambda o: without(o, "SecretStore", "steward"),
+        "ExternalSecret billing-db-app: there is no SecretStore steward",
+    ),
+    "a store's account": (
+        lambda o: without(o, "ServiceAccount", "secrets-reader"),
+        "SecretStore steward: there is no ServiceAccount secrets-reader",
+    ),
+    "a scaler's secret": (
+        lambda o: one(o, "TriggerAuthentication", "kafka-scaler")["spec"]["secretTargetRef"][0].update(name="kedaa"),
+        "TriggerAuthentication kafka-scaler: no secret kedaa with a key password",
+    ),
+    "a door without a login": (
+        lambda o: listener(o).pop("authentication"),
+        "Kafka steward: its listener tls has to ask for TLS and a login",
+    ),
+    "volumes that nobody may write to": (
+        lambda o: one(o, "KafkaNodePool", "brokers")["spec"]["template"]["pod"].update(securityContext={"runAsNonRoot": True}),
+        "KafkaNodePool brokers: its security context takes the operator's place, and with it the group that may write to volumes",
+    ),
+    "rights that do not count": (
+        lambda o: one(o, "Kafka", "steward")["spec"]["kafka"]["authorization"].update(superUsers=["me"]),
+        "Kafka steward: rights count only with simple authorization, and without super users",
+    ),
+    "offsets on more brokers than there are": (
+        lambda o: one(o, "Kafka", "steward")["spec"]["kafka"]["config"].update({"offsets.topic.replication.factor": 5}),
+        "Kafka steward: offsets.topic.replication.factor is 5 on 3 brokers",
+    ),
+    "nobody is left to have what is committed": (
+        lambda o: one(o, "Cluster", "billing-db")["spec"].update(instances=1),
+        "Cluster billing-db: with 1 instances, 1 others never have what is committed",
+    ),
+    "a topic of nobody": (
+        lambda o: one(o, "KafkaTopic", BALANCES.name)["metadata"].update(name=f"{BALANCES.name}s"),
+        "KafkaTopic mesh.balancess: the contract has no such topic",
     ),
     "a right on no topic": (
         lambda o: without(o, "KafkaTopic", MESSAGES.name),
@@ -242,6 +425,96 @@ def test_names(overlay: Of, case: str) -> None:
     changed = overlay("prod")
     change(changed)
     assert expected in references.check(changed)
+
+
+CHANGES: dict[str, tuple[Change, str]] = {
+    "a service's pods": (
+        lambda o: one(o, "Service", "billing")["spec"]["selector"].update({"app.kubernetes.io/name": "metering"}),
+        "Service billing: spec.selector.app.kubernetes.io/name is 'metering', and the code says 'billing'",
+    ),
+    "a budget that lets nobody go": (
+        lambda o: one(o, "PodDisruptionBudget", "billing")["spec"].update(maxUnavailable=0),
+        "PodDisruptionBudget billing: spec.maxUnavailable is 0, and the code says 1",
+    ),
+    "nobody scrapes": (lambda o: without(o, "PodMonitor", "billing"), "PodMonitor billing is missing"),
+    "another's account": (
+        lambda o: one(o, "Deployment", "billing")["spec"]["template"]["spec"].update(serviceAccountName="metering"),
+        "Deployment billing: spec.template.spec.serviceAccountName is 'metering', and the code says 'billing'",
+    ),
+    "a token": (
+        lambda o: one(o, "Deployment", "billing")["spec"]["template"]["spec"].update(automountServiceAccountToken=True),
+        "Deployment billing: spec.template.spec.automountServiceAccountToken is True, and the code says False",
+    ),
+    "another's name in Kafka": (
+        lambda o: env(o, "billing", "STEWARD_KAFKA_SASL_USERNAME").update(value="metering"),
+        "Deployment billing: spec.template.spec.containers.billing.env.STEWARD_KAFKA_SASL_USERNAME.value is 'metering', and "
+        "the code says 'billing'",
+    ),
+    "another's password": (
+        lambda o: env(o, "billing", "BILLING_DATABASE_PASSWORD")["valueFrom"]["secretKeyRef"].update(name="metering-db-app"),
+        "Deployment billing: spec.template.spec.containers.billing.env.BILLING_DATABASE_PASSWORD.valueFrom.secretKeyRef.name is "
+        "'metering-db-app', and the code says 'billing-db-app'",
+    ),
+    "a secret of others": (
+        lambda o: container(o, "insights")["env"].append(
+            {"name": "PGPASSWORD", "valueFrom": {"secretKeyRef": {"name": "billing-db-app", "key": "password"}}}),
+        "Deployment insights: it is given the secret billing-db-app, and no code needs it",
+    ),
+    "a mount": (
+        lambda o: container(o, "billing")["volumeMounts"].pop(1),
+        "Deployment billing: spec.template.spec.containers.billing.volumeMounts.kafka is missing, and the code says "
+        "{'name': 'kafka', 'mountPath': '/etc/steward/kafka', 'readOnly': True}",
+    ),
+    "a root that can be written": (
+        lambda o: container(o, "audit")["securityContext"].update(readOnlyRootFilesystem=False),
+        "Deployment audit: spec.template.spec.containers.audit.securityContext.readOnlyRootFilesystem is False, and the code "
+        "says True",
+    ),
+    "the books among the rest": (
+        lambda o: one(o, "Deployment", "metering")["spec"]["template"]["spec"].update(priorityClassName="steward-rooms"),
+        "Deployment metering: spec.template.spec.priorityClassName is 'steward-rooms', and the code says 'steward-books'",
+    ),
+    "a topic's partitions": (
+        lambda o: one(o, "KafkaTopic", PAYMENTS.name)["spec"].update(partitions=12),
+        "KafkaTopic gateway.payments: spec.partitions is 12, and the code says 6",
+    ),
+    "a topic that keeps longer": (
+        lambda o: one(o, "KafkaTopic", PAYMENTS.name)["spec"]["config"].update({"retention.bytes": "-1"}),
+        "KafkaTopic gateway.payments: config.retention.bytes is '-1', which the code does not say",
+    ),
+    "a login of another kind": (
+        lambda o: one(o, "KafkaUser", "billing")["spec"].update(authentication={"type": "tls"}),
+        "KafkaUser billing: spec.authentication.type is 'tls', and the code says 'scram-sha-512'",
+    ),
+    "a role that may do everything": (
+        lambda o: one(o, "DatabaseRole", "billing-db-app")["spec"].update(superuser=True),
+        "DatabaseRole billing-db-app: superuser is True, which the code does not say",
+    ),
+    "a trigger that counts otherwise": (
+        lambda o: trigger(o, "metering")["metadata"].update(allowIdleConsumers="true"),
+        "ScaledObject metering: triggers.0.metadata.allowIdleConsumers is 'true', which the code does not say",
+    ),
+    "a trigger in the open": (
+        lambda o: trigger(o, "metering")["metadata"].update(tls="disable"),
+        "ScaledObject metering: spec.triggers.0.metadata.tls is 'disable', and the code says 'enable'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_an_overlay_changes_only_what_depends_on_the_place(overlay: Of, case: str) -> None:
+    change, expected = CHANGES[case]
+    changed = overlay("prod")
+    change(changed)
+    assert expected in drift.check(changed)
+
+
+def test_what_cannot_be_judged_is_wrong(overlay: Of) -> None:
+    changed = overlay("prod")
+    one(changed, "Service", "billing").pop("spec")
+    assert judged(references.check, changed) == [
+        "an object is not what its kind has to be, and cannot be judged: KeyError 'spec'"
+    ]
 
 
 SCALERS: dict[str, tuple[Change, str]] = {
@@ -307,6 +580,24 @@ SCALERS: dict[str, tuple[Change, str]] = {
         lambda o: trigger(o, "metering")["metadata"].update(bootstrapServers="steward-kafka-bootstrap:9093"),
         "steward-kafka-bootstrap:9093 is not reached from KEDA's namespace",
     ),
+    "steps of half the pods": (
+        lambda o: one(o, "ScaledObject", "metering")["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"][
+            "scaleDown"]["policies"][0].update(type="Percent", value=50),
+        "scales down too fast: each step stops the whole group (at least 300 s of calm, one pod at a time)",
+    ),
+    "no word of the way down": (
+        lambda o: one(o, "ScaledObject", "metering")["spec"].pop("advanced"),
+        "scales down too fast: each step stops the whole group (at least 300 s of calm, one pod at a time)",
+    ),
+    "none at times": (lambda o: one(o, "ScaledObject", "metering")["spec"].pop("minReplicaCount"), "replicas from 0 to 4"),
+    "two who say how many": (
+        lambda o: one(o, "Deployment", "metering")["spec"].update(replicas=2),
+        "the Deployment says a number of replicas, too: each apply would put it back",
+    ),
+    "two scalers": (
+        lambda o: one(o, "ScaledObject", "billing")["spec"]["scaleTargetRef"].update(name="metering"),
+        "it is not the only one that scales metering",
+    ),
     "a fast way down": (
         lambda o: one(o, "ScaledObject", "metering")["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"][
             "scaleDown"].update(stabilizationWindowSeconds=30),
@@ -336,6 +627,18 @@ RIGHTS: dict[str, tuple[Change, str]] = {
     "a right too few": (
         lambda o: acls(o, "billing").pop(),
         "is needed and not given",
+    ),
+    "rights at the API server": (
+        lambda o: o.docs.append({"kind": "RoleBinding", "metadata": {"name": "reader", "namespace": names.NAMESPACE}}),
+        "RoleBinding reader: rights at the API server, and no pod of ours goes there",
+    ),
+    "no rights at all": (
+        lambda o: one(o, "KafkaUser", "billing")["spec"].pop("authorization"),
+        "KafkaUser billing: Read on topic gateway.payments is needed and not given",
+    ),
+    "another group": (
+        lambda o: acls(o, "billing")[0]["resource"].update(name="steward.billing.payments"),
+        "KafkaUser billing: Read on group steward.billing.payments, and no code needs it",
     ),
     "a prefix": (
         lambda o: acls(o, "security")[0]["resource"].update(patternType="prefix"),
@@ -401,15 +704,38 @@ PODS: dict[str, tuple[Change, str]] = {
         "a limit of CPU looks like lag",
     ),
     "shortcuts": (
-        lambda o: next(iter(d for n, d in o.named("ConfigMap").items() if n.startswith(names.SETTINGS)))["data"].update(
-            STEWARD_ENV="local"),
+        lambda o: settings(o).update(STEWARD_ENV="local"),
         "only production has no shortcuts",
     ),
     "Kafka in the clear": (
-        lambda o: next(iter(d for n, d in o.named("ConfigMap").items() if n.startswith(names.SETTINGS)))["data"].update(
+        lambda o: settings(o).update(
             STEWARD_KAFKA_SECURITY_PROTOCOL="SASL_PLAINTEXT"),
         "it does not go to Kafka with TLS and a login of its own",
     ),
+    "another login to Kafka": (
+        lambda o: settings(o).update(
+            STEWARD_KAFKA_SASL_MECHANISM="PLAIN"),
+        "it does not go to Kafka with TLS and a login of its own",
+    ),
+    "a setting that nobody reads": (
+        lambda o: settings(o).update(
+            STEWARD_BATCH_RECORD="1"),
+        "STEWARD_BATCH_RECORD is told, and nobody asks for it",
+    ),
+    "links that lead nowhere": (
+        lambda o: settings(o).pop(
+            "STEWARD_PUBLIC_URL"),
+        "it gives out links and is not told where they lead",
+    ),
+    "traces that go nowhere": (
+        lambda o: container(o, "audit")["env"].remove(env(o, "audit", "OTEL_EXPORTER_OTLP_ENDPOINT")),
+        "there is a collector, and it is not told where its traces go",
+    ),
+    "a clock of its own": (
+        lambda o: container(o, "audit")["env"].append({"name": "STEWARD_CLOCK", "value": "file:/tmp/now"}),
+        "STEWARD_CLOCK moves time",
+    ),
+    "no pods": (lambda o: one(o, "Deployment", "audit")["spec"].update(replicas=0), "no pod of it runs"),
     "an auditor who does not see everybody": (
         lambda o: container(o, "audit")["env"].remove(env(o, "audit", "STEWARD_AUDITOR_SECURITY_DATABASE_URL")),
         "it audits security and is not told where that is",
@@ -431,7 +757,33 @@ def test_rules_and_dashboards_name_what_there_is(overlay: Of) -> None:
         {
             "kind": "PrometheusRule",
             "metadata": {"name": "mine", "namespace": names.NAMESPACE},
-            "spec": {"groups": [{"rules": [{"alert": "NoSuchPage", "expr": "steward_no_such_metric > 0"}]}]},
+            "spec": {
+                "groups": [
+                    {
+                        "rules": [
+                            {"alert": "NoSuchPage", "expr": "steward_no_such_metric > 0"},
+                            {
+                                "alert": "ConsumerStalled",
+                                "expr": "up",
+                                "annotations": {"runbook_url": "runbooks/JobFails.md"},
+                            },
+                            {
+                                "alert": "ConsumerStalled",
+                                "expr": "up",
+                                "annotations": {"runbook_url": "runbooks/JobFails.md"},
+                            },
+                            {
+                                "record": "mine",
+                                "expr": 'max by (job) (rate(stewrad_records_total{topic="a"}[5m] offset 1h)) or job:none:max',
+                            },
+                            {
+                                "record": "yours",
+                                "expr": 'mine + up{job="steward/meter"} + steward_ready{topci="x"} > bool 1e3',
+                            },
+                        ]
+                    }
+                ]
+            },
         }
     )
     changed.docs.append(
@@ -444,5 +796,12 @@ def test_rules_and_dashboards_name_what_there_is(overlay: Of) -> None:
     assert seeing.check(changed) == [
         "NoSuchPage asks for steward_no_such_metric, which nobody exposes",
         "NoSuchPage has no runbook",
+        "ConsumerStalled leads to another's runbook",
+        "ConsumerStalled leads to another's runbook",
+        "mine asks for job:none:max, which nobody exposes",
+        "mine asks for stewrad_records_total, which nobody exposes",
+        "mine asks for the topic a, which is none",
+        "yours asks for steward_ready by topci, which it has not",
+        "yours asks for the job steward/meter, which is none",
         "board.json asks for steward_records, which nobody exposes",
     ]

@@ -42,10 +42,18 @@ def _target(overlay: Overlay, doc: Doc) -> Iterator[str]:
     if target is None:
         yield f"there is no Deployment {name} to scale"
         return
-    if not 1 <= spec["minReplicaCount"] <= spec["maxReplicaCount"]:
-        yield f"replicas from {spec['minReplicaCount']} to {spec['maxReplicaCount']}"
-    down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
-    if down["stabilizationWindowSeconds"] < 300 or any(policy["value"] > 1 for policy in down["policies"]):
+    if sum(each["spec"]["scaleTargetRef"]["name"] == name for each in overlay.of("ScaledObject")) > 1:
+        yield f"it is not the only one that scales {name}"
+    if "replicas" in target["spec"]:
+        yield "the Deployment says a number of replicas, too: each apply would put it back"
+    # KEDA's own defaults where nothing is said.
+    least, most = spec.get("minReplicaCount", 0), spec.get("maxReplicaCount", 100)
+    if not 1 <= least <= most:
+        yield f"replicas from {least} to {most}"
+    behavior = spec.get("advanced", {}).get("horizontalPodAutoscalerConfig", {}).get("behavior", {})
+    down = {"stabilizationWindowSeconds": 0, "policies": []} | behavior.get("scaleDown", {})
+    steps = [(policy["type"], policy["value"]) for policy in down["policies"]]
+    if down["stabilizationWindowSeconds"] < 300 or steps != [("Pods", 1)]:
         yield "scales down too fast: each step stops the whole group (at least 300 s of calm, one pod at a time)"
 
 
@@ -103,7 +111,7 @@ def _backlog(overlay: Overlay, doc: Doc, said: Doc) -> Iterator[str]:
     topic = overlay.named("KafkaTopic").get(said.get("topic", ""))
     if topic is None:
         yield f"there is no topic {said.get('topic')!r}"
-    elif doc["spec"]["maxReplicaCount"] > topic["spec"]["partitions"]:
+    elif doc["spec"].get("maxReplicaCount", 100) > topic["spec"]["partitions"]:
         yield f"more replicas than {said['topic']} has partitions"
     if service is None:
         return

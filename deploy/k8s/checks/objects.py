@@ -24,7 +24,9 @@ class Pods:
     def ports(self) -> dict[str, int]:
         """The named ports of its containers."""
         containers = (self.spec or {}).get("containers", [])
-        return {port["name"]: port["containerPort"] for c in containers for port in c.get("ports", [])}
+        return {
+            port["name"]: port["containerPort"] for c in containers for port in c.get("ports", []) if "name" in port
+        }
 
 
 class Overlay:
@@ -47,7 +49,7 @@ class Overlay:
         for doc in self.of(*_WORKLOADS):
             template = doc["spec"]["template"]
             meta = doc["metadata"]
-            yield doc, Pods(meta["name"], meta["namespace"], template["metadata"].get("labels", {}), template["spec"])
+            yield doc, Pods(meta["name"], home_of(doc), template["metadata"].get("labels", {}), template["spec"])
 
     def pods(self) -> list[Pods]:
         """All pods: those of workloads, and those that the operators of Kafka, PostgreSQL and the collector make."""
@@ -55,23 +57,36 @@ class Overlay:
         for doc in self.of("Kafka"):
             name = doc["metadata"]["name"]
             # The labels by which Strimzi, CloudNativePG and the OpenTelemetry operator mark their pods (their documentation).
-            made.append(_made(doc, f"{name}-kafka", {"strimzi.io/cluster": name, "strimzi.io/kind": "Kafka"}))
-            if "entityOperator" in doc["spec"]:
-                operator = f"{name}-entity-operator"
-                labels = {"strimzi.io/cluster": name, "strimzi.io/name": operator, "strimzi.io/kind": "Kafka-operator"}
-                made.append(_made(doc, operator, labels))
+            parts = ("kafka", "entity-operator") if "entityOperator" in doc["spec"] else ("kafka",)
+            for part in (f"{name}-{part}" for part in parts):
+                labels = {"strimzi.io/cluster": name, "strimzi.io/kind": "Kafka", "strimzi.io/name": part}
+                made.append(_made(doc, part, labels))
         for doc in self.of("Cluster"):
             inherited = doc["spec"].get("inheritedMetadata", {}).get("labels", {})
             name = doc["metadata"]["name"]
             made.append(_made(doc, name, inherited | {"cnpg.io/cluster": name, "cnpg.io/podRole": "instance"}))
+            # Jobs make each instance (its source: specs/jobs.go); their pods inherit nothing.
+            job = {"cnpg.io/cluster": name, "cnpg.io/jobRole": "initdb", "app.kubernetes.io/name": "postgresql"}
+            made.append(_made(doc, jobs_of(name), job))
         for doc in self.of("OpenTelemetryCollector"):
             name = f"{doc['metadata']['name']}-collector"
             made.append(_made(doc, name, {"app.kubernetes.io/name": name}))
         return made
 
 
+def home_of(doc: Doc) -> str:
+    """The namespace in which `kubectl` puts the object."""
+    namespace: str = doc["metadata"].get("namespace", "default")
+    return namespace
+
+
+def jobs_of(cluster: str) -> str:
+    """What the pods are called here that make a database's instances."""
+    return f"{cluster}'s jobs"
+
+
 def _made(doc: Doc, name: str, labels: Mapping[str, str]) -> Pods:
-    return Pods(name, doc["metadata"]["namespace"], labels)
+    return Pods(name, home_of(doc), labels)
 
 
 def matches(selector: Mapping[str, Any] | None, labels: Mapping[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""What each principal may do in Kafka is what its code does, and no more."""
+"""What each principal may do in Kafka is what its code does, and no more; at the API server nobody may do anything."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ def check(overlay: Overlay) -> list[str]:
         names.SCALER: set(rights.scaler_grants(house.values())),
     }
     users = overlay.named("KafkaUser")
-    said = [f"KafkaUser {name}: nobody goes to Kafka as {name}" for name in sorted(users.keys() - needed.keys())]
+    bindings = overlay.of("RoleBinding", "ClusterRoleBinding")
+    said = [
+        f"{doc['kind']} {doc['metadata']['name']}: rights at the API server, and no pod of ours goes there"
+        for doc in bindings
+    ]
+    said += [f"KafkaUser {name}: nobody goes to Kafka as {name}" for name in sorted(users.keys() - needed.keys())]
     for name, wanted in needed.items():
         if name not in users:
             said.append(f"KafkaUser {name} is missing")
             continue
         given = set()
-        for acl in users[name]["spec"]["authorization"]["acls"]:
+        for acl in users[name]["spec"].get("authorization", {}).get("acls", []):
             resource = acl["resource"]
             if (
                 resource.get("patternType") != "literal"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from deploy.k8s import names, rights
 from deploy.k8s.checks.objects import Overlay
@@ -11,6 +12,7 @@ from deploy.k8s.names import Doc
 from deploy.k8s.workload import memory_mib
 from services.audit.app import Sources
 from shared.mesh import Service
+from shared.mesh.clock import clock_from
 from shared.mesh.settings import KafkaSettings, Misconfigured, ServiceSettings
 
 _VARIABLE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
@@ -35,11 +37,18 @@ def _deployment(overlay: Overlay, doc: Doc, service: Service) -> Iterator[str]:
     container = spec["containers"][0]
     if doc["spec"]["strategy"].get("rollingUpdate") != {"maxSurge": 0, "maxUnavailable": 1}:
         yield "a roll-out that starts pods beside the old ones stops the group twice as often (maxSurge 0, maxUnavailable 1)"
-    environment, wrong = variables(overlay, container)
+    if doc["spec"].get("replicas", 1) < 1:
+        yield "no pod of it runs"
+    told, wrong = variables(overlay, container)
     yield from wrong
+    environment = _Heard(told)
     for sentence in (_settings(environment, service), _kafka(environment), _audit(environment, service)):
         if sentence:
             yield sentence
+    unread = {name for name in told if name.startswith("STEWARD_")} - environment.asked - {"STEWARD_LOG_FORMAT"}
+    yield from (f"{name} is told, and nobody asks for it" for name in sorted(unread))
+    if names.COLLECTOR in {pods.name for pods in overlay.pods()} and "OTEL_EXPORTER_OTLP_ENDPOINT" not in told:
+        yield "there is a collector, and it is not told where its traces go"
     for kind, path in _PATHS.items():
         probe = container.get(kind, {}).get("httpGet", {})
         if probe.get("path") != path or probe.get("port") != "http":
@@ -55,6 +64,18 @@ def _deployment(overlay: Overlay, doc: Doc, service: Service) -> Iterator[str]:
         yield f"memory {memory} is not what was measured ({memory_mib(service.footprint)}Mi)"
     if "cpu" in resources["limits"]:
         yield "a limit of CPU looks like lag"
+
+
+class _Heard(dict[str, str]):
+    """An environment that knows what it was asked for."""
+
+    def __init__(self, told: Mapping[str, str]) -> None:
+        super().__init__(told)
+        self.asked: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
 
 
 def variables(overlay: Overlay, container: Doc) -> tuple[dict[str, str], list[str]]:
@@ -75,6 +96,7 @@ def variables(overlay: Overlay, container: Doc) -> tuple[dict[str, str], list[st
 def _settings(environment: Mapping[str, str], service: Service) -> str | None:
     try:
         settings = ServiceSettings.from_env(service.name, environment)
+        clock_from(settings.clock, settings.environment)
     except (Misconfigured, ValueError) as error:
         return f"its settings are refused: {error}"
     if settings.environment != "production":
@@ -87,6 +109,8 @@ def _settings(environment: Mapping[str, str], service: Service) -> str | None:
         return "it stores copies and is not told where"
     if service.rights.signs and not settings.signing_key_file:
         return "it signs and is not told with what"
+    if service.file_handlers and not settings.public_url:
+        return "it gives out links and is not told where they lead"
     if "smtp" in service.rights.egress and not (settings.smtp_url and settings.mail_from):
         return "it sends mail and is not told how"
     return None
@@ -94,7 +118,8 @@ def _settings(environment: Mapping[str, str], service: Service) -> str | None:
 
 def _kafka(environment: Mapping[str, str]) -> str | None:
     kafka = KafkaSettings.from_env(environment)
-    if kafka.security_protocol != "SASL_SSL" or not (kafka.sasl_username and kafka.sasl_password and kafka.ssl_cafile):
+    login = (kafka.security_protocol, kafka.sasl_mechanism) == ("SASL_SSL", "SCRAM-SHA-512")
+    if not (login and kafka.sasl_username and kafka.sasl_password and kafka.ssl_cafile):
         return "it does not go to Kafka with TLS and a login of its own"
     if kafka.bootstrap_servers != names.KAFKA_BOOTSTRAP:
         return f"{kafka.bootstrap_servers} is not the mesh's Kafka"
@@ -110,6 +135,6 @@ def _audit(environment: Mapping[str, str], service: Service) -> str | None:
         return str(error)
     missing = [
         room for room in (*service.rights.audits, rights.KEYS)
-        if f"STEWARD_AUDITOR_{room.upper()}_DATABASE_URL" not in environment
+        if environment.get(f"STEWARD_AUDITOR_{room.upper()}_DATABASE_URL") is None
     ]  # fmt: skip
     return f"it audits {', '.join(missing)} and is not told where that is" if missing else None
