@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.admission import binaries
 from tests.k8s.test_runbooks import blocks, check_kubectl, check_steward
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,12 @@ def test_it_can_be_run(line: str) -> None:
 def test_what_cannot_be_run_is_found(wrong: str) -> None:
     with pytest.raises((AssertionError, click.UsageError)):
         check(wrong)
+
+
+def test_it_names_the_versions_that_judge_the_manifests() -> None:
+    assert f"({binaries.OLDEST} to {binaries.NEWEST}," in PAGE
+    judges = Path(binaries.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert all(f" {program.version}" in judges for program in binaries.PROGRAMS)
 
 
 def test_its_links_lead_somewhere() -> None:

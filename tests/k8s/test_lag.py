@@ -14,6 +14,7 @@ import pytest
 
 from deploy.k8s import rights, scaling
 from deploy.k8s.lag import Group, Scaler, play
+from shared.mesh import runtime
 
 TRACE = Path(__file__).parents[3] / "shared" / "data" / "azure-llm-2023" / "conversation.csv"
 GROUP = Group(speed=lambda pods: 20_000.0 * min(pods, 4), standstill=3.0, startup=20.0)
@@ -69,6 +70,22 @@ def test_a_backlog_within_the_tolerance_moves_nothing() -> None:
     assert course.steps == 0
 
 
+def test_an_outage_asks_for_pods_when_they_can_work_and_not_before() -> None:
+    course = play([20_000.0] * 3600, metering(), GROUP, out=range(600, 900))
+    assert set(course.pods[:900]) == {2}, "what stands still is no reason for pods: more would stand still, too"
+    assert course.age[900] == 300, "what waits is as old as the outage"
+    assert max(course.pods[900:1800]) == 4 and course.age[-1] <= 1 and course.pods[-1] == 2
+
+
+def test_an_offset_can_move_between_two_looks_of_the_scaler() -> None:
+    """`excludePersistentLag` takes for stuck what has not moved since KEDA's last look. Looks that are neither cached nor
+    slower than the offsets are told see nothing that waits."""
+    for doc in scaling.scaled(rights.services().values()):
+        (backlog,) = (trigger for trigger in doc["spec"]["triggers"] if trigger["type"] == "kafka")
+        assert backlog["metadata"]["excludePersistentLag"] == "true" and backlog["useCachedMetrics"] is True
+        assert doc["spec"]["pollingInterval"] >= 2 * runtime._HINT_SECONDS
+
+
 @pytest.mark.skipif(not TRACE.exists(), reason="the reference trace is not beside the checkout")
 @pytest.mark.parametrize("peak", [15_000, 60_000])
 def test_an_hour_of_a_real_service_is_fresh(peak: int) -> None:
@@ -78,6 +95,8 @@ def test_an_hour_of_a_real_service_is_fresh(peak: int) -> None:
     counts = Counter(int((at - seconds[0]).total_seconds()) for at in seconds)
     highest = max(counts.values())
     arrivals = [counts[second] * peak / highest for second in range(max(counts) + 1)]
-    course = play(arrivals, metering(), GROUP)
+    course, theirs = play(arrivals, metering(), GROUP), play(arrivals, nervous(), GROUP)
+    print(peak, course.steps, course.stood_still, course.age_at(0.99), theirs.steps, theirs.stood_still, theirs.age_at(.99))
     assert course.age_at(0.99) <= scaling.TARGET_SECONDS
     assert course.steps <= 4, "few steps in an hour"
+    assert course.stood_still <= course.steps * GROUP.standstill
