@@ -101,6 +101,9 @@ MISTAKES = (
     Mistake("cel-two-images", "Cluster",
             _set("spec.imageCatalogRef", {"apiGroup": "postgresql.cnpg.io", "kind": "ImageCatalog", "name": "x", "major": 18}),
             ("spec", "imageName and imageCatalogRef are mutually exclusive")),
+    # Defaults that contradict each other.
+    Mistake("more-requested-by-default-than-allowed", "LimitRange", _set("spec.limits.0.defaultRequest.memory", "1Gi"),
+            ("spec.limits[0].defaultRequest[memory]", "is greater than default limit")),
     # API versions that are gone.
     Mistake("removed-version-of-kafka", "Kafka", _set("apiVersion", "kafka.strimzi.io/v1beta2"), ("404",)),
     Mistake("removed-version-of-budgets", "PodDisruptionBudget", _set("apiVersion", "policy/v1beta1"), ("404",)),
@@ -184,6 +187,29 @@ def test_a_wrong_pod_is_refused(strictest: Judge, change: Change, says: str) -> 
         strictest.api.create(pod, dry_run=True)
     assert refusal.value.code in (400, 403, 422)
     assert says in refusal.value.message
+
+
+def test_without_defaults_a_pod_has_to_say_what_it_takes(strictest: Judge) -> None:
+    """The test of the limit range fails without it: the quota takes no pod of which it does not know what it counts."""
+    strictest.installed()
+    (limits,) = strictest.of("LimitRange")
+    pod = pod_of(copy.deepcopy(services(strictest)[0]))
+    for container in pod["spec"]["containers"]:
+        del container["resources"]
+    strictest.api("DELETE", strictest.api.path(limits))
+
+    def refused() -> bool:
+        try:
+            strictest.api.create(pod, dry_run=True)
+        except Refused as refusal:
+            return "must specify limits.memory" in refusal.message
+        return False
+
+    try:
+        until(refused, "the limit range is forgotten")
+    finally:
+        strictest.api.apply(limits)
+    until(lambda: not refused(), "the limit range is there again")
 
 
 def test_a_namespace_without_labels_lets_them_all_in(strictest: Judge) -> None:

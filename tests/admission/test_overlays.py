@@ -84,6 +84,11 @@ def test_a_pod_that_says_nothing_gets_limits(judge: Judge) -> None:
 def test_service_accounts_may_do_nothing(judge: Judge) -> None:
     """Each of them asks the API server itself: of all rules that hold for it, none is about anything but itself."""
     judge.installed()
+    nobody_may_anything(judge)
+
+
+def nobody_may_anything(judge: Judge) -> None:
+    """Of every service account."""
     for account in judge.of("ServiceAccount"):
         assert rights(judge, account) == [], account["metadata"]["name"]
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from tests.admission.cluster import Object, Refused, condition, until
 from tests.admission.conftest import NAMESPACE, Judge
-from tests.admission.test_overlays import services, tokens, workloads
+from tests.admission.test_overlays import nobody_may_anything, services, tokens, workloads
 
 _ROLLED_SECONDS = 120.0
 
@@ -75,6 +75,14 @@ def test_pods_carry_priority_and_account_and_no_token(newest: Judge) -> None:
             assert not tokens(spec)
 
 
+def test_service_accounts_still_may_do_nothing(newest: Judge) -> None:
+    """Once controllers have filled in the roles that everybody knows (`view`, `edit`): until then they allow nothing."""
+    newest.controlled()
+    view = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "view"}}
+    until(lambda: bool(newest.api.get(view)["rules"]), "the well-known roles have rules")
+    nobody_may_anything(newest)
+
+
 def test_the_books_go_before_the_rest(newest: Judge) -> None:
     _rolled_out(newest)
     priorities = {
@@ -106,6 +114,9 @@ def test_replicas_stand_in_several_zones_and_on_several_nodes(deepest: Judge) ->
         hosts = [pod["spec"]["nodeName"] for pod in _pods(deepest, workload)]
         zones = Counter(nodes[host][zone] for host in hosts)
         name = workload["metadata"]["name"]
+        # Said by the pod, and not left to the scheduler's own settings, which spread here as well.
+        said = workload["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        assert {constraint["topologyKey"] for constraint in said} == {zone, "kubernetes.io/hostname"}, name
         assert len(set(hosts)) == len(hosts), f"{name}: {hosts}"
         assert len(zones) == min(len(hosts), 3), f"{name}: {zones}"
         assert max(zones.values()) - min(zones.values()) <= 1, f"{name}: {zones}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from deploy.k8s import scaling
 from tests.admission import binaries
 from tests.k8s.test_runbooks import blocks, check_kubectl, check_steward
 
@@ -31,6 +32,9 @@ def check(line: str) -> None:
                 assert (ROOT / folder / "kustomization.yaml").is_file(), folder
             case ["kubectl", "create", "-f", "-"]:
                 pass
+            case ["kubectl", "-n", room, "port-forward", service, ports]:
+                name, port = service.removeprefix("svc/"), ports.partition(":")[2]
+                assert f"http://{name}.{room}.svc:{port}" == scaling.PROMETHEUS
             case _ if part.startswith(IN_THE_TOOLBOX):
                 check_steward(shlex.split(part.removeprefix(IN_THE_TOOLBOX)))
             case ["kubectl", *arguments]:
