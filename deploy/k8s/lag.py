@@ -82,8 +82,9 @@ class Course:
         return sorted(self.age)[min(len(self.age) - 1, math.floor(share * len(self.age)))]
 
 
-def play(arrivals: Sequence[float], scaler: Scaler, group: Group) -> Course:
-    """`arrivals`: events of each second. Starts with the least pods and no backlog."""
+def play(arrivals: Sequence[float], scaler: Scaler, group: Group, out: range = range(0)) -> Course:
+    """`arrivals`: events of each second; `out`: seconds in which nobody can work, since the database is away. Starts with the
+    least pods and no backlog."""
     course = Course()
     pods, coming, still = scaler.least, 0, 0.0
     joins: deque[float] = deque()
@@ -91,7 +92,7 @@ def play(arrivals: Sequence[float], scaler: Scaler, group: Group) -> Course:
     moved_up = moved_down = -math.inf
     arrived: list[float] = []
     handled: list[float] = []
-    total = served = 0.0
+    total = served = looked_at = 0.0
     oldest = 0
     for now, came in enumerate(arrivals):
         total += came
@@ -104,7 +105,7 @@ def play(arrivals: Sequence[float], scaler: Scaler, group: Group) -> Course:
         working = max(0.0, 1.0 - still)
         course.stood_still += 1.0 - working
         still = max(0.0, still - 1.0)
-        served = min(total, served + group.speed(pods) * working)
+        served = min(total, served + group.speed(pods) * working * (now not in out))
         handled.append(served)
         while oldest < now and arrived[oldest] <= served:
             oldest += 1
@@ -115,7 +116,10 @@ def play(arrivals: Sequence[float], scaler: Scaler, group: Group) -> Course:
             continue
         before = handled[max(0, now - scaler.load_window)]
         load = (served - before) / min(now or 1, scaler.load_window)
-        wish = max(_wish(total - served, scaler.threshold, pods + coming), _wish(load, scaler.load, pods + coming))
+        # KEDA leaves out what nobody moved since it last looked (excludePersistentLag): more pods would not, either.
+        backlog = total - served if served > looked_at else 0.0
+        looked_at = served
+        wish = max(_wish(backlog, scaler.threshold, pods + coming), _wish(load, scaler.load, pods + coming))
         wishes.append((now, min(max(wish, scaler.least), scaler.most)))
         while wishes[0][0] < now - max(scaler.up_window, scaler.down_window):
             wishes.popleft()

@@ -6,8 +6,6 @@ so that a program is what its project published. Another go.mod, go.sum or Go is
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -16,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deploy.local.cache import cache_folder
+from deploy.local.cache import cache_folder, only_one
 from deploy.local.errors import LocalError
 from deploy.local.process import run
 
@@ -121,7 +119,7 @@ def built(console: Console) -> None:
         f"Building {', '.join(map(str, missing))} from source: minutes, once (about ten for all of them on two cores); "
         "they are kept in the cache"
     )
-    with _only_one(cache_folder() / "servers.lock"):
+    with only_one(cache_folder() / "servers.lock"):
         for program in missing:
             if not path(program.module, program.name).exists():
                 _build(program, go, console)
@@ -191,14 +189,6 @@ def _progress(console: Console) -> Progress:
         TimeElapsedColumn(),
     )
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-@contextlib.contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """One process at a time builds; the others wait and then find everything there."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":

@@ -206,11 +206,17 @@ class Cluster:
         """The API server as a cluster administrator sees it."""
         return Api(self._port, self._tokens["admin"], self._authority)
 
+    def account(self, namespace: str, name: str) -> Api:
+        """The API server as a service account sees it that has asked for a token."""
+        path = f"{Kind('v1', 'serviceaccounts', True).path(namespace, name)}/token"
+        asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        return Api(self._port, self.admin()("POST", path, asked)["status"]["token"], self._authority)
+
     def kubectl(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Runs kubectl as the administrator. Its code is not checked."""
         command = [
             str(kubectl()),
-            f"--kubeconfig={self._kubeconfig('admin')}",
+            f"--kubeconfig={self.kubeconfig('admin')}",
             f"--cache-dir={self.home / 'discovery'}",
         ]
         return subprocess.run(
@@ -226,7 +232,7 @@ class Cluster:
             "kube-controller-manager",
             *common,
             f"--secure-port={ports[0]}",
-            f"--kubeconfig={self._kubeconfig('controllers')}",
+            f"--kubeconfig={self.kubeconfig('controllers')}",
             "--use-service-account-credentials=true",
             f"--service-account-private-key-file={self.home / 'service-accounts.key'}",
             f"--root-ca-file={self._authority}",
@@ -236,11 +242,11 @@ class Cluster:
             "kube-scheduler",
             *common,
             f"--secure-port={ports[1]}",
-            f"--kubeconfig={self._kubeconfig('scheduler')}",
+            f"--kubeconfig={self.kubeconfig('scheduler')}",
         )
         self._run(
             "kwok",
-            f"--kubeconfig={self._kubeconfig('nodes')}",
+            f"--kubeconfig={self.kubeconfig('nodes')}",
             f"--config={NODES}",
             "--manage-all-nodes=true",
             "--node-lease-duration-seconds=40",
@@ -339,7 +345,8 @@ class Cluster:
         until(served, "the custom resources are served")
         return time.monotonic() - began
 
-    def _kubeconfig(self, user: str) -> Path:
+    def kubeconfig(self, user: str) -> Path:
+        """The file by which a program goes to this cluster as `user`."""
         file = self.home / f"{user}.kubeconfig"
         if not file.exists():
             server = {"server": f"https://{HOST}:{self._port}", "certificate-authority": str(self._authority)}

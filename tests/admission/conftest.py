@@ -87,11 +87,13 @@ def _rendered(overlay: str) -> tuple[str, list[Object]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`judge`: each version with each overlay; `newest` and `strictest`: some of them; `deepest`: only where both meet."""
+    """`judge`: each version with each overlay; `newest` and `strictest`: some of them; `deepest`: only where both meet;
+    `first`: what somebody sees who has just begun."""
     pairs = [(version, overlay) for version in (binaries.OLDEST, binaries.NEWEST) for overlay in OVERLAYS]
     on_newest = [pair for pair in pairs if pair[0] == binaries.NEWEST]
     wanted = {
         "deepest": [pair for pair in on_newest if pair[1] == STRICTEST],
+        "first": [pair for pair in on_newest if pair[1] == "dev"],
         "newest": on_newest,
         "strictest": [pair for pair in pairs if pair[1] == STRICTEST],
         "judge": pairs,  # the others stand on it
@@ -113,7 +115,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _turn(item: pytest.Item) -> tuple[str, str, int]:
     callspec = getattr(item, "callspec", None)  # tests without parameters have none
     version, overlay = callspec.params.get("judge", ("", "")) if callspec is not None else ("", "")
-    return version, overlay, ("test_crds", "test_overlays", "test_mutations", "test_rollout").index(item.path.stem)
+    stems = ("test_crds", "test_overlays", "test_mutations", "test_rollout", "test_first_hour")
+    return version, overlay, stems.index(item.path.stem)
 
 
 @pytest.fixture(scope="session")
@@ -149,6 +152,12 @@ def strictest(judge: Judge) -> Judge:
 @pytest.fixture(scope="session")
 def deepest(judge: Judge) -> Judge:
     """The overlay for production, on the newest version."""
+    return judge
+
+
+@pytest.fixture(scope="session")
+def first(judge: Judge) -> Judge:
+    """The overlay for one machine, on the newest version."""
     return judge
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.admission.cluster import Object, Refused, until
 from tests.admission.conftest import NAMESPACE, Judge, account
-from tests.admission.test_overlays import may, pod_of, services
+from tests.admission.test_overlays import open_ways, pod_of, rights, services, workloads
 
 Change = Callable[[Object], None]
 
@@ -101,6 +101,9 @@ MISTAKES = (
     Mistake("cel-two-images", "Cluster",
             _set("spec.imageCatalogRef", {"apiGroup": "postgresql.cnpg.io", "kind": "ImageCatalog", "name": "x", "major": 18}),
             ("spec", "imageName and imageCatalogRef are mutually exclusive")),
+    # Defaults that contradict each other.
+    Mistake("more-requested-by-default-than-allowed", "LimitRange", _set("spec.limits.0.defaultRequest.memory", "1Gi"),
+            ("spec.limits[0].defaultRequest[memory]", "is greater than default limit")),
     # API versions that are gone.
     Mistake("removed-version-of-kafka", "Kafka", _set("apiVersion", "kafka.strimzi.io/v1beta2"), ("404",)),
     Mistake("removed-version-of-budgets", "PodDisruptionBudget", _set("apiVersion", "policy/v1beta1"), ("404",)),
@@ -186,6 +189,29 @@ def test_a_wrong_pod_is_refused(strictest: Judge, change: Change, says: str) -> 
     assert says in refusal.value.message
 
 
+def test_without_defaults_a_pod_has_to_say_what_it_takes(strictest: Judge) -> None:
+    """The test of the limit range fails without it: the quota takes no pod of which it does not know what it counts."""
+    strictest.installed()
+    (limits,) = strictest.of("LimitRange")
+    pod = pod_of(copy.deepcopy(services(strictest)[0]))
+    for container in pod["spec"]["containers"]:
+        del container["resources"]
+    strictest.api("DELETE", strictest.api.path(limits))
+
+    def refused() -> bool:
+        try:
+            strictest.api.create(pod, dry_run=True)
+        except Refused as refusal:
+            return "must specify limits.memory" in refusal.message
+        return False
+
+    try:
+        until(refused, "the limit range is forgotten")
+    finally:
+        strictest.api.apply(limits)
+    until(lambda: not refused(), "the limit range is there again")
+
+
 def test_a_namespace_without_labels_lets_them_all_in(strictest: Judge) -> None:
     """It is our namespace's label that judges, not the cluster: without it the same pod passes."""
     strictest.installed()
@@ -199,35 +225,49 @@ def test_a_namespace_without_labels_lets_them_all_in(strictest: Judge) -> None:
     strictest.api.create(pod, dry_run=True)
 
 
-def test_a_right_that_somebody_gave_is_seen(strictest: Judge) -> None:
-    """The test that service accounts may do nothing fails when one may."""
+@pytest.mark.parametrize("everywhere", [False, True], ids=["in-our-namespace", "everywhere"])
+def test_a_right_that_somebody_gave_is_seen(strictest: Judge, everywhere: bool) -> None:
+    """The test that service accounts may do nothing fails when one may, wherever it may and whoever else may."""
     strictest.installed()
     somebody = strictest.of("ServiceAccount")[0]
-    subject = {"kind": "ServiceAccount", **{key: somebody["metadata"][key] for key in ("name", "namespace")}}
     group = "rbac.authorization.k8s.io"
-    metadata = {"name": "too-much", "namespace": NAMESPACE}
-    role = {
-        "apiVersion": f"{group}/v1",
-        "kind": "Role",
-        "metadata": metadata,
-        "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}],
-    }
+    name = "ClusterRole" if everywhere else "Role"
+    metadata = {"name": "too-much"} | ({} if everywhere else {"namespace": NAMESPACE})
+    account = {"kind": "ServiceAccount", **{key: somebody["metadata"][key] for key in ("name", "namespace")}}
+    rule = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["watch"]}
+    role = {"apiVersion": f"{group}/v1", "kind": name, "metadata": metadata, "rules": [rule]}
     binding = {
         "apiVersion": f"{group}/v1",
-        "kind": "RoleBinding",
+        "kind": f"{name}Binding",
         "metadata": metadata,
-        "roleRef": {"apiGroup": group, "kind": "Role", "name": "too-much"},
-        "subjects": [subject],
+        "roleRef": {"apiGroup": group, "kind": name, "name": "too-much"},
+        "subjects": [{"kind": "Group", "apiGroup": group, "name": "system:serviceaccounts"} if everywhere else account],
     }
     for given in (role, binding):
         strictest.api.create(given)
     try:
         # The authorizer reads what is stored through a watch of its own.
-        until(lambda: may(strictest, somebody, "list", "", "pods"), "the right is known")
-        assert not may(strictest, somebody, "get", "", "secrets")
+        until(lambda: rights(strictest, somebody) == [rule], "the right is known")
     finally:
         for given in (role, binding):
             strictest.api("DELETE", strictest.api.path(given))
+    until(lambda: rights(strictest, somebody) == [], "the right is gone")
+
+
+def test_a_way_that_is_left_open_is_seen(strictest: Judge) -> None:
+    """The test of the network policies fails without the one that denies, with half of it, and for a pod without its own."""
+    policies, pods = strictest.of("NetworkPolicy"), workloads(strictest)
+    (deny,) = (policy for policy in policies if not policy["spec"]["podSelector"] and len(policy["spec"]) == 2)
+    others = [policy for policy in policies if policy is not deny]
+    assert open_ways(others, pods) == ["Egress", "Ingress"]
+    half = copy.deepcopy(deny)
+    half["spec"]["policyTypes"] = ["Ingress"]
+    assert open_ways([*others, half], pods) == ["Egress"]
+    everything = copy.deepcopy(deny)
+    everything["spec"]["ingress"] = [{}]
+    assert open_ways([*others, everything], pods) == ["Egress", "Ingress"]
+    without = [policy for policy in policies if policy["metadata"]["name"] != "metering"]
+    assert open_ways(without, pods) == ["metering"]
 
 
 def test_the_command_that_applies_fails_with_the_path(strictest: Judge) -> None:

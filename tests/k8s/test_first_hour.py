@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
+from deploy.k8s import scaling
+from tests.admission import binaries
 from tests.k8s.test_runbooks import blocks, check_kubectl, check_steward
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,9 @@ def check(line: str) -> None:
                 assert (ROOT / folder / "kustomization.yaml").is_file(), folder
             case ["kubectl", "create", "-f", "-"]:
                 pass
+            case ["kubectl", "-n", room, "port-forward", service, ports]:
+                name, port = service.removeprefix("svc/"), ports.partition(":")[2]
+                assert f"http://{name}.{room}.svc:{port}" == scaling.PROMETHEUS
             case _ if part.startswith(IN_THE_TOOLBOX):
                 check_steward(shlex.split(part.removeprefix(IN_THE_TOOLBOX)))
             case ["kubectl", *arguments]:
@@ -57,6 +62,12 @@ def test_it_can_be_run(line: str) -> None:
 def test_what_cannot_be_run_is_found(wrong: str) -> None:
     with pytest.raises((AssertionError, click.UsageError)):
         check(wrong)
+
+
+def test_it_names_the_versions_that_judge_the_manifests() -> None:
+    assert f"({binaries.OLDEST} to {binaries.NEWEST}," in PAGE
+    judges = Path(binaries.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert all(f" {program.version}" in judges for program in binaries.PROGRAMS)
 
 
 def test_its_links_lead_somewhere() -> None:

@@ -23,6 +23,7 @@ from tests.support.gateway import Gateway
 from tests.support.world import Mesh
 
 _LOG_LINES = 60
+_LEAVE_SECONDS = 5.0
 
 
 class Served(Room):
@@ -112,10 +113,8 @@ class Processes:
         return len(rows) == 1 and f":{served.pid}:" in rows[0]["owner"]
 
     async def close(self) -> None:
-        """Ends what still runs."""
-        for served in self.served:
-            served.resume()
-        await asyncio.gather(*(served.kill() for served in self.served))
+        """Ends what still runs. It leaves its groups: the next test would wait for it until its session is over."""
+        await asyncio.gather(*(served.stop(grace=_LEAVE_SECONDS) for served in self.served))
 
     def show(self) -> None:
         """Prints the end of every log, for a failed test."""
