@@ -37,20 +37,22 @@ async def _types(port: int) -> set[str]:
 
 
 class Waiting:
-    """The dashboards' queries that have come to nothing yet."""
+    """The dashboards' queries, and what rules select, that have come to nothing yet."""
 
     def __init__(self, server: Prometheus) -> None:
         self._server = server
+        # An alert has no value on a mesh that is well, but what it selects is there: a label's value is not misspelt.
         self.left = [
-            (where, query)
+            (where, part)
             for where, query in promql.queries()
-            if where.startswith("steward-") and not _ONLY_AFTER & {asked.metric for asked in promql.asked(query)}
+            for part in ([promql.plain(query)] if where.startswith("steward-") else promql.each(query))
+            if not _ONLY_AFTER & {asked.metric for asked in promql.asked(part)}
         ]
 
     async def over(self) -> bool:
         """Whether all have had data by now."""
         if await self._server.query("steward_audit_ok == 1"):
-            self.left = [one for one in self.left if not await self._server.query(promql.plain(one[1]))]
+            self.left = [one for one in self.left if not await self._server.query(one[1])]
         return not self.left
 
 
