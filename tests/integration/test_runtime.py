@@ -16,10 +16,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from shared.contract import topics
 from shared.mesh import Batch, Done, Service, Task, Transaction, metrics, tracing
-from shared.mesh.clock import FileClock, clock_from
+from shared.mesh.clock import FileClock, SystemClock, clock_from
 from shared.mesh.consumer import Limit
 from tests.support.gateway import Gateway
 from tests.support.proxy import Proxy, through
+from tests.support.rewind import rewind
 from tests.support.world import Faults, Mesh, consumer_of
 
 
@@ -156,7 +157,34 @@ async def test_a_job_runs_once_a_slot_whatever_the_replicas(mesh: Mesh, tmp_path
     assert metrics.JOB_MISSED_SLOTS_TOTAL.labels("tick")._value.get() - missed >= 3
 
 
-async def test_what_a_process_says_of_itself(mesh: Mesh, tmp_path: Path) -> None:
+class Stopped:
+    """A clock that stands still."""
+
+    def __init__(self, at: datetime) -> None:
+        self.at = at
+
+    def now(self) -> datetime:
+        return self.at
+
+
+async def test_what_comes_late_is_counted_by_records_and_once(mesh: Mesh, sample: Sample, seed: int) -> None:
+    gateway = Gateway(seed)
+    await gateway.send(mesh.env, [gateway.payment("w", 1, f"late{n}") for n in range(3)])
+    clock = Stopped(SystemClock().now() + timedelta(seconds=metrics.FRESH_SECONDS))
+    await gateway.send(mesh.env, [gateway.payment("w", 1, f"fresh{n}") for n in range(2)])
+    late = metrics.LATE_RECORDS_TOTAL.labels(topics.PAYMENTS.name)._value
+    before = late.get()
+    await mesh.start("billing", service=sample.service, clock=clock)
+    await mesh.owned()
+    await mesh.idle()
+    assert late.get() - before == 3
+    # What is handled again is older, and was not late for that.
+    await rewind(mesh, "billing", topics.PAYMENTS.name)
+    await mesh.idle()
+    assert sample.taken.count(("w", "fresh1")) == 2 and late.get() - before == 3
+
+
+async def test_what_a_process_says_of_itself(mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counters are there before they count; a job that does not get on is behind; gauges say when they were last true."""
     clock = FileClock(tmp_path / "clock")
     start = datetime(2026, 11, 24, 10, 0, 30, tzinfo=UTC)
@@ -189,6 +217,25 @@ async def test_what_a_process_says_of_itself(mesh: Mesh, tmp_path: Path) -> None
             ("steward_job_runs_total", {"job": "stuck", "outcome": "failed"}),
         ):
             assert said(name, labels) is not None
+        # Of a partition for which Kafka does not answer nothing is said: it is not read, and there is an alert on that.
+        (reader,) = running.consumers
+        (place,), client = list(reader.partitions), reader.consumer
+        assert client is not None
+
+        async def heard() -> bool:
+            await running.observe()
+            labels = {"topic": place.topic, "partition": str(place.partition)}
+            return said("steward_consumer_next_offset", labels) is not None
+
+        async def deaf() -> bool:
+            return not await heard()
+
+        await mesh.until(heard, 10, "Kafka answers")
+        monkeypatch.setattr("shared.mesh.consumer.UNHEARD_SECONDS", 1.0)
+        client.pause(place)
+        await mesh.until(deaf, 10, "Kafka is not heard of")
+        client.resume(place)
+        await mesh.until(heard, 10, "Kafka answers again")
         later = start + timedelta(minutes=5)
         FileClock.write(tmp_path / "clock", later, rate=0)
         await running.observe()

@@ -57,7 +57,7 @@ def _test(alert: Alert) -> dict[str, Any]:
                 alert.fires,
                 {
                     firing.format(alert.name, labels): 1,
-                    firing.format(alert.name, ""): 1,
+                    firing.format(alert.name, ""): alert.fires.alerts,
                     firing.format(f"{alert.name}Past", ""): None,
                 },
             ),
@@ -73,7 +73,7 @@ def _test(alert: Alert) -> dict[str, Any]:
 def _case(name: str, case: Case, wanted: dict[str, int | None]) -> dict[str, Any]:
     return {
         "name": name,
-        "interval": "1m",
+        "interval": f"{case.every}m",
         "input_series": [{"series": series, "values": values} for series, values in case.series.items()],
         "promql_expr_test": [
             {

@@ -61,6 +61,15 @@ def test_an_alert_says_what_a_reader_needs(alert: Alert) -> None:
     assert named <= set(alert.fires.labels)
 
 
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
+def test_its_threshold_is_pinned_from_both_sides(alert: Alert) -> None:
+    """A case far from the threshold would not notice that it has moved."""
+    limit = float(alert.limit)
+    tolerated = max(abs(limit) / 2, 2.0 if limit.is_integer() else 0.0)
+    for moved in (alert.past, alert.near):
+        assert isinstance(moved, tuple) or 0 < abs(float(moved) - limit) <= tolerated
+
+
 def test_names_are_unique_and_recordings_say_what_they_are() -> None:
     assert len(BY_NAME) == len(ALERTS)
     assert len({recording.name for recording in RECORDINGS}) == len(RECORDINGS)
