@@ -13,7 +13,8 @@ import re
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -447,8 +448,7 @@ class TopicConsumer:
             await self._effect(groups, replay)
         except Fenced:
             return
-        except TRANSIENT as error:
-            log.warning("%s: batch is redone: %s", self.topic.name, type(error).__name__)
+        except TRANSIENT:
             metrics.RETRIES_TOTAL.labels(self.topic.name, "database").inc()
             await self._recover(tps)
         except Exception as error:
@@ -487,7 +487,6 @@ class TopicConsumer:
             log.critical("%s-%s stops: too many records fail in the handler", tp.topic, tp.partition)
             self._stop(tp, partition, "limit")
             return
-        log.error("%s-%s offset %d fails in the handler: %s", *tp, record.offset, where(error))
         refusal = (record, "handler", "handler_error", type(error).__name__)
         try:
             await self._effect([(tp, [record])], replay, failed=refusal)
@@ -511,7 +510,8 @@ class TopicConsumer:
         await self._at("decoded")
         records = [r for _, rs in groups for r in rs]
         moves = {tp: rs[-1].offset + 1 for tp, rs in groups}
-        with tracing.batch_span(topic, self.group, [rs for _, rs in groups]) as traceparent:
+        span = tracing.batch_span(topic, self.group, [rs for _, rs in groups])
+        with span as traceparent, self._told([] if failed else records):
             async with self._pool.acquire() as db:
                 transaction = db.transaction()
                 await transaction.start()
@@ -565,6 +565,23 @@ class TopicConsumer:
         metrics.BATCH_SIZE_RECORDS.labels(topic).observe(len(records))
         for outcome, n in (("handled", len(batch.events)), ("parked", len(waiting)), ("dead_lettered", dead)):
             metrics.RECORDS_TOTAL.labels(topic, outcome).inc(n)
+
+    @contextmanager
+    def _told(self, records: Sequence[Record]) -> Iterator[None]:
+        """Says what a batch fails of while its span is open, so that the line has its trace; of a handler's errors those of a
+        record alone."""
+        try:
+            yield
+        except Fenced:
+            raise
+        except TRANSIENT as error:
+            log.warning("%s: batch is redone: %s", self.topic.name, type(error).__name__)
+            raise
+        except Exception as error:
+            if len(records) == 1:
+                (r,) = records
+                log.error("%s-%s offset %d fails in the handler: %s", r.topic, r.partition, r.offset, where(error))
+            raise
 
     def _moved(self, groups: Groups, *, succeeded: bool) -> None:
         """The commit is known: this process's picture of the cursors follows."""

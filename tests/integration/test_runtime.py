@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from shared.contract import topics
 from shared.mesh import Batch, Done, Service, Task, Transaction, metrics, tracing
 from shared.mesh.clock import FileClock, SystemClock, clock_from
 from shared.mesh.consumer import Limit
+from shared.mesh.logs import JsonFormatter
 from tests.support.gateway import Gateway
 from tests.support.proxy import Proxy, through
 from tests.support.rewind import rewind
@@ -59,8 +61,13 @@ async def counted(mesh: Mesh, name: str) -> int:
     return int(await mesh.value("billing", "SELECT coalesce(sum(value), 0) FROM mesh_counter WHERE name = $1", name))
 
 
-async def test_a_failing_record_parks_its_key_and_nobody_else(mesh: Mesh, sample: Sample, seed: int) -> None:
+async def test_a_failing_record_parks_its_key_and_nobody_else(
+    mesh: Mesh, sample: Sample, seed: int, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
     gateway = Gateway(seed)
+    caplog.handler.setFormatter(JsonFormatter("billing"))
+    tracing.use_provider(TracerProvider())
+    request.addfinalizer(tracing.stop)
     sample.poison = {"b2"}
     sent = [gateway.payment(w, 1, f"{w}{n}") for n in range(1, 5) for w in "abc"]
     await gateway.send(mesh.env, sent)
@@ -69,6 +76,9 @@ async def test_a_failing_record_parks_its_key_and_nobody_else(mesh: Mesh, sample
     await mesh.idle()
     # Order per key: what came after the failed one waits behind it; the others went through.
     assert sorted(sample.taken) == sorted([(w, f"{w}{n}") for n in range(1, 5) for w in "ac"] + [("b", "b1")])
+    # It is said once why, with the trace in which it was tried.
+    (said,) = [json.loads(line) for line in caplog.text.splitlines() if "fails in the handler: Poisoned" in line]
+    assert said["level"] == "error" and len(said["trace_id"]) == 32
     parked = await mesh.fetch("billing", "SELECT key, payload FROM mesh_parked ORDER BY id")
     assert [bytes(row["key"]) for row in parked] == [b"b"] * 3
     assert [next(f"b{n}" for n in (2, 3, 4) if f'"b{n}"'.encode() in row["payload"]) for row in parked] == [
