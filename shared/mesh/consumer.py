@@ -423,7 +423,12 @@ class TopicConsumer:
                     self._seek_back({tp})
                     continue
                 gap = rs[0].offset - expected
-                log.error("%s-%s: %d records were lost to retention before they were read", *tp, gap)
+                log.error(
+                    "%s-%s: %d records from offset %d on were lost to retention before they were read",
+                    *tp,
+                    gap,
+                    expected,
+                )
                 metrics.OFFSET_GAP_RECORDS_TOTAL.labels(tp.topic).inc(gap)
             mine.append((tp, rs))
         return mine
