@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ def write(alert: Alert, rules: Sequence[dict[str, Any]], folder: Path) -> Path:
 def _test(alert: Alert) -> dict[str, Any]:
     labels = "".join(f', {name}="{value}"' for name, value in alert.fires.labels.items() if value)
     firing = 'count(ALERTS{{alertname="{}", alertstate="firing"{}}})'
+    # How many evaluations it was pending for: its `for`.
+    pending = f'ALERTS{{alertname="{alert.name}", alertstate="pending"{labels}}}[{alert.fires.at + 1}m]'
     return {
         "rule_files": [f"{alert.name}.rules.yaml"],
         "evaluation_interval": f"{alert.step}m",
@@ -59,6 +62,7 @@ def _test(alert: Alert) -> dict[str, Any]:
                     firing.format(alert.name, labels): 1,
                     firing.format(alert.name, ""): alert.fires.alerts,
                     firing.format(f"{alert.name}Past", ""): None,
+                    f"max(count_over_time({pending}))": math.ceil(alert.minutes / alert.step) or None,
                 },
             ),
             _case(
