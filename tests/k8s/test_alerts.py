@@ -29,7 +29,7 @@ def test_a_moved_threshold_fails(tmp_path: Path) -> None:
     tests = []
     for alert in ALERTS:
         moved = promtool.past(alert) | {"alert": alert.name}
-        tests.append(promtool.write(alert, [moved, promtool.near(alert)], tmp_path))
+        tests.append(promtool.write(alert, [moved], tmp_path, quiet=False))
     verdict = promtool.judge(tests)
     assert verdict.returncode == 1
     said = verdict.stdout + verdict.stderr

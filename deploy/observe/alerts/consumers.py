@@ -102,7 +102,7 @@ GROUP = Group(
             "0",
             10,
             "Nobody reads {{ $value }} partitions of {{ $labels.topic }}",
-            "{{ $labels.job }} has claimed {{ $value }} partitions of {{ $labels.topic }} fewer than the contract declares.",
+            "{{ $labels.job }} reads {{ $value }} partitions of {{ $labels.topic }} fewer than the contract declares.",
             # of one topic all are read but one, of another none
             fires=Case(
                 {series(_PAYMENTS, "steward_consumer_next_offset", partition=str(n)): "5+1x30" for n in range(5)}
