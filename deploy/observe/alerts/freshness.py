@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploy.observe.rules import Alert, Case, Group, Recording, series, target
-from shared.contract.topics import GENERATIONS, PAYMENTS, PRICES, Topic
+from shared.contract.topics import ACCOUNTS, GENERATIONS, PAYMENTS, PRICES, Topic
 from shared.mesh.metrics import FRESH_SECONDS
 
 FRESH_SHARE = 0.999
@@ -75,11 +75,12 @@ GROUP = Group(
                 _LABELS,
                 alerts=2,
             ),
-            # 0.5 % for hours; 3 % that is over; all, but of hardly any
+            # 0.5 % for hours; 5 % that is over; all, but of hardly any; 2.7 % for half an hour
             quiet=Case(
                 _records("0+5x400", "0+1000x400")
-                | _records("0x330 0+30x48 1440x30", "0+1000x410", PAYMENTS)
-                | _records("0+0.025x400", "0+0.025x400", PRICES),
+                | _records("0x250 0+50x100 5000x60", "0+1000x410", PAYMENTS)
+                | _records("0+0.025x400", "0+0.025x400", PRICES)
+                | _records("0x360 0+27x40", "0+1000x400", ACCOUNTS),
                 390,
             ),
             past="0.0015",
@@ -103,9 +104,12 @@ GROUP = Group(
                 alerts=2,
                 every=30,
             ),
-            # 0.08 %; 1 % until three hours ago
+            # 0.08 %; 5 % for hours, until seven hours ago; all, but of hardly any; 2.2 % for three hours
             quiet=Case(
-                _records("0+24x150", "0+30000x150") | _records("0x117 0+300x13 3900x30", "0+30000x150", PAYMENTS),
+                _records("0+24x150", "0+30000x150")
+                | _records("0x117 0+1500x13 19500x30", "0+30000x150", PAYMENTS)
+                | _records("0+0.06x150", "0+0.06x150", PRICES)
+                | _records("0x139 0+660x10", "0+30000x150", ACCOUNTS),
                 4350,
                 every=30,
             ),
