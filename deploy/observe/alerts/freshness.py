@@ -109,7 +109,7 @@ GROUP = Group(
                 _records("0+24x150", "0+30000x150")
                 | _records("0x117 0+1500x13 19500x30", "0+30000x150", PAYMENTS)
                 | _records("0+0.06x150", "0+0.06x150", PRICES)
-                | _records("0x139 0+660x10", "0+30000x150", ACCOUNTS),
+                | _records("0x138 0+660x10", "0+30000x150", ACCOUNTS),
                 4350,
                 every=30,
             ),
