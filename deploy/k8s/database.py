@@ -60,6 +60,7 @@ def _cluster(room: Names, *, busy: bool) -> Doc:
                     "random_page_cost": "1.1",
                     "jit": "off",
                     "timezone": "UTC",
+                    "log_error_verbosity": "terse",
                     "ssl_min_protocol_version": "TLSv1.3",
                 },
                 # What was said to be committed survives a lost primary.

@@ -73,6 +73,8 @@ _SETTINGS: Mapping[str, str] = {
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%u@%d ",
     "log_lock_waits": "on",
+    # Without the detail of an error, which is the row that is refused.
+    "log_error_verbosity": "terse",
     # A frozen consumer must not hold its partition's row for ever, and a query whose client is gone ends.
     "idle_in_transaction_session_timeout": "10s",
     "client_connection_check_interval": "2s",

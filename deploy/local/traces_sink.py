@@ -23,6 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from deploy.local.ports import HOST
 from deploy.local.spans import BYTES_MAX, FILE, OLD, Link, Span
+from shared.mesh import logs
 
 _REQUEST_BYTES_MAX = 16 * 1024 * 1024
 _PROTOBUF = "application/x-protobuf"
@@ -110,4 +111,5 @@ async def _serve(folder: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
+    logs.setup("traces")  # also of a web server's errors, which hold what was asked for
     asyncio.run(_serve(Path(sys.argv[1]), int(sys.argv[2])))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from deploy.observe.alerts.freshness import FRESH_SECONDS, FRESH_SHARE
+from deploy.observe.alerts.freshness import ALL, FRESH_SHARE, LATE
 from deploy.observe.panels import Dashboard, Panel, Section, of
 from deploy.rooms import ROOMS, load
 from shared.contract.topics import TOPICS
 from shared.mesh import Service
+from shared.mesh.metrics import FRESH_SECONDS
 
 _ALL = 'job=~"steward/.+"'
-_FRESH = f'le="{FRESH_SECONDS:.1f}"'
 _TOPIC = "{{job}} {{topic}}"
 
 
@@ -32,8 +32,7 @@ def _stat(title: str, description: str, query: str, unit: str = "short", *, bad_
 
 
 def _fresh_share() -> str:
-    fresh, total = of("steward_event_age_seconds_bucket", _FRESH), of("steward_event_age_seconds_count")
-    return f"sum(rate({fresh}[$__rate_interval])) / sum(rate({total}[$__rate_interval]))"
+    return f"1 - sum(rate({of(LATE)}[$__rate_interval])) / sum(rate({of(ALL)}[$__rate_interval]))"
 
 
 def _consumers(*topics: str) -> Section:
@@ -304,7 +303,7 @@ def _mesh() -> Dashboard:
         "At a glance",
         (
             _stat(
-                "Fresh", f"Share of batches with effects within {FRESH_SECONDS} s; {FRESH_SHARE} is promised.", _fresh_share(),
+                "Fresh", f"Share of records with effects within {FRESH_SECONDS} s; {FRESH_SHARE} is promised.", _fresh_share(),
                 "percentunit", bad_from=None, bad_below=FRESH_SHARE,
             ),
             _stat("Not ready", "Processes that are not at work.", f"sum(1 - {of('steward_ready')})"),

@@ -32,12 +32,15 @@ def series(where: Mapping[str, str], metric: str, **labels: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What promtool plays to an alert: series and their values (its notation: `start+step x times`, one a minute), and
-    when to look (minutes). `labels`: what tells the alert that fires then from others of its name."""
+    """What promtool plays to an alert: series and their values (its notation: `start+step x times`), one each `every`
+    minutes, and when to look (minutes). `labels`: what tells the alert that fires then from others of its name; `alerts`:
+    how many of its name do."""
 
     series: Mapping[str, str]
     at: int
     labels: Mapping[str, str] = field(default_factory=dict)
+    alerts: int = 1
+    every: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,10 +180,11 @@ async def prove(
             return conservation.undetermined("the replay has not caught up yet with what was sealed"), replay
         books, offsets = read
         usage, in_flight = await _read_usage(sight, sources.kafka, books, offsets)
-    except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+    except (OSError, TimeoutError) as error:
         return conservation.undetermined(f"a database could not be reached: {error or type(error).__name__}"), None
-    except asyncpg.PostgresError as error:
-        return conservation.undetermined(f"a database could not be read ({type(error).__name__}): {error}"), None
+    except (asyncpg.InterfaceError, asyncpg.PostgresError) as error:
+        # By its name alone: its text may hold a row, and this goes into the log.
+        return conservation.undetermined(f"a database could not be read ({type(error).__name__})"), None
     except Malformed as error:
         return conservation.undetermined(f"a database could not be read: {error}"), None
     except Moved:

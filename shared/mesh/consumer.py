@@ -11,8 +11,10 @@ import logging
 import random
 import re
 import time
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -69,6 +71,7 @@ Groups: TypeAlias = list[tuple[TopicPartition, list[Record]]]
 Refusal: TypeAlias = tuple[Record, str, str, str]
 _received = partial(tuple.__new__, Received)  # as Received(*each), without a call of Python's
 _place = attrgetter("topic", "partition")
+_timestamp = attrgetter("timestamp")
 
 
 def grouped(records: Iterable[Record]) -> Groups:
@@ -80,6 +83,8 @@ class Fenced(Exception):
     """Somebody else owns one of the batch's partitions, or its cursor was moved under us."""
 
 
+# A fetch is answered at once, or when it has waited for records: after so long without an answer there is no connection.
+UNHEARD_SECONDS = 60.0
 # Why a partition stands still until somebody acts.
 STOPS = ("limit", "newer_version", "offset_reset")
 _BULK_BYTES = 100_000
@@ -120,6 +125,8 @@ class Partition:
     run: int = 0
     seen: int = 0
     stopped: str | None = None
+    polled_ms: int | None = None
+    heard_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -303,8 +310,12 @@ class TopicConsumer:
             self.progress.paused_since.pop(tp, None)
             self._fenced_at.pop(tp, None)
             # Whoever owns it next tells its lag; ours would stand for ever.
-            for gauge in (metrics.CONSUMER_LAG_RECORDS, metrics.CONSUMER_LAG_SECONDS, metrics.CONSUMER_NEXT_OFFSET):
-                gauge.remove(tp.topic, str(tp.partition))
+            self._say_no_more(tp)
+
+    @staticmethod
+    def _say_no_more(tp: TopicPartition) -> None:
+        for gauge in (metrics.CONSUMER_LAG_RECORDS, metrics.CONSUMER_LAG_SECONDS, metrics.CONSUMER_NEXT_OFFSET):
+            gauge.remove(tp.topic, str(tp.partition))
 
     def stop(self) -> None:
         """No new batch from here on; the one in hand is finished."""
@@ -412,7 +423,12 @@ class TopicConsumer:
                     self._seek_back({tp})
                     continue
                 gap = rs[0].offset - expected
-                log.error("%s-%s: %d records were lost to retention before they were read", *tp, gap)
+                log.error(
+                    "%s-%s: %d records from offset %d on were lost to retention before they were read",
+                    *tp,
+                    gap,
+                    expected,
+                )
                 metrics.OFFSET_GAP_RECORDS_TOTAL.labels(tp.topic).inc(gap)
             mine.append((tp, rs))
         return mine
@@ -437,8 +453,7 @@ class TopicConsumer:
             await self._effect(groups, replay)
         except Fenced:
             return
-        except TRANSIENT as error:
-            log.warning("%s: batch is redone: %s", self.topic.name, type(error).__name__)
+        except TRANSIENT:
             metrics.RETRIES_TOTAL.labels(self.topic.name, "database").inc()
             await self._recover(tps)
         except Exception as error:
@@ -477,7 +492,6 @@ class TopicConsumer:
             log.critical("%s-%s stops: too many records fail in the handler", tp.topic, tp.partition)
             self._stop(tp, partition, "limit")
             return
-        log.error("%s-%s offset %d fails in the handler: %s", *tp, record.offset, where(error))
         refusal = (record, "handler", "handler_error", type(error).__name__)
         try:
             await self._effect([(tp, [record])], replay, failed=refusal)
@@ -501,7 +515,8 @@ class TopicConsumer:
         await self._at("decoded")
         records = [r for _, rs in groups for r in rs]
         moves = {tp: rs[-1].offset + 1 for tp, rs in groups}
-        with tracing.batch_span(topic, self.group, [rs for _, rs in groups]) as traceparent:
+        span = tracing.batch_span(topic, self.group, [rs for _, rs in groups])
+        with span as traceparent, self._told([] if failed else records):
             async with self._pool.acquire() as db:
                 transaction = db.transaction()
                 await transaction.start()
@@ -542,6 +557,8 @@ class TopicConsumer:
         await self._at("committed")
         t4 = clock()
         self._moved(groups, succeeded=failed is None)
+        if not replay:
+            self._aged(groups)
         self._parked.update(r.key or b"" for r in waiting)
         tx.committed()
         if publishes:
@@ -554,12 +571,27 @@ class TopicConsumer:
         for outcome, n in (("handled", len(batch.events)), ("parked", len(waiting)), ("dead_lettered", dead)):
             metrics.RECORDS_TOTAL.labels(topic, outcome).inc(n)
 
+    @contextmanager
+    def _told(self, records: Sequence[Record]) -> Iterator[None]:
+        """Says what a batch fails of while its span is open, so that the line has its trace; of a handler's errors those of a
+        record alone."""
+        try:
+            yield
+        except Fenced:
+            raise
+        except TRANSIENT as error:
+            log.warning("%s: batch is redone: %s", self.topic.name, type(error).__name__)
+            raise
+        except Exception as error:
+            if len(records) == 1:
+                (r,) = records
+                log.error("%s-%s offset %d fails in the handler: %s", r.topic, r.partition, r.offset, where(error))
+            raise
+
     def _moved(self, groups: Groups, *, succeeded: bool) -> None:
         """The commit is known: this process's picture of the cursors follows."""
-        now = self._clock.now().timestamp()
         for tp, rs in groups:
             last = rs[-1]
-            metrics.EVENT_AGE_SECONDS.labels(tp.topic).observe(max(0.0, now - last.timestamp / 1000))
             partition = self.partitions.get(tp)
             if partition is None:
                 continue
@@ -570,6 +602,16 @@ class TopicConsumer:
             partition.seen += len(rs)
             if succeeded:
                 partition.run = 0
+
+    def _aged(self, groups: Groups) -> None:
+        """How old the records of a commit had become. Those that are handled again were old before."""
+        now = self._clock.now().timestamp()
+        late_ms = (now - metrics.FRESH_SECONDS) * 1000
+        for tp, rs in groups:
+            metrics.EVENT_AGE_SECONDS.labels(tp.topic).observe(max(0.0, now - rs[-1].timestamp / 1000))
+            # Within a partition they are in the order of the broker's clock.
+            if rs[0].timestamp < late_ms:
+                metrics.LATE_RECORDS_TOTAL.labels(tp.topic).inc(bisect_left(rs, late_ms, key=_timestamp))
 
     async def _behind_parked(self, db: Connection, received: list[Received]) -> list[Record]:
         """Records that must wait behind a failed one of their key. The table is asked: a release may have come."""
@@ -806,16 +848,24 @@ class TopicConsumer:
             log.info("%s: Kafka did not take the offset hint", self.topic.name)
 
     def lag(self) -> dict[TopicPartition, int | None]:
-        """Records behind the end, by claimed partition; None = not known yet."""
+        """Records behind the end, by claimed partition; None = not known, or no longer."""
         consumer = self.consumer
         result: dict[TopicPartition, int | None] = {}
         for tp, partition in self.partitions.items():
             try:
-                high = None if consumer is None else consumer.highwater(tp)
+                high = consumer.highwater(tp) if consumer is not None and self._hears(consumer, tp, partition) else None
             except (IllegalStateError, AssertionError):
                 high = None
             result[tp] = None if high is None else max(0, high - partition.cursor.next_offset)
         return result
+
+    def _hears(self, consumer: AIOKafkaConsumer, tp: TopicPartition, partition: Partition) -> bool:
+        """Whether Kafka answers for a partition. Where it does not, the end that it last named says nothing."""
+        now, polled = time.monotonic(), consumer.last_poll_timestamp(tp)
+        # Nothing is asked for while a batch is in hand, or of a partition that stands still.
+        if polled != partition.polled_ms or self._work or partition.stopped is not None:
+            partition.polled_ms, partition.heard_at = polled, now
+        return now - partition.heard_at <= UNHEARD_SECONDS
 
     async def notice_moved(self) -> bool:
         """Looks whether somebody moved a cursor that is ours, also when no record comes; True if so."""
@@ -858,6 +908,7 @@ class TopicConsumer:
         now_ms = self._clock.now().timestamp() * 1000
         for tp, records in self.lag().items():
             if records is None:
+                self._say_no_more(tp)
                 continue
             partition = self.partitions[tp]
             labels = (tp.topic, str(tp.partition))

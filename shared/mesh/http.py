@@ -124,7 +124,10 @@ class Port:
                 await runner.cleanup()
 
     async def _livez(self, _: web.Request) -> web.Response:
-        return _verdict(self._alive())
+        troubles = self._alive()
+        if troubles:  # whoever restarts this process for it does not read the answer
+            log.error("this process should be restarted: %s", "; ".join(troubles))
+        return _verdict(troubles)
 
     async def _readyz(self, _: web.Request) -> web.Response:
         return _verdict(self._ready())

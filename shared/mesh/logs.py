@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        line = {
+        line: dict[str, str | dict[str, str]] = {
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -47,9 +48,10 @@ class JsonFormatter(logging.Formatter):
         if context is not None:
             line |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
         error = _error(record)
-        told = line if error is None else line | {"exception": {"type": named(error), "traceback": told_of(error)}}
+        if error is not None:
+            line["exception"] = {"type": named(error), "traceback": told_of(error)}
         # Not the standard library's encoder: what is not ASCII stays readable, and is found by whoever searches the logs.
-        return msgspec.json.encode(told).decode()
+        return msgspec.json.encode(line).decode()
 
 
 class TextFormatter(logging.Formatter):
@@ -77,7 +79,11 @@ def setup(service: str, environ: Mapping[str, str] = os.environ) -> None:
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     logging.getLogger("steward.faststream").setLevel(logging.ERROR)
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # each retry while a collector is away is a warning
+    logging.captureWarnings(True)
+    # What Python itself would print, with the error's text.
     sys.excepthook = _last_words
+    sys.unraisablehook = lambda lost: _unheard("an error in a clean-up", lost.exc_value)
+    threading.excepthook = lambda lost: _unheard("a thread ends by an error", lost.exc_value)
 
 
 def named(error: BaseException) -> str:
@@ -96,7 +102,7 @@ def told_of(error: BaseException) -> str:
         )
         ours = f": {one}" if type(one).__module__.startswith(_OURS) else ""
         parts.append(f"{frames}{named(one)}{ours}")
-    return "\n".join(parts)
+    return _encodable("\n".join(parts))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -111,12 +117,24 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _message(record: logging.LogRecord) -> str:
     if record.name.partition(".")[0] in _TALKATIVE:
-        return str(record.msg).partition("\n")[0]
-    return record.getMessage()
+        return _encodable(str(record.msg).partition("\n")[0])
+    try:
+        return _encodable(record.getMessage())
+    except Exception:  # the line's own fault; whoever hears of it would print what was to be put into it
+        return _encodable(str(record.msg))
+
+
+def _encodable(text: str) -> str:
+    """Without halves of characters, for which no encoding has bytes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _error(record: logging.LogRecord) -> BaseException | None:
     return record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+
+
+def _unheard(what: str, error: BaseException | None) -> None:
+    log.error(what, exc_info=error)
 
 
 def _last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

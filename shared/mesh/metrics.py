@@ -39,9 +39,17 @@ DATABASE_SEEN = Gauge(
     "seconds since 1970.",
     registry=REGISTRY,
 )
+FRESH_SECONDS = 10
+"""An event is fresh when its effects are committed so soon after the broker took it."""
+LATE_RECORDS_TOTAL = Counter(
+    "steward_late_records_total",
+    f"Records whose effects were committed later than {FRESH_SECONDS} s after the broker's append.",
+    ["topic"],
+    registry=REGISTRY,
+)
 EVENT_AGE_SECONDS = Histogram(
     "steward_event_age_seconds",
-    "From the broker's append to the commit of the effects, newest record of a batch.",
+    "From the broker's append to the commit of the effects, newest record of a partition in a batch.",
     ["topic"],
     buckets=_AGE,
     registry=REGISTRY,
@@ -133,7 +141,13 @@ def begin_at_zero(*, reads: Iterable[str], writes: Iterable[str], jobs: Iterable
     lost would raise no alert.
     """
     for topic in reads:
-        for counter in (REBALANCES_TOTAL, FENCED_TOTAL, OFFSET_GAP_RECORDS_TOTAL, KAFKA_COMMIT_FAILURES_TOTAL):
+        for counter in (
+            REBALANCES_TOTAL,
+            FENCED_TOTAL,
+            OFFSET_GAP_RECORDS_TOTAL,
+            KAFKA_COMMIT_FAILURES_TOTAL,
+            LATE_RECORDS_TOTAL,
+        ):
             counter.labels(topic)
         for outcome in ("handled", "dead_lettered", "parked"):
             RECORDS_TOTAL.labels(topic, outcome)

@@ -403,6 +403,8 @@ class Runtime:
             self._sweep.clear()
             try:
                 busy = await self.drop_partitions()
+                if busy:
+                    log.info("partitions whose time is over are still read: %s", ", ".join(busy))
             except (*TRANSIENT, asyncpg.PostgresError) as error:
                 log.warning("partitions whose time is over wait: %s", type(error).__name__)
                 busy = ["?"]

@@ -123,6 +123,18 @@ async def test_the_server_keeps_what_it_commits(stack: Stack) -> None:
         assert await _fetch(admin, f"SHOW {setting}") == [value], setting
 
 
+async def test_a_row_that_is_refused_is_not_in_the_servers_log(stack: Stack) -> None:
+    with pytest.raises(asyncpg.CheckViolationError, match="anna@example"):
+        await _run(
+            stack.settings["STEWARD_BILLING_OWNER_DATABASE_URL"],
+            "CREATE TABLE refused (email text CHECK (email = ''))",
+            "PREPARE put(text) AS INSERT INTO refused VALUES ($1 || '@example.org')",
+            "EXECUTE put('anna')",
+        )
+    said = (stack.home / "logs" / "postgres.log").read_text()
+    assert "violates check constraint" in said and "anna@" not in said
+
+
 async def test_provisioning_again_changes_nothing_and_strangers_are_refused(stack: Stack) -> None:
     admin = stack.settings["STEWARD_POSTGRES_URL"]
     urls = {name: url for name, url in stack.settings.items() if name.endswith("_DATABASE_URL")}

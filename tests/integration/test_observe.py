@@ -1,4 +1,4 @@
-"""A mesh that is looked at: every service a process that traces and logs, beside a real Prometheus and our receiver of spans."""
+"""A mesh that is looked at: services as processes that trace and log, beside our receiver of spans."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import json
 import secrets
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
 
 from deploy.cli import main
 from deploy.local import spans
-from deploy.local.observers import Prometheus, TracesSink
-from deploy.local.probe import get_json
+from deploy.local.observers import TracesSink
 from deploy.local.spans import Link, Span, Ways, walk
 from shared.contract import topics
 from tests.integration.test_canaries import WANTED
@@ -42,13 +40,10 @@ async def test_an_event_is_followed_from_the_gateway_to_the_balance_and_nobodys_
     gateway = Gateway(seed)
     folder = tmp_path / "traces"
     traces = TracesSink(folder, log=tmp_path / "traces.log", die_with_parent=True)
-    prometheus = Prometheus(tmp_path / "prometheus", log=tmp_path / "prometheus.log", seconds=1, die_with_parent=True)
     async with processes(mesh) as run:
         try:
             await traces.start()
             served = await asyncio.gather(*(run.start(room, traces.environment()) for room in SERVICES))
-            prometheus.ports = {one.name: one.port for one in served}
-            await prometheus.start()
             # Some of each kind: all of them, in every room, are sent elsewhere.
             bad = [record for record in everywhere(gateway) if record.topic in READ][::5]
             for n, record in enumerate(bad):
@@ -77,18 +72,7 @@ async def test_an_event_is_followed_from_the_gateway_to_the_balance_and_nobodys_
                 answer = await asyncio.to_thread(CliRunner().invoke, main, ["trace", "--json", *asked])
                 assert answer.exit_code == 0, answer.output
                 assert [(span["service"], span["name"]) for span in json.loads(answer.output)] == expected
-
-            async def seen() -> bool:
-                targets = (await get_json(prometheus.port, "/api/v1/targets"))["data"]["activeTargets"]
-                query = quote(f'steward_records_total{{namespace="steward", topic="{topics.GENERATIONS.name}"}} > 0')
-                found = (await get_json(prometheus.port, f"/api/v1/query?query={query}"))["data"]["result"]
-                jobs = {target["labels"]["job"] for target in targets if target["health"] == "up"}
-                wanted = {f"steward/{name}" for name in SERVICES}
-                return jobs == wanted and "steward/metering" in {one["metric"]["job"] for one in found}
-
-            await mesh.until(seen, 20, "Prometheus has what the services say")
         finally:
-            await prometheus.stop()
             await traces.stop()
         logs = "".join(one.log.read_text() for one in served)
     lines: list[dict[str, Any]] = [json.loads(line) for line in logs.splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from shared.contract import topics
 from shared.mesh import Batch, Done, Service, Task, Transaction, metrics, tracing
-from shared.mesh.clock import FileClock, clock_from
+from shared.mesh.clock import FileClock, SystemClock, clock_from
 from shared.mesh.consumer import Limit
+from shared.mesh.logs import JsonFormatter
 from tests.support.gateway import Gateway
 from tests.support.proxy import Proxy, through
+from tests.support.rewind import rewind
 from tests.support.world import Faults, Mesh, consumer_of
 
 
@@ -58,8 +61,13 @@ async def counted(mesh: Mesh, name: str) -> int:
     return int(await mesh.value("billing", "SELECT coalesce(sum(value), 0) FROM mesh_counter WHERE name = $1", name))
 
 
-async def test_a_failing_record_parks_its_key_and_nobody_else(mesh: Mesh, sample: Sample, seed: int) -> None:
+async def test_a_failing_record_parks_its_key_and_nobody_else(
+    mesh: Mesh, sample: Sample, seed: int, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
     gateway = Gateway(seed)
+    caplog.handler.setFormatter(JsonFormatter("billing"))
+    tracing.use_provider(TracerProvider())
+    request.addfinalizer(tracing.stop)
     sample.poison = {"b2"}
     sent = [gateway.payment(w, 1, f"{w}{n}") for n in range(1, 5) for w in "abc"]
     await gateway.send(mesh.env, sent)
@@ -68,6 +76,9 @@ async def test_a_failing_record_parks_its_key_and_nobody_else(mesh: Mesh, sample
     await mesh.idle()
     # Order per key: what came after the failed one waits behind it; the others went through.
     assert sorted(sample.taken) == sorted([(w, f"{w}{n}") for n in range(1, 5) for w in "ac"] + [("b", "b1")])
+    # It is said once why, with the trace in which it was tried.
+    (said,) = [json.loads(line) for line in caplog.text.splitlines() if "fails in the handler: Poisoned" in line]
+    assert said["level"] == "error" and len(said["trace_id"]) == 32
     parked = await mesh.fetch("billing", "SELECT key, payload FROM mesh_parked ORDER BY id")
     assert [bytes(row["key"]) for row in parked] == [b"b"] * 3
     assert [next(f"b{n}" for n in (2, 3, 4) if f'"b{n}"'.encode() in row["payload"]) for row in parked] == [
@@ -156,7 +167,34 @@ async def test_a_job_runs_once_a_slot_whatever_the_replicas(mesh: Mesh, tmp_path
     assert metrics.JOB_MISSED_SLOTS_TOTAL.labels("tick")._value.get() - missed >= 3
 
 
-async def test_what_a_process_says_of_itself(mesh: Mesh, tmp_path: Path) -> None:
+class Stopped:
+    """A clock that stands still."""
+
+    def __init__(self, at: datetime) -> None:
+        self.at = at
+
+    def now(self) -> datetime:
+        return self.at
+
+
+async def test_what_comes_late_is_counted_by_records_and_once(mesh: Mesh, sample: Sample, seed: int) -> None:
+    gateway = Gateway(seed)
+    await gateway.send(mesh.env, [gateway.payment("w", 1, f"late{n}") for n in range(3)])
+    clock = Stopped(SystemClock().now() + timedelta(seconds=metrics.FRESH_SECONDS))
+    await gateway.send(mesh.env, [gateway.payment("w", 1, f"fresh{n}") for n in range(2)])
+    late = metrics.LATE_RECORDS_TOTAL.labels(topics.PAYMENTS.name)._value
+    before = late.get()
+    await mesh.start("billing", service=sample.service, clock=clock)
+    await mesh.owned()
+    await mesh.idle()
+    assert late.get() - before == 3
+    # What is handled again is older, and was not late for that.
+    await rewind(mesh, "billing", topics.PAYMENTS.name)
+    await mesh.idle()
+    assert sample.taken.count(("w", "fresh1")) == 2 and late.get() - before == 3
+
+
+async def test_what_a_process_says_of_itself(mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counters are there before they count; a job that does not get on is behind; gauges say when they were last true."""
     clock = FileClock(tmp_path / "clock")
     start = datetime(2026, 11, 24, 10, 0, 30, tzinfo=UTC)
@@ -189,6 +227,25 @@ async def test_what_a_process_says_of_itself(mesh: Mesh, tmp_path: Path) -> None
             ("steward_job_runs_total", {"job": "stuck", "outcome": "failed"}),
         ):
             assert said(name, labels) is not None
+        # Of a partition for which Kafka does not answer nothing is said: it is not read, and there is an alert on that.
+        (reader,) = running.consumers
+        (place,), client = list(reader.partitions), reader.consumer
+        assert client is not None
+
+        async def heard() -> bool:
+            await running.observe()
+            labels = {"topic": place.topic, "partition": str(place.partition)}
+            return said("steward_consumer_next_offset", labels) is not None
+
+        async def deaf() -> bool:
+            return not await heard()
+
+        await mesh.until(heard, 10, "Kafka answers")
+        monkeypatch.setattr("shared.mesh.consumer.UNHEARD_SECONDS", 1.0)
+        client.pause(place)
+        await mesh.until(deaf, 10, "Kafka is not heard of")
+        client.resume(place)
+        await mesh.until(heard, 10, "Kafka answers again")
         later = start + timedelta(minutes=5)
         FileClock.write(tmp_path / "clock", later, rate=0)
         await running.observe()

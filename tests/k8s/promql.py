@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import promql_parser
@@ -16,6 +17,8 @@ from deploy.observe.dashboards import dashboards
 TARGET = frozenset({"namespace", "job", "pod", "instance"})
 # Series that Prometheus makes itself.
 OWN = frozenset({"up", "ALERTS"})
+_THERE = {"=": "=", "!=": "=", "=~": "=~", "!~": "=~"}
+_MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"((?:[^"\\]|\\.)*)"')
 
 
 class Asked(NamedTuple):
@@ -59,6 +62,22 @@ def asked(query: str) -> list[Asked]:
                 )
             )
     return found
+
+
+def each(query: str) -> Iterator[str]:
+    """Its selectors as queries; where a label may have one of several values, a query for each."""
+    for node in nodes(query):
+        if isinstance(node, promql_parser.VectorSelector):
+            choices = [
+                # What is left out is there, too.
+                [
+                    f'{label}{_THERE[op] if value else op}"{value}"'
+                    for value in (values.split("|") if "~" in op else [values])
+                ]
+                for label, op, values in _MATCHER.findall(node.prettify())
+            ]
+            for chosen in product(*choices):
+                yield f"{node.name}{{{', '.join(chosen)}}}"
 
 
 def grouped(query: str) -> set[str]:

@@ -29,7 +29,7 @@ def test_a_moved_threshold_fails(tmp_path: Path) -> None:
     tests = []
     for alert in ALERTS:
         moved = promtool.past(alert) | {"alert": alert.name}
-        tests.append(promtool.write(alert, [moved, promtool.near(alert)], tmp_path))
+        tests.append(promtool.write(alert, [moved], tmp_path, quiet=False))
     verdict = promtool.judge(tests)
     assert verdict.returncode == 1
     said = verdict.stdout + verdict.stderr
@@ -59,6 +59,15 @@ def test_an_alert_says_what_a_reader_needs(alert: Alert) -> None:
     # What a text names is a label of the alert that fires.
     named = set(re.findall(r"\$labels\.(\w+)", alert.summary + alert.description))
     assert named <= set(alert.fires.labels)
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
+def test_its_threshold_is_pinned_from_both_sides(alert: Alert) -> None:
+    """A case far from the threshold would not notice that it has moved."""
+    limit = float(alert.limit)
+    tolerated = max(abs(limit) / 2, 2.0 if limit.is_integer() else 0.0)
+    for moved in (alert.past, alert.near):
+        assert isinstance(moved, tuple) or 0 < abs(float(moved) - limit) <= tolerated
 
 
 def test_names_are_unique_and_recordings_say_what_they_are() -> None:

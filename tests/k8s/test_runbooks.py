@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+import subprocess
+from functools import cache
 from pathlib import Path
 
 import click
 import pytest
 
 from deploy.cli import main
+from deploy.k8s.kubectl import kubectl
 from deploy.observe.alerts import ALERTS, RECORDINGS
 from deploy.observe.rules import RUNBOOKS
 from deploy.rooms import ROOMS, load
@@ -19,7 +22,8 @@ from shared.contract.topics import PAYMENTS
 from shared.mesh import metrics
 from tests.k8s import promql
 
-FOLDER = Path(__file__).parents[2] / RUNBOOKS
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / RUNBOOKS
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md")) if path.stem != "README"}
 _ID = "019ab7d4-1e5a-7f00-8a1b-2c3d4e5f6a7b"
 HEADINGS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
@@ -30,7 +34,7 @@ PLACES = {
 }  # fmt: skip
 # kubectl's verbs, and the kinds that we put into the cluster.
 VERBS = {
-    "annotate", "describe", "get", "logs", "port-forward", "rollout history", "rollout restart", "rollout status",
+    "annotate", "describe", "diff", "get", "logs", "port-forward", "rollout history", "rollout restart", "rollout status",
     "rollout undo", "scale",
 }  # fmt: skip
 KINDS = {
@@ -75,6 +79,15 @@ def check_steward(arguments: list[str]) -> None:
     command.make_context(command.name, list(arguments), parent=context.parent)
 
 
+@cache
+def options(verb: str) -> frozenset[str]:
+    """What kubectl itself says that it takes after a verb."""
+    asked = [str(kubectl()), *verb.split(), "--help"]
+    said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
+    lines = re.findall(r"^    (?:(-\w), )?(--[\w-]+)=", said, re.MULTILINE)
+    return frozenset(option for line in lines for option in line if option)
+
+
 def check_kubectl(arguments: list[str]) -> None:
     """A verb and a kind that exist, on a thing that we have put there."""
     assert arguments[:2] == ["-n", "steward"], "commands name the namespace"
@@ -82,6 +95,11 @@ def check_kubectl(arguments: list[str]) -> None:
     if verb == "rollout":
         verb, *rest = f"{verb} {rest[0]}", *rest[1:]
     assert verb in VERBS, verb
+    given = {word.partition("=")[0] for word in rest if word.startswith("-")}
+    assert given <= options(verb), f"{verb} does not know {given - options(verb)}"
+    if verb == "diff":
+        assert rest[0] == "-k" and (ROOT / rest[1] / "kustomization.yaml").is_file(), rest
+        return
     target, *more = rest
     kind, _, name = target.partition("/")
     names = [name] if name else [word for word in more if not word.startswith("-")]
@@ -92,12 +110,14 @@ def check_kubectl(arguments: list[str]) -> None:
         names.remove(selector)
     for found in names if kind not in ("events", "kafka") else ():
         known = {*ROOMS, *TOPICS, *(f"{room}-db" for room in ROOMS), "toolbox", "wide", "yaml", "8080:8080"}
-        assert found in known or "=" in found, f"{kind} {found}"
+        assert found in known or "=" in found or (verb == "annotate" and found.endswith("-")), f"{kind} {found}"
+        size = load(found).footprint if found in ROOMS else None
+        assert verb != "scale" or size is None or size.scales_on is None, f"the ScaledObject of {found} takes it back"
 
 
 def test_each_alert_has_its_page_and_no_page_is_left() -> None:
     assert sorted(PAGES) == sorted(alert.name for alert in ALERTS)
-    assert all((FOLDER.parents[2] / alert.runbook).is_file() for alert in ALERTS)
+    assert all((ROOT / alert.runbook).is_file() for alert in ALERTS)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -161,6 +181,9 @@ def test_a_command_that_does_not_exist_is_found() -> None:
         "-n steward delete pod/billing",
         "get pods",
         "-n steward get deployment/bill",
+        "-n steward logs deployment/billing --all-pod",
+        "-n steward scale deployment/billing --replicas=3",
+        "-n steward diff -k k8s/overlays/production",
     ):
         with pytest.raises(AssertionError):
             check_kubectl(wrong.split())

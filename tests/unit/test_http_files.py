@@ -54,11 +54,12 @@ def reads_at() -> int:
     return free_port()
 
 
+async def nothing(*_: Any) -> Any:
+    return None
+
+
 @pytest.fixture
 async def url(reads_at: int) -> AsyncIterator[str]:
-    async def nothing(*_: Any) -> Any:
-        return None
-
     port = Port(
         "127.0.0.1", reads_at, alive=list, ready=list, observe=nothing, answer=nothing, serve=serve, files=["packages"]
     )  # fmt: skip
@@ -141,6 +142,18 @@ async def test_whoever_has_none_gets_a_word_and_the_token_is_in_no_log(
 async def test_nothing_is_served_that_the_service_does_not_declare(url: str) -> None:
     status, _, _ = await ask(url.replace("packages", "others") + f"/{TOKEN}")
     assert status == 404
+
+
+async def test_a_process_that_is_to_be_restarted_says_why(reads_at: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever restarts it looks at the status alone, and its log is all that is left."""
+    stuck = ["gateway.payments: the loop has not turned for 30 s"]
+    port = Port("127.0.0.1", reads_at, alive=lambda: stuck, ready=list, observe=nothing, answer=nothing, serve=serve)
+    await port.open()
+    try:
+        assert (await ask(f"http://127.0.0.1:{reads_at}/livez"))[0] == 503
+    finally:
+        await port.close()
+    assert stuck[0] in caplog.text
 
 
 async def test_whoever_can_reach_a_link_can_reach_nothing_else(url: str, reads_at: int) -> None:

@@ -79,6 +79,15 @@ def test_of_talkative_libraries_the_sentence_stays() -> None:
     assert line(served)["message"] == "Error handling request from %s"
 
 
+@pytest.mark.parametrize("formatter", [JsonFormatter("metering"), TextFormatter()])
+def test_a_line_that_cannot_be_put_together_is_said_without_what_was_to_go_into_it(
+    formatter: logging.Formatter,
+) -> None:
+    text = formatter.format(record("%d of %s", SECRET))
+    assert "%d of %s" in text and SECRET not in text
+    assert "half ?" in formatter.format(record("half \ud800"))
+
+
 def test_a_line_inside_a_span_has_its_ids_and_a_failed_span_no_text(request: pytest.FixtureRequest) -> None:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
@@ -100,11 +109,21 @@ def test_a_line_inside_a_span_has_its_ids_and_a_failed_span_no_text(request: pyt
 
 
 _PROCESS = """
-import logging, sys
+import logging, sys, threading, warnings
 from shared.mesh import logs
 logs.setup("metering", {environment})
 logging.getLogger("aiokafka").info("chatter")
 logging.getLogger("steward.mesh").info("hello")
+class Lost:
+    def __del__(self):
+        raise ValueError("{secret}")
+def fail():
+    raise ValueError("{secret}")
+Lost()
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+warnings.warn("mind")
 raise ValueError("{secret}")
 """
 
@@ -117,8 +136,9 @@ def test_a_process_says_everything_in_one_form_its_last_words_too(wanted: str) -
     assert "hello" in done.stderr and "chatter" not in done.stderr and "ValueError" in done.stderr
     if wanted != "text":  # no terminal: lines of JSON
         lines = [json.loads(text) for text in done.stderr.splitlines()]
-        assert [(said["level"], said["message"]) for said in lines] == [
-            ("info", "hello"), ("critical", "the process ends by an error")
+        assert [(said["level"], said["message"].splitlines()[0].rpartition(": ")[2]) for said in lines] == [
+            ("info", "hello"), ("error", "an error in a clean-up"), ("error", "a thread ends by an error"),
+            ("warning", "mind"), ("critical", "the process ends by an error"),
         ]  # fmt: skip
 
 

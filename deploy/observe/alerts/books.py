@@ -25,9 +25,9 @@ def _difference(name: str, reason: str, summary: str, description: str) -> Alert
         summary,
         description,
         # less is as wrong as more
-        fires=Case({difference: "0 0 -3+0x20"}, 10, _AUDIT),
+        fires=Case({difference: "0 0 -1+0x20"}, 10, _AUDIT),
         quiet=Case({difference: "0+0x20"}, 10),
-        past="3",
+        past="1",
         near="-1",
     )
 
@@ -65,9 +65,9 @@ GROUP = Group(
             2,
             "The proof of the books fails",
             "The latest proof found {{ $value }} things wrong; the log of audit and `steward check` name them.",
-            fires=Case({series(_AUDIT, "steward_audit_findings"): "0 0 2+0x20"}, 10, _AUDIT),
+            fires=Case({series(_AUDIT, "steward_audit_findings"): "0 0 1+0x20"}, 10, _AUDIT),
             quiet=Case({series(_AUDIT, "steward_audit_findings"): "0+0x20"}, 10),
-            past="2",
+            past="1",
             near="-1",
         ),
         Alert(
@@ -79,9 +79,9 @@ GROUP = Group(
             "The books have not been proved for {{ $value | humanizeDuration }}",
             "No proof has held since. An alert that is quiet because the auditor is dead says nothing.",
             fires=Case({series(_AUDIT, "steward_audit_last_success_timestamp_seconds"): "600+0x90"}, 60, _AUDIT),
-            quiet=Case({series(_AUDIT, "steward_audit_last_success_timestamp_seconds"): "0+60x90"}, 60),
-            past="100000",
-            near="-1",
+            quiet=Case({series(_AUDIT, "steward_audit_last_success_timestamp_seconds"): "-1500+60x90"}, 60),
+            past="2700",
+            near="1200",
         ),
         Alert(
             "AuditUndetermined",
@@ -105,11 +105,11 @@ GROUP = Group(
             "Events that sources have numbered never came",
             "{{ $value }} more than a day ago are missing: they were lost before the mesh, or their sender still has them.",
             # what is only on its way comes within the half hour
-            fires=Case({series(_AUDIT, "steward_audit_records", outcome="missing"): "0+0x20 7+0x100"}, 100, _AUDIT),
+            fires=Case({series(_AUDIT, "steward_audit_records", outcome="missing"): "0+0x20 1+0x100"}, 100, _AUDIT),
             quiet=Case(
                 {series(_AUDIT, "steward_audit_records", outcome="missing"): "0 9 4 0 8 2 0 5 0+0x15 0 9 4 0+0x80"}, 45
             ),
-            past="7",
+            past="1",
             near="-1",
         ),
         Alert(
@@ -120,9 +120,9 @@ GROUP = Group(
             0,
             "Sources send the same id with other content",
             "{{ $value }} events in an hour had the id of an earlier one and said something else; the first counts.",
-            fires=Case({series(_AUDIT, "steward_audit_records", outcome="conflicts"): "3+0x70 5+0x50"}, 90, _AUDIT),
+            fires=Case({series(_AUDIT, "steward_audit_records", outcome="conflicts"): "3+0x70 4+0x50"}, 90, _AUDIT),
             quiet=Case({series(_AUDIT, "steward_audit_records", outcome="conflicts"): "3+0x120"}, 90),
-            past="2",
+            past="1",
             near="-1",
         ),
         Alert(
@@ -134,14 +134,14 @@ GROUP = Group(
             "Usage is not charged: {{ $value }} generations wait for a price",
             "Nobody has stated a price for their model for four hours, or the guard holds the one that was.",
             fires=Case(
-                {series(_METERING, "steward_metering_quarantined", reason="unknown_model"): "0 12+0x400"},
+                {series(_METERING, "steward_metering_quarantined", reason="unknown_model"): "0 1+0x400"},
                 300,
                 _METERING,
             ),
             quiet=Case(
                 {series(_METERING, "steward_metering_quarantined", reason="unknown_model"): "0 12+0x100 0+0x300"}, 300
             ),
-            past="12",
+            past="1",
             near="-1",
             step=5,
         ),
@@ -154,7 +154,7 @@ GROUP = Group(
             "{{ $value }} generations wait for a person ({{ $labels.reason }})",
             "No price and no later event will release them.",
             fires=Case(
-                {series(_METERING, "steward_metering_quarantined", reason="stale"): "0 2+0x100"},
+                {series(_METERING, "steward_metering_quarantined", reason="stale"): "0 1+0x100"},
                 90,
                 _METERING | {"reason": "stale"},
             ),
@@ -165,7 +165,7 @@ GROUP = Group(
                 },
                 90,
             ),
-            past="2",
+            past="1",
             near="-1",
             step=5,
         ),
@@ -182,7 +182,7 @@ GROUP = Group(
             "Of what {{ $labels.provider }} says it charged, {{ $value | humanizePercentage }} differ without an explanation.",
             fires=Case(
                 {
-                    series(_METERING, "steward_metering_cost_drift_pico", provider="p", reason="open"): "-5e9+0x120",
+                    series(_METERING, "steward_metering_cost_drift_pico", provider="p", reason="open"): "-1.3e9+0x120",
                     series(_METERING, "steward_metering_cost_reported_pico", provider="p", reason="open"): "2e10+0x120",
                     series(
                         _METERING, "steward_metering_cost_reported_pico", provider="p", reason="equal"
@@ -193,7 +193,7 @@ GROUP = Group(
             ),
             quiet=Case(
                 {
-                    series(_METERING, "steward_metering_cost_drift_pico", provider="p", reason="open"): "5e8+0x120",
+                    series(_METERING, "steward_metering_cost_drift_pico", provider="p", reason="open"): "8e8+0x120",
                     series(
                         _METERING, "steward_metering_cost_drift_pico", provider="p", reason="byok_fee"
                     ): "5e10+0x120",
@@ -203,8 +203,8 @@ GROUP = Group(
                 },
                 90,
             ),
-            past="0.05",
-            near="0.001",
+            past="0.015",
+            near="0.007",
             step=5,
         ),
         Alert(
@@ -215,10 +215,10 @@ GROUP = Group(
             15,
             "Sums of usage are behind",
             "{{ $value }} batches are not in the rollups yet: usage by model and key is shown too low; charges are right.",
-            fires=Case({series(_METERING, "steward_metering_pending_rollups"): "0+100x60"}, 40, _METERING),
-            quiet=Case({series(_METERING, "steward_metering_pending_rollups"): "300+0x60"}, 40),
-            past="100000",
-            near="10",
+            fires=Case({series(_METERING, "steward_metering_pending_rollups"): "0+100x60"}, 28, _METERING),
+            quiet=Case({series(_METERING, "steward_metering_pending_rollups"): "800+0x60"}, 40),
+            past="1500",
+            near="700",
         ),
         Alert(
             "PaymentsInSuspense",
@@ -229,12 +229,12 @@ GROUP = Group(
             "Money came that nobody can match",
             "{{ $value }} refunds or disputes more than a day ago are in suspense: their purchase did not come within 24 h.",
             fires=Case(
-                {series(_BILLING, "steward_billing_waiting_payments", outcome="suspense"): "1+0x30 3+0x60"},
+                {series(_BILLING, "steward_billing_waiting_payments", outcome="suspense"): "0+0x30 1+0x60"},
                 60,
                 _BILLING,
             ),
             quiet=Case({series(_BILLING, "steward_billing_waiting_payments", outcome="suspense"): "0+0x90"}, 60),
-            past="3",
+            past="1",
             near="-1",
         ),
     ),

@@ -58,9 +58,9 @@ GROUP = Group(
             60,
             "{{ $value }} cases, holds or disclosures wait for a person",
             "They do not get on by themselves, and their clocks run.",
-            fires=Case({series(_RETENTION, "steward_cases_needing_person"): "0 0 2+0x90"}, 80, _RETENTION),
+            fires=Case({series(_RETENTION, "steward_cases_needing_person"): "0 0 1+0x90"}, 80, _RETENTION),
             quiet=Case({series(_RETENTION, "steward_cases_needing_person"): "0 0 2+0x30 0+0x60"}, 80),
-            past="2",
+            past="1",
             near="-1",
         ),
         Alert(
@@ -75,14 +75,14 @@ GROUP = Group(
             fires=Case(
                 # the other auditor has looked before
                 {
-                    series(_AUDIT, "steward_retention_slack_hours", **_TABLE): "0.5-0.1x60",
+                    series(_AUDIT, "steward_retention_slack_hours", **_TABLE): "0.5 -0.5+0x60",
                     series(_AUDIT, "steward_retention_slack_hours", **_TABLE | {"pod": "audit-1"}): "5+0x60",
                 },
                 40,
                 _AUDIT | _TABLE,
             ),
             quiet=Case({series(_AUDIT, "steward_retention_slack_hours", **_TABLE): "0.9+0x60"}, 40),
-            past="-100",
+            past="-1",
             near="1",
         ),
         Alert(
@@ -102,13 +102,13 @@ GROUP = Group(
             # a table's slack is small by nature
             quiet=Case(
                 {
-                    series(_AUDIT, "steward_retention_slack_hours", **_TOPIC): "160+0x120",
+                    series(_AUDIT, "steward_retention_slack_hours", **_TOPIC): "130+0x120",
                     series(_AUDIT, "steward_retention_slack_hours", **_TABLE): "2+0x120",
                 },
                 90,
             ),
             past="90",
-            near="165",
+            near="140",
         ),
         Alert(
             "RetentionDrift",
@@ -132,9 +132,9 @@ GROUP = Group(
             "Nobody has looked for {{ $value | humanizeDuration }} whether data ends in time",
             "The auditor's job `drift` does not run: that nothing is found means nothing.",
             fires=Case({series(_AUDIT, "steward_retention_looked_timestamp_seconds"): "300+0x90"}, 60, _AUDIT),
-            quiet=Case({series(_AUDIT, "steward_retention_looked_timestamp_seconds"): "0+60x90"}, 60),
-            past="100000",
-            near="-1",
+            quiet=Case({series(_AUDIT, "steward_retention_looked_timestamp_seconds"): "-1500+60x90"}, 60),
+            past="2700",
+            near="1200",
         ),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from deploy.observe.rules import Alert, Case, Group, series, target
 
 _PROVES = {"exported_job": "prove"}
+_STAGED = target("notifications", namespace="staging")
 
 # A job's name is the label `job` of our metrics, which Prometheus keeps as `exported_job`: `job` is the service scraped.
 GROUP = Group(
@@ -19,11 +20,11 @@ GROUP = Group(
             "What {{ $labels.job }} has to publish does not go out",
             "The oldest row of its outbox was written {{ $value | humanizeDuration }} ago; its readers are behind by as much.",
             fires=Case(
-                {series(target("metering"), "steward_outbox_oldest_seconds"): "0+60x30"}, 20, target("metering")
+                {series(target("metering"), "steward_outbox_oldest_seconds"): "70+0x30"}, 20, target("metering")
             ),
-            quiet=Case({series(target("metering"), "steward_outbox_oldest_seconds"): "20+0x30"}, 20),
-            past="100000",
-            near="5",
+            quiet=Case({series(target("metering"), "steward_outbox_oldest_seconds"): "50+0x30"}, 20),
+            past="90",
+            near="40",
         ),
         Alert(
             "JobBehind",
@@ -34,12 +35,12 @@ GROUP = Group(
             "The job {{ $labels.exported_job }} of {{ $labels.job }} does not run",
             "{{ $value }} whole slots have passed since the one in which it should have run next.",
             fires=Case(
-                {series(target("audit"), "steward_job_slots_behind", **_PROVES): "0+2x60"},
+                {series(target("audit"), "steward_job_slots_behind", **_PROVES): "1+0x60"},
                 45,
                 target("audit", exported_job="prove"),
             ),
             quiet=Case({series(target("audit"), "steward_job_slots_behind", **_PROVES): "0+0x60"}, 45),
-            past="1000",
+            past="1",
             near="-1",
         ),
         Alert(
@@ -55,7 +56,7 @@ GROUP = Group(
             "or waits behind another job.",
             fires=Case(
                 {
-                    series(target("audit"), "steward_job_missed_slots_total", **_PROVES): "0+9x120",
+                    series(target("audit"), "steward_job_missed_slots_total", **_PROVES): "0+5x120",
                     series(target("audit"), "steward_job_runs_total", **_PROVES, outcome="done"): "0+1x120",
                 },
                 110,
@@ -63,13 +64,13 @@ GROUP = Group(
             ),
             quiet=Case(
                 {
-                    series(target("audit"), "steward_job_missed_slots_total", **_PROVES): "0+1x120",
+                    series(target("audit"), "steward_job_missed_slots_total", **_PROVES): "0+2x120",
                     series(target("audit"), "steward_job_runs_total", **_PROVES, outcome="done"): "0+1x120",
                 },
                 110,
             ),
-            past="0.95",
-            near="0.1",
+            past="0.9",
+            near="0.6",
             step=5,
         ),
         Alert(
@@ -84,7 +85,7 @@ GROUP = Group(
                 {
                     series(
                         target("retention"), "steward_job_runs_total", exported_job="cases", outcome="failed"
-                    ): "0+1x60"
+                    ): "0+0.14x60"
                 },
                 50,
                 target("retention", exported_job="cases"),
@@ -93,12 +94,12 @@ GROUP = Group(
                 {
                     series(
                         target("retention"), "steward_job_runs_total", exported_job="cases", outcome="failed"
-                    ): "0+0x20 2+0x40"
+                    ): "0+0.085x60"
                 },
-                45,
+                50,
             ),
-            past="100",
-            near="1",
+            past="4.5",
+            near="2",
         ),
         Alert(
             "TaskStuck",
@@ -111,7 +112,7 @@ GROUP = Group(
             "{{ $value }} tasks have been waiting for an hour in which not one chunk was done.",
             fires=Case(
                 {
-                    series(target("billing"), "steward_tasks_pending", task="mesh-erase"): "2+0x120",
+                    series(target("billing"), "steward_tasks_pending", task="mesh-erase"): "1+0x120",
                     series(
                         target("billing"), "steward_task_chunks_total", task="mesh-erase", outcome="done"
                     ): "7+0x120",
@@ -129,7 +130,7 @@ GROUP = Group(
                 },
                 110,
             ),
-            past="2",
+            past="1",
             near=('"done"}[1h])) > 0', '"done"}[1h])) > 1000'),
             step=5,
         ),
@@ -146,20 +147,23 @@ GROUP = Group(
             "that people are owed, with clocks that run.",
             fires=Case(
                 {
-                    series(target("notifications"), "steward_notifications_mails", outcome="waiting"): "0 3+0.2x120",
+                    series(target("notifications"), "steward_notifications_mails", outcome="waiting"): "0 3+0x120",
                     series(target("notifications"), "steward_notifications_mails", outcome="accepted"): "80+0x120",
                 },
                 60,
                 target("notifications"),
             ),
+            # some wait, and others go; two wait
             quiet=Case(
                 {
                     series(target("notifications"), "steward_notifications_mails", outcome="waiting"): "3+0x120",
                     series(target("notifications"), "steward_notifications_mails", outcome="accepted"): "80+0.5x120",
+                    series(_STAGED, "steward_notifications_mails", outcome="waiting"): "2+0x120",
+                    series(_STAGED, "steward_notifications_mails", outcome="accepted"): "80+0x120",
                 },
                 60,
             ),
-            past="1000",
+            past="3",
             near=("<= 0", "<= 1000"),
         ),
         Alert(
@@ -190,15 +194,15 @@ GROUP = Group(
             "Mail servers refuse our mails",
             "{{ $value | humanize }} mails were refused for good in an hour.",
             fires=Case(
-                {series(target("notifications"), "steward_notifications_mails", outcome="refused"): "4+0.5x120"},
+                {series(target("notifications"), "steward_notifications_mails", outcome="refused"): "4+0.1x120"},
                 90,
                 target("notifications"),
             ),
             quiet=Case(
-                {series(target("notifications"), "steward_notifications_mails", outcome="refused"): "40+0.03x120"}, 90
+                {series(target("notifications"), "steward_notifications_mails", outcome="refused"): "40+0.07x120"}, 90
             ),
-            past="100",
-            near="1",
+            past="7",
+            near="4",
         ),
     ),
 )
