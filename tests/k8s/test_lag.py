@@ -14,31 +14,27 @@ import pytest
 
 from deploy.k8s import rights, scaling
 from deploy.k8s.lag import Group, Scaler, play
+from deploy.k8s.sizing import REAL_HOUR, metering_scaler, played
 from shared.mesh import runtime
 
 TRACE = Path(__file__).parents[3] / "shared" / "data" / "azure-llm-2023" / "conversation.csv"
 GROUP = Group(speed=lambda pods: 20_000.0 * min(pods, 4), standstill=3.0, startup=20.0)
 
 
-def metering() -> Scaler:
-    (scaled,) = (doc for doc in scaling.scaled(rights.services().values()) if doc["metadata"]["name"] == "metering")
-    return Scaler.of(scaled, 20_000)
-
-
 def nervous() -> Scaler:
     """As a first guess would have it: by a small backlog, at once, up and down."""
-    ours = metering()
+    ours = metering_scaler()
     return replace(ours, threshold=1_000, load=math.inf, up_window=0, up_period=15, down_window=0, down_period=15)
 
 
 def test_what_two_pods_manage_is_left_alone() -> None:
-    course = play([30_000.0] * 1800, metering(), GROUP)
+    course = play([30_000.0] * 1800, metering_scaler(), GROUP)
     assert course.steps == 0 and course.stood_still == 0 and max(course.age) <= 1
     assert set(course.pods) == {2}
 
 
 def test_a_lasting_load_gets_pods_and_gives_them_back_one_by_one() -> None:
-    course = play([10_000.0] * 600 + [62_000.0] * 1800 + [5_000.0] * 5400, metering(), GROUP)
+    course = play([10_000.0] * 600 + [62_000.0] * 1800 + [5_000.0] * 5400, metering_scaler(), GROUP)
     assert max(course.pods) == 4 and course.pods[-1] == 2
     steps = [at + 1 for at, (one, other) in enumerate(zip(course.pods, course.pods[1:], strict=False)) if one != other]
     # Up: wanted at 615, for 30 s at 645, joined 20 s later; the next is asked for 60 s after the first. Down: three pods would
@@ -51,7 +47,7 @@ def test_a_scaler_that_answers_at_once_stands_still_more_than_it_helps() -> None
     random = Random(11)
     bursts = [55_000.0 if random.random() < 0.3 else 8_000.0 for _ in range(120)]
     arrivals = [rate for rate in bursts for _ in range(30)]
-    ours, theirs = play(arrivals, metering(), GROUP), play(arrivals, nervous(), GROUP)
+    ours, theirs = play(arrivals, metering_scaler(), GROUP), play(arrivals, nervous(), GROUP)
     assert theirs.stood_still > 5 * ours.stood_still
     assert ours.age_at(0.99) <= theirs.age_at(0.99) + scaling.TARGET_SECONDS
 
@@ -59,7 +55,10 @@ def test_a_scaler_that_answers_at_once_stands_still_more_than_it_helps() -> None
 def test_without_the_load_pods_would_come_and_go() -> None:
     """Why there are two triggers: a backlog that is worked off says nothing of the load that made it."""
     arrivals = [62_000.0] * 7200
-    both, backlog_alone = play(arrivals, metering(), GROUP), play(arrivals, replace(metering(), load=math.inf), GROUP)
+    both, backlog_alone = (
+        play(arrivals, metering_scaler(), GROUP),
+        play(arrivals, replace(metering_scaler(), load=math.inf), GROUP),
+    )
     assert both.steps == 2 and both.pods[-1] == 4
     assert backlog_alone.steps >= 6 and max(backlog_alone.age[1800:]) > 2 * max(both.age[1800:])
 
@@ -72,7 +71,7 @@ def test_a_backlog_within_the_tolerance_moves_nothing() -> None:
 
 
 def test_an_outage_asks_for_pods_when_they_can_work_and_not_before() -> None:
-    course = play([20_000.0] * 3600, metering(), GROUP, out=range(600, 900))
+    course = play([20_000.0] * 3600, metering_scaler(), GROUP, out=range(600, 900))
     assert set(course.pods[:900]) == {2}, "what stands still is no reason for pods: more would stand still, too"
     assert course.age[899] == 299, "what waits is as old as the outage"
     assert max(course.pods[900:1800]) == 4 and course.age[-1] <= 1 and course.pods[-1] == 2
@@ -100,7 +99,7 @@ def hour() -> list[float]:
 
 
 def test_an_hour_of_a_real_service_that_two_pods_manage_makes_no_step(hour: list[float]) -> None:
-    course = play([60_000 * share for share in hour], metering(), GROUP)
+    course = play([60_000 * share for share in hour], metering_scaler(), GROUP)
     assert course.steps == 0 and course.age_at(0.99) <= 1
 
 
@@ -108,9 +107,13 @@ def test_an_hour_of_a_real_service_is_fresh_and_stands_still_for_seconds(hour: l
     """What two pods cannot do is done with a few steps; a scaler that answers at once stops the group for minutes, and so has
     the older events; one that looks at the backlog alone gives pods back that are missing then."""
     arrivals = [120_000 * share for share in hour]
-    ours, theirs = play(arrivals, metering(), GROUP), play(arrivals, nervous(), GROUP)
-    backlog_alone = play(arrivals, replace(metering(), load=math.inf), GROUP)
+    ours, theirs = play(arrivals, metering_scaler(), GROUP), play(arrivals, nervous(), GROUP)
+    backlog_alone = play(arrivals, replace(metering_scaler(), load=math.inf), GROUP)
     assert max(ours.pods) == 4 and ours.steps <= 4 and ours.stood_still == ours.steps * GROUP.standstill
     assert max(ours.age) <= scaling.TARGET_SECONDS
     assert theirs.stood_still > 300 and theirs.age_at(0.99) > scaling.TARGET_SECONDS
     assert backlog_alone.steps > ours.steps and backlog_alone.age_at(0.99) > scaling.TARGET_SECONDS
+
+
+def test_the_page_says_of_the_real_hour_what_it_comes_to(hour: list[float]) -> None:
+    assert played([120_000 * share for share in hour]) == REAL_HOUR
