@@ -137,7 +137,8 @@ def test_a_budget_that_lets_two_go_is_seen(deepest: Judge) -> None:
     try:
         for wrong in ({"maxUnavailable": 2}, {"selector": {"matchLabels": {"app.kubernetes.io/name": "nobody"}}}):
             deepest.api.apply(budget | {"spec": budget["spec"] | wrong})
-            assert _evicted(deepest, workload) >= 2
+            # Not at the first time: who judges an eviction may still know the budget of before.
+            until(lambda: _evicted(deepest, workload) >= 2, f"two pods go under a budget with {wrong}", 60)
     finally:
         deepest.api.apply(budget)
 

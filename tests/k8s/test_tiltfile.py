@@ -193,7 +193,7 @@ def test_what_tilt_would_refuse_is_refused(before: str, after: str, said: str) -
         ("port_forward(8081, 8081", "port_forward(8025, 8081", "port 8025 is forwarded to"),
         ("port_forward(8081, 8081", "port_forward(8081, 8082", "retention has no port 8082"),
         ("labels=['databases']", "labels=['data bases']", "data bases is no label"),
-        ("[{'app.kubernetes.io/name': name}]", "[{'app.kubernetes.io/part': name}]", "no network policy knows pods"),
+        ("[{'cnpg.io/cluster': name}]", "[{'cnpg.io/name': name}]", "no network policy knows pods"),
         ("{'strimzi.io/cluster': 'steward'}", "{'strimzi.io/cluster': 'kafka'}", "no network policy knows pods"),
         ("return 'topics'", "return None", "KafkaTopic gateway.access belongs to no resource"),
         ("'steward-toolbox',\n", "'steward-tools',\n", "image steward-toolbox is used and not built"),
