@@ -278,6 +278,8 @@ async def test_an_agent_hears_how_it_stands_and_the_person_gets_the_data(town: T
     without = await town.wish("access:categories", **agent)
     row = await town.until_case(without, "denied")
     assert row["reason"] == "insuf_verification" and row["mails"][-1]["template"] != "verify_identity"
+    (denied,) = [one for one in row["history"] if one["what"] == "denied"]
+    assert (denied["actor"], denied["reason"]) == ("retention", "no_authorisation"), "no word of the person's"
     case = await town.wish("access", authorisation="POA-7", **agent)
     assert (await town.case(case))["proofs_needed"] == ["account"]
     code = code_in(await town.mail(case, ""))
@@ -328,6 +330,8 @@ async def test_a_mail_about_a_child_waits_for_a_person_and_takes_nobodys_own_wis
     row = await town.case(case)
     assert (row["state"], row["needs_person"], row["proofs_needed"]) == ("requested", ["decide"], [])
     assert {clock["name"] for clock in row["clocks"]} >= {"child_erasure"}
+    await town.send(town.asked(events.PrivacyWithdrawn, case=case, account=town.account))
+    assert await refusals(town.mesh) == ["unknown_case"], "the account may be the child's: it takes nothing back"
     own = await town.wish("erasure")
     assert (
         own != case and (await town.case(own))["state"] != "triage" and (await town.case(case))["state"] == "requested"
@@ -335,7 +339,7 @@ async def test_a_mail_about_a_child_waits_for_a_person_and_takes_nobodys_own_wis
     assert await town.published(topics.TOMBSTONES, case=case) == []
     await town.send(town.command("decide_child", case, role="privacy", decision="delete"))
     assert await town.published(topics.TOMBSTONES, case=case)
-    assert await refusals(town.mesh) == []
+    assert await refusals(town.mesh) == ["unknown_case"]
 
 
 @pytest.mark.promise(39)
@@ -405,6 +409,16 @@ async def test_nobody_gets_at_what_is_somebody_elses(town: Town) -> None:
     first, second = [await town.wish("rectification", field="name", value=value) for value in ("One", "Two")]
     assert first != second
     await town.until_case(second, "fulfilled")
+
+
+async def test_what_cannot_be_right_is_refused_and_waits_for_no_code(town: Town) -> None:
+    at = await town.mesh.value("retention", "SELECT count(*) FROM privacy_case")
+    for field, value in (("address", "nobody"), ("address", "a@b c@d"), ("address", " "), ("name", " ")):
+        asked = {"kind": "rectification", "scope": "account", "account": town.account, "target": town.account}
+        sealed = await town.sealed(value)
+        await town.send(town.asked(events.PrivacyRequested, **asked, field=field, value=sealed))
+    assert await refusals(town.mesh) == ["invalid"] * 4
+    assert await town.mesh.value("retention", "SELECT count(*) FROM privacy_case") == at
 
 
 async def test_a_change_of_address_that_is_denied_does_not_happen(town: Town) -> None:

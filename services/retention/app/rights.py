@@ -181,5 +181,8 @@ async def tell_representative(room: Room, tx: Transaction, row: store.Row, statu
         return
     await mail(
         tx, row, f"status-{row.case.id}-{row.version}", "status", address=await room.seal_out(details.reply_to, tx.now),
-        facts={"state": status, "reason": reason or "", "kind": row.case.kind},
+        facts={
+            "state": status, "reason": reason or "", "kind": row.case.kind, "received": rfc3339(row.case.requested_at),
+            "answer_by": rfc3339(clocks.answer_by(row.case, row.case.id, policy())),
+        },
     )  # fmt: skip
