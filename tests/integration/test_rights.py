@@ -282,8 +282,9 @@ async def test_an_agent_hears_how_it_stands_and_the_person_gets_the_data(town: T
     assert (denied["actor"], denied["reason"]) == ("retention", "no_authorisation"), "no word of the person's"
     case = await town.wish("access", authorisation="POA-7", **agent)
     assert (await town.case(case))["proofs_needed"] == ["account"]
-    code = code_in(await town.mail(case, ""))
-    await town.give(case, code, passphrase=PASSPHRASE)
+    asked = await town.mail(case, "")
+    assert "says that they act for you" in " ".join(asked.get_content().split())
+    await town.give(case, code_in(asked), passphrase=PASSPHRASE)
     await town.until_case(case, "fulfilled")
 
     async def told() -> bool:
@@ -295,6 +296,26 @@ async def test_an_agent_hears_how_it_stands_and_the_person_gets_the_data(town: T
 
     await town.mesh.until(told, 20, "the agent is told that it is done")
     assert "/packages/" in (await town.mail(case, "copy")).get_content()
+
+
+@pytest.mark.promise(56)
+async def test_who_acts_for_a_person_takes_nothing_from_what_the_person_asks(town: Town) -> None:
+    """Without an authorisation it is denied, beside the person's own wish; with one it joins that, and hears how it stands."""
+    agent: dict[str, Any] = {"channel": "api", "representative": "agent-1", "scope": "account", "target": town.account}
+    agent |= {"kind": "erasure", "reply_to": await town.sealed("agent@example.net")}
+    without = town.asked(events.PrivacyRequested, **agent)
+    own = town.request(channel="settings")
+    await town.send(without, own)
+    denied, asked = [await town.case(body(one)["id"]) for one in (without, own)]
+    assert denied["id"] != asked["id"]
+    assert (denied["status"], denied["reason"], asked["state"]) == ("denied", "insuf_verification", "requested")
+    assert "in your settings" in (await town.mail(asked["id"], "confirm")).get_content()
+    assert not any(asked["id"] in mail.get_content() for mail in town.sink.mails() if mail["To"] == "agent@example.net")
+    await town.send(town.asked(events.PrivacyRequested, **agent, authorisation="POA-7"))
+    assert len((await town.case(asked["id"]))["requests"]) == 2
+    told = (await town.mail(asked["id"], "stands", to="agent@example.net")).get_content()
+    assert "It is open" in told and "An answer is due by" in told
+    assert "says that they act for you" in (await town.mail(asked["id"], "confirm")).get_content()
 
 
 @pytest.mark.promise(57)

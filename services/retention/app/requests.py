@@ -127,6 +127,12 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
         data.scope, data.target, data.account,
         None if deletion else wish.wish(data.kind, data.scope, data.target, details),
     )  # fmt: skip
+    unauthorised = details.representative is not None and details.authorisation is None
+    if deletion and unauthorised and await store.open_case_of(tx.db, marks.wish) is None:
+        # Denied at once: what the person asks for meanwhile must not join it.
+        marks = room.marks(
+            data.scope, data.target, data.account, wish.wish(data.kind, data.scope, data.target, details)
+        )
     if await _of_the_erased(room, tx, data, marks):
         # Asked before, and done: this is an old copy, read again after a restore. No row names them once more.
         tx.count("requests_of_erased")
@@ -146,16 +152,34 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
     if data.kind == "child_report":
         await rights.acknowledge(room, tx, row, event.id)
         await cases.happen(room, tx, row, None)
-    elif details.representative is not None and details.authorisation is None:
+    elif unauthorised:
         await rights.acknowledge(room, tx, row, event.id)
         # Of a deletion that the person asked for nothing is denied because somebody else asks as well.
         denied = machine.Denied("insuf_verification") if new else None
         await cases.happen(room, tx, row, denied, by=cases.UNAUTHORISED)
     elif deletion:
-        await _ask_last_word(room, tx, row, event.id, data.channel, known)
+        by = data.channel if details.representative is None else "agent"
+        await _ask_last_word(room, tx, row, event.id, by, known)
+        if not new and row.case.state == "requested" and details.representative is not None:
+            await _joined_by_agent(room, tx, row, details)
         await cases.happen(room, tx, row, None)
     else:
         await _begin(room, tx, row, details, new)
+
+
+async def _joined_by_agent(room: Room, tx: Transaction, row: store.Row, details: Details) -> None:
+    """An agent asks for the deletion that its person waits to confirm: it, too, hears how that stands, if nobody does yet."""
+    before = await room.open_details(row.case.id, row.details)
+    if before.representative is None:
+        row.details = await room.seal_details(
+            row.case.id,
+            replace(
+                before, representative=details.representative, authorisation=details.authorisation,
+                reply_to=details.reply_to,
+            ),
+            tx.now,
+        )  # fmt: skip
+        await rights.tell_representative(room, tx, row, *wish.status(row.case))
 
 
 async def _ask_last_word(

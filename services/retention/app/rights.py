@@ -96,6 +96,7 @@ async def ask(room: Room, tx: Transaction, row: store.Row, of: tuple[str, ...]) 
     details = await room.open_details(case.id, row.details)
     assert row.account is not None and case.lapses_at is not None
     facts = {"kind": case.kind, "received": rfc3339(case.requested_at), "until": rfc3339(case.lapses_at)}
+    facts |= {} if details.representative is None else {"asked_by": "agent"}
     moves = case.kind == "rectification" and details.field == "address"
     if "account" in of:
         await mail(
