@@ -605,3 +605,15 @@ async def test_the_longer_time_is_taken_only_where_the_policy_grants_it(
     assert (await stage.published(topics.MESSAGES, case=case, template="extended"))[0]["account"] == stage.account
     await stage.send(stage.command("extend_case", case, role="privacy"))
     assert await refusals(stage.mesh) == ["refused"] * 2, "once"
+    # Of a report about a child its account hears nothing: that may be the child's.
+    for reply_to in (await stage.sealed("teacher@example.edu"), None):
+        said = {"kind": "child_report", "scope": "account", "target": stage.account, "channel": "support"}
+        report = stage.asked(events.PrivacyRequested, **said, reply_to=reply_to)
+        await stage.send(report)
+        case = (await stage.case(str(body(report)["id"])))["id"]
+        await stage.send(stage.command("extend_case", case, role="privacy"))
+        mails = await stage.published(topics.MESSAGES, case=case, template="extended")
+        assert [(mail.get("account"), mail.get("address") is None) for mail in mails] == [(None, False)] * (
+            reply_to is not None
+        )
+        await stage.send(stage.command("deny_case", case, role="privacy", reason="no_match"))

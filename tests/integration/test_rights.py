@@ -324,6 +324,8 @@ async def test_a_childs_account_goes_when_a_person_says_so_and_its_address_stays
     row = await town.case(case)
     assert row["needs_person"] == ["decide"] and {clock["name"] for clock in row["clocks"]} >= {"child_erasure"}
     await town.mail(case, "", to="teacher@example.edu")
+    assert await town.wish("child_report", channel="support", reply_to="nurse@example.edu") == case
+    await town.mail(case, "", to="nurse@example.edu")
     town.clock.ahead = timedelta(days=9)
     await town.send()
     assert (await town.case(case))["state"] == "requested" and await town.published(topics.TOMBSTONES, case=case) == []

@@ -150,7 +150,8 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
     row.request, row.channel = event.id, data.channel
     row.news.append(("received" if new else "joined", "person", data.channel, details.authorisation or ""))
     if data.kind == "child_report":
-        await rights.acknowledge(room, tx, row, event.id)
+        # Who reports it, too, is another one, and hears that their report is here.
+        await rights.acknowledge(room, tx, row, event.id, details)
         await cases.happen(room, tx, row, None)
     elif unauthorised:
         await rights.acknowledge(room, tx, row, event.id)

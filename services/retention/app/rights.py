@@ -63,9 +63,12 @@ async def may_send_code(tx: Transaction, row: store.Row) -> bool:
     return await store.coded(tx.db, row.case.id, CODES) < MAILS
 
 
-async def acknowledge(room: Room, tx: Transaction, row: store.Row, request: str) -> None:
-    """The mail that says that a request is here, and by when it is answered; nobody's, when there is nobody to write to."""
-    details = await room.open_details(row.case.id, row.details)
+async def acknowledge(
+    room: Room, tx: Transaction, row: store.Row, request: str, details: Details | None = None
+) -> None:
+    """The mail that says that a request is here, and by when it is answered; nobody's, when there is nobody to write to.
+    `details`: what this request said, if it is not for the case's first one alone."""
+    details = details or await room.open_details(row.case.id, row.details)
     whose, address = await recipient(room, row, details, tx)
     if whose is None and address is None:
         await store.acknowledge(tx.db, request, tx.now)
