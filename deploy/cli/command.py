@@ -111,24 +111,32 @@ async def publish(
     ids: Sequence[str] | None = None,
 ) -> int:  # fmt: skip
     """Sends an operator's events, (key, data) each, with these ids or new ones; returns the offset of the last one. Ends
-    the command when Kafka does not take them."""
+    the command when the contract or Kafka does not take them: nothing is sent then that the contract does not know."""
     from aiokafka import AIOKafkaProducer
     from aiokafka.errors import KafkaError
 
+    from shared.contract.base import Refused as Unfit
     from shared.contract.codec import build, validated
     from shared.mesh.settings import KafkaSettings
 
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time()))
+    events = [
+        (key, build(model, id=event_id, source="operator", subject=subject, time=at, data=data))
+        for event_id, (key, data) in zip(ids or [new_id() for _ in said], said, strict=True)
+    ]
+    try:
+        records = [(key, validated(model, raw)) for key, raw in events]
+    except Unfit as error:
+        raise click.UsageError(f"the contract does not know such a thing ({error.detail})") from None
     producer = AIOKafkaProducer(
         **KafkaSettings.from_env(known).client(), client_id="steward-command", enable_idempotence=True, acks="all"
     )
     try:
         await producer.start()
         offset = -1
-        for event_id, (key, data) in zip(ids or [new_id() for _ in said], said, strict=True):
-            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time()))
-            raw = build(model, id=event_id, source="operator", subject=subject, time=at, data=data)
-            headers = [("content-type", b"application/cloudevents+json"), ("ce_source", b"operator")]
-            sent = await producer.send_and_wait(topic.name, validated(model, raw), key=key.encode(), headers=headers)
+        headers = [("content-type", b"application/cloudevents+json"), ("ce_source", b"operator")]
+        for key, record in records:
+            sent = await producer.send_and_wait(topic.name, record, key=key.encode(), headers=headers)
             offset = max(offset, sent.offset)
         return offset
     except KafkaError as error:

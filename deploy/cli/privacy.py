@@ -18,7 +18,7 @@ from deploy.cli.ask import ask, ask_because, settings
 from deploy.cli.case_page import show, shown, table
 from deploy.cli.command import new_id, publish, until
 from deploy.cli.errors import Refused
-from deploy.cli.shapes import CASE, CODE, ID, RECIPIENT
+from deploy.cli.shapes import CASE, CODE, ID, RECIPIENT, instant
 
 _ROOM = "retention"
 _PACE = 0.5
@@ -67,7 +67,7 @@ for _command in staff.COMMANDS:
 @click.option("--channel", type=click.Choice(["settings", "api", "support"]), default="support", show_default=True,
               help="Signed in, by the account's key, or by mail to support.")  # fmt: skip
 @click.option("--ccpa", is_flag=True, help="The request invokes the CCPA.")
-@click.option("--since", help="A copy from this instant on (RFC 3339) ...")
+@click.option("--since", help="A copy from this day or instant on (UTC) ...")
 @click.option("--until", "end", help="... to this one, excluded.")
 @_opener
 @click.option("--field", type=click.Choice(["address", "name", "key_name"]), help="What a correction is about.")
@@ -90,6 +90,7 @@ def request(
         raise click.UsageError("--target: which one?")
     if kind == "rectification" and (field is None or value_file is None):
         raise click.UsageError("--field and --value-file: a correction says what is wrong, and what is right")
+    since, end = _span(since, end)
     known = settings()
     secrets = {
         "passphrase": _passphrase(passphrase_file) if kind in _PACKAGED else None,
@@ -108,7 +109,7 @@ def request(
                  "--passphrase-file pass.txt")  # fmt: skip
 @_account
 @click.option("--workspace", type=ID, help="Only of this one.")
-@click.option("--since", help="From this instant on (RFC 3339) ...")
+@click.option("--since", help="From this day or instant on (UTC) ...")
 @click.option("--until", "end", help="... to this one, excluded.")
 @_opener
 @_timeout
@@ -121,6 +122,7 @@ def export(
 
     `steward package fetch` and `open` take it from there.
     """
+    since, end = _span(since, end)
     known = settings()
     passphrase = _passphrase(passphrase_file)
     if passphrase is None and recipient is None:
@@ -174,6 +176,8 @@ def mail(subject: str, sender: Any, account: str | None, reference: str, timeout
 def confirm(case: str, account: str, code: str, successors: tuple[str, ...], timeout: float, as_json: bool) -> None:
     """Say the last word of a deletion. Nobody can undo it."""
     named = dict(_pair(text) for text in successors)
+    if (kind := ask(settings(), _ROOM, "case", id=case)["kind"]) != "erasure":
+        raise Refused(f"this is no deletion ({kind}): its code goes to `steward privacy verify`")
     row = _prove(case, {"account": account, "code": code, "successors": named}, timeout)
     if row is None:
         click.echo(json.dumps({"sent": True}) if as_json else "The confirmation is sent.")
@@ -220,8 +224,11 @@ def withdraw(case: str, account: str, timeout: float) -> None:
     from shared.contract import events
 
     known = settings()
-    if (state := ask(known, _ROOM, "case", id=case)["state"]) not in _OPEN:
-        raise Refused(f"the case is {state}: there is nothing left to take back")
+    row = ask(known, _ROOM, "case", id=case)
+    if row["kind"] == "child_report":
+        raise Refused("a person decides about a report of a child, nobody takes it back: `steward privacy decide`")
+    if row["state"] not in _OPEN:
+        raise Refused(f"the case is {row['state']}: there is nothing left to take back")
     _say(known, events.PrivacyWithdrawn, account, {"case": case, "account": account})
     if timeout:
         row = _wait(known, case, timeout, lambda row: row["state"] not in _OPEN, "the case is not withdrawn")
@@ -376,10 +383,14 @@ def _prove(case: str, data: Mapping[str, Any], timeout: float) -> dict[str, Any]
         return None
     row = _wait(
         known, case, timeout,
-        lambda row: (row["state"], row["attempts"], row["proofs_needed"])
-        != (before["state"], before["attempts"], before["proofs_needed"]),
+        lambda row: _proofs(row) != _proofs(before),
         "the code is not judged",
     )  # fmt: skip
+    if _proofs(row)[:3] == _proofs(before)[:3]:
+        raise Refused(
+            "the code is right, but nobody has said what opens the package: give --passphrase-file or --recipient "
+            "with the code of the next mail"
+        )
     if row["attempts"] == before["attempts"] and row["state"] in ("withdrawn", "lapsed", "denied"):
         raise Refused(f"it was too late: the case is {row['state']}")
     if row["attempts"] > before["attempts"]:
@@ -389,6 +400,12 @@ def _prove(case: str, data: Mapping[str, Any], timeout: float) -> dict[str, Any]
             else "the code is wrong, and the request has lapsed: ask again"
         )
     return row
+
+
+def _proofs(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What changes when a code is judged."""
+    without = sum(one["what"] == "proved_without_opener" for one in row["history"])
+    return row["state"], row["attempts"], row["proofs_needed"], without
 
 
 def _follow(known: Mapping[str, str], case: str, timeout: float, *, quiet: bool) -> dict[str, Any]:
@@ -427,6 +444,13 @@ def _passphrase(file: Path | None) -> str | None:
     if text is not None and len(text) < _LEAST:
         raise click.UsageError(f"a passphrase has {_LEAST} characters or more")
     return text
+
+
+def _span(since: str | None, end: str | None) -> tuple[str | None, str | None]:
+    return (
+        None if since is None else instant("--since", since),
+        None if end is None else instant("--until", end),
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -298,7 +298,14 @@ def _verify(facts: Facts, code: str | None) -> str:
 
 
 def _erasure_requested(facts: Facts, code: str | None) -> str:
-    return _confirmation(f"You asked in your settings to delete {_what(facts)}.", facts, code)
+    by = _ASKED_BY.get(facts.get("asked_by", ""), "You asked in your settings")
+    return _confirmation(f"{by} to delete {_what(facts)}.", facts, code)
+
+
+_ASKED_BY = {
+    "api": "We were asked, with an API key of yours,",
+    "agent": "Somebody who says that they act for you has asked us",
+}
 
 
 def _erasure_completed(facts: Facts, code: str | None) -> str:
@@ -403,10 +410,19 @@ def _acknowledgement(facts: Facts, code: str | None) -> str:
 
 
 def _verify_identity(facts: Facts, code: str | None) -> str:
+    agent = facts.get("asked_by") == "agent"
+    opening = (
+        f"Somebody who says that they act for you has sent us {_request(facts, 'a')}. Before we answer it we must know that "
+        "you want that. They hear how it stands; the answer itself goes to this address alone."
+        if agent
+        else f"We have {_request(facts)}. Before we answer it we must know that it is you who asks."
+    )
     return _wrapped(
         "Hello,",
-        _fold(f"We have {_request(facts)}. Before we answer it we must know that it is you who asks."),
-        *_code("If it is, give us this code, where you asked:", facts, code),
+        _fold(opening),
+        *_code(
+            "If you do, give us this code:" if agent else "If it is, give us this code, where you asked:", facts, code
+        ),
         "If you did not ask for this",
         _fold(f"{_STRANGE} Without the code nobody gets anything."),
         _reference(facts),
@@ -614,7 +630,7 @@ TEMPLATES: Mapping[str, Template] = {
         "privacy", "Is it you who asks? A deletion needs your word", _REQUEST_FACTS, _verify, needs_code=True
     ),
     "erasure_requested": Template(
-        "privacy", "Please confirm your deletion", _REQUEST_FACTS, _erasure_requested, needs_code=True
+        "privacy", "Please confirm your deletion", _REQUEST_FACTS | {"asked_by"}, _erasure_requested, needs_code=True
     ),
     "erasure_completed": Template(
         "privacy",
@@ -624,7 +640,11 @@ TEMPLATES: Mapping[str, Template] = {
     ),
     "acknowledgement": Template("privacy", "We have your request", _ASKED | {"answer_by"}, _acknowledgement),
     "verify_identity": Template(
-        "privacy", "Is it you who asks? We need your word", _ASKED | {"until"}, _verify_identity, needs_code=True
+        "privacy",
+        "Is it you who asks? We need your word",
+        _ASKED | {"until", "asked_by"},
+        _verify_identity,
+        needs_code=True,
     ),
     "copy_ready": Template("privacy", "The copy of your data is ready", _CODE_FACTS, _copy_ready, needs_link=True),
     "categories_ready": Template(

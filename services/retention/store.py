@@ -383,8 +383,9 @@ async def rights_of(db: Connection, subjects: Sequence[bytes], owners: Sequence[
     and all of these accounts."""
     rows = await db.fetch(
         """SELECT c.id FROM privacy_case c LEFT JOIN package p ON p.case_id = c.id
-           WHERE (c.subject_pseudonym = ANY($1) OR c.owner = ANY($2)) AND c.kind NOT IN ('erasure', 'closure')
-             AND (c.kind <> 'child_report' OR c.state = 'requested')
+           WHERE (c.subject_pseudonym = ANY($1) OR c.owner = ANY($2))
+             AND (c.kind NOT IN ('erasure', 'closure', 'child_report') OR c.state = 'answering'
+                  OR (c.kind = 'child_report' AND c.state = 'requested'))
              AND (c.ended_at IS NULL OR (p.case_id IS NOT NULL AND p.dropped_at IS NULL))
            ORDER BY c.id""",
         subjects, owners,

@@ -77,6 +77,12 @@ async def test_requests_that_cannot_be(desk: tuple[Hands, Town]) -> None:
     await hands("privacy", "request", "--scope", "account", "--account", "not an id", code=2)
     stranger = ("privacy", "request", "--scope", "workspace", "--account", "acc-other", "--target", stage.workspace)
     assert "dead-letters" in (await hands(*stranger, "--timeout", "2", code=1)).output
+    account = ("privacy", "request", "--account", stage.account, "--kind")
+    assert "--since" in (await hands(*account, "access", "--since", "yesterday", code=2)).output
+    backwards = ("--since", "2026-11-02", "--until", "2026-11-01")
+    assert "since is not before until" in (await hands(*account, "access", *backwards, code=2)).output
+    opt_out = (*account, "sale:opt-out", "--scope", "workspace", "--target", stage.workspace)
+    assert "about an account" in (await hands(*opt_out, code=2)).output
     assert "no such case" in (await hands("privacy", "status", MISSING, code=1)).output
     asked = ("privacy", "request", "--scope", "workspace", "--account", stage.account, "--target", stage.workspace)
     case = (await hands(*asked)).stdout.strip()
@@ -125,9 +131,16 @@ async def test_a_person_asks_for_what_is_kept_and_staff_do_their_part(desk: tupl
     code = code_in(await town.mail(case, ""))
     verify = ("privacy", "verify", case, *account, "--passphrase-file", str(tmp_path / "pass.txt"), "--code")
     assert "wrong (1 of 5 attempts)" in (await hands(*verify, "2" * 8, code=1)).output
+    assert "no deletion (access)" in (await hands("privacy", "confirm", case, *account, "--code", code, code=1)).output
+    assert "what opens the package" in (await hands(*verify[:5], "--code", code, code=1)).output
+    code = code_in(await town.mail(case, ""))
     assert "Proved" in (await hands(*verify, code)).output
     text = (await hands("privacy", "status", case)).output
-    assert "in_progress" in text and "copy due" in text and "proved" in text
+    assert "in_progress" in text and "copy due" in text
+    done = [one["what"] for one in (await town.case(case))["history"]]
+    assert [what for what in done if what in ("wrong_code", "proved", "proved_without_opener")] == [
+        "wrong_code", "proved_without_opener", "proved",
+    ]  # fmt: skip
     for holder in [name for name in (*PLAYED, "billing") if name not in town.others]:
         await hands("privacy", "waive", case, "--holder", holder, "--ticket", "OPS-1")
     await town.until_case(case, "fulfilled")
@@ -149,13 +162,16 @@ async def test_a_person_asks_for_what_is_kept_and_staff_do_their_part(desk: tupl
     asked = (await hands(*mail, "my data please")).stdout.strip()
     (row,) = [one for one in await hands.json("privacy", "list") if one["id"] == asked]
     assert row["needs_person"] == ["triage"]
-    assert "refused" in (await hands("privacy", "deny", asked, "--reason", "other", "--role", "support", code=1)).output
+    assert "--ticket" in (await hands("privacy", "deny", asked, "--reason", "other", code=2)).output, "why is said"
+    deny = ("privacy", "deny", asked, "--reason", "other", "--ticket", "SUP-1")
+    assert "refused" in (await hands(*deny, "--role", "support", code=1)).output
     assert "role:" in (await hands("dead-letters", "list", "--service", "retention")).output, (
         "and the reason stands there"
     )
-    assert "refused" in (await hands("privacy", "extend", asked, code=1)).output, "the longer time is off in the policy"
-    await hands("privacy", "escalate", asked, "--to", "privacy")
-    await hands("privacy", "triage", asked, "--kind", "sale:opt-out", *account)
+    longer = await hands("privacy", "extend", asked, "--ticket", "SUP-1", code=1)
+    assert "refused" in longer.output, "the longer time is off in the policy"
+    await hands("privacy", "escalate", asked, "--to", "privacy", "--ticket", "SUP-1")
+    await hands("privacy", "triage", asked, "--kind", "sale:opt-out", *account, "--ticket", "SUP-1")
     assert (await town.until_case(asked, "fulfilled"))["kind"] == "sale:opt-out"
     asked = (await hands(*mail, "a question")).stdout.strip()
     await hands("privacy", "answer", asked, "--ticket", "SUP-1")
@@ -163,6 +179,7 @@ async def test_a_person_asks_for_what_is_kept_and_staff_do_their_part(desk: tupl
     await hands("privacy", "deny", denied, "--reason", "claim_not_covered", "--ticket", "PRIV-1")
     assert (await town.until_case(denied, "denied"))["reason"] == "claim_not_covered"
     report = (await hands("privacy", "request", "--kind", "child_report", *account)).stdout.strip()
+    assert "nobody takes it back" in (await hands("privacy", "withdraw", report, *account, code=1)).output
     await hands("privacy", "decide", report, "--dismiss", "--ticket", "PRIV-2")
     assert (await town.case(report))["status"] == "denied"
     said = "".join([(await hands("privacy", "list", "--all")).output, (await hands("privacy", "status", case)).output])

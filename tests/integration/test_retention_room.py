@@ -605,3 +605,36 @@ async def test_the_longer_time_is_taken_only_where_the_policy_grants_it(
     assert (await stage.published(topics.MESSAGES, case=case, template="extended"))[0]["account"] == stage.account
     await stage.send(stage.command("extend_case", case, role="privacy"))
     assert await refusals(stage.mesh) == ["refused"] * 2, "once"
+    # Of a report about a child its account hears nothing: that may be the child's.
+    for reply_to in (None, await stage.sealed("teacher@example.edu")):
+        said = {"kind": "child_report", "scope": "account", "target": stage.account, "channel": "support"}
+        report = stage.asked(events.PrivacyRequested, **said, reply_to=reply_to)
+        await stage.send(report)
+        case = (await stage.case(str(body(report)["id"])))["id"]
+        await stage.send(stage.command("extend_case", case, role="privacy"))
+        mails = await stage.published(topics.MESSAGES, case=case, template="extended")
+        assert [(mail.get("account"), mail.get("address") is None) for mail in mails] == [(None, False)] * (
+            reply_to is not None
+        )
+        await stage.send(stage.command("deny_case", case, role="privacy", reason="no_match"))
+
+
+async def test_what_is_denied_but_not_yet_told_ends_with_whom_it_is_about(stage: Stage) -> None:
+    """No mail is taken: denials wait for theirs, and beyond the last word nobody is left to be told."""
+    await stage.a_customer()
+    said = {
+        "scope": "account",
+        "target": stage.account,
+        "channel": "api",
+        "reply_to": await stage.sealed("a@example.net"),
+    }
+    agent = stage.asked(events.PrivacyRequested, **said, kind="erasure", representative="agent-1")
+    report = stage.asked(events.PrivacyRequested, **said, kind="child_report")
+    own = stage.request()
+    await stage.send(agent, report, own)
+    denied, dismissed, case = [(await stage.case(str(body(one)["id"])))["id"] for one in (agent, report, own)]
+    await stage.send(stage.command("decide_child", dismissed, role="privacy", decision="dismiss"))
+    assert [(await stage.case(one))["state"] for one in (denied, dismissed, case)] == ["answering"] * 2 + ["requested"]
+    await stage.send(stage.judged(case))
+    assert (await stage.case(case))["confirmed_at"] is not None
+    assert [(await stage.case(one))["state"] for one in (denied, dismissed)] == ["withdrawn"] * 2

@@ -278,10 +278,13 @@ async def test_an_agent_hears_how_it_stands_and_the_person_gets_the_data(town: T
     without = await town.wish("access:categories", **agent)
     row = await town.until_case(without, "denied")
     assert row["reason"] == "insuf_verification" and row["mails"][-1]["template"] != "verify_identity"
+    (denied,) = [one for one in row["history"] if one["what"] == "denied"]
+    assert (denied["actor"], denied["reason"]) == ("retention", "no_authorisation"), "no word of the person's"
     case = await town.wish("access", authorisation="POA-7", **agent)
     assert (await town.case(case))["proofs_needed"] == ["account"]
-    code = code_in(await town.mail(case, ""))
-    await town.give(case, code, passphrase=PASSPHRASE)
+    asked = await town.mail(case, "")
+    assert "says that they act for you" in " ".join(asked.get_content().split())
+    await town.give(case, code_in(asked), passphrase=PASSPHRASE)
     await town.until_case(case, "fulfilled")
 
     async def told() -> bool:
@@ -295,12 +298,34 @@ async def test_an_agent_hears_how_it_stands_and_the_person_gets_the_data(town: T
     assert "/packages/" in (await town.mail(case, "copy")).get_content()
 
 
+@pytest.mark.promise(56)
+async def test_who_acts_for_a_person_takes_nothing_from_what_the_person_asks(town: Town) -> None:
+    """Without an authorisation it is denied, beside the person's own wish; with one it joins that, and hears how it stands."""
+    agent: dict[str, Any] = {"channel": "api", "representative": "agent-1", "scope": "account", "target": town.account}
+    agent |= {"kind": "erasure", "reply_to": await town.sealed("agent@example.net")}
+    without = town.asked(events.PrivacyRequested, **agent)
+    own = town.request(channel="settings")
+    await town.send(without, own)
+    denied, asked = [await town.case(body(one)["id"]) for one in (without, own)]
+    assert denied["id"] != asked["id"]
+    assert (denied["status"], denied["reason"], asked["state"]) == ("denied", "insuf_verification", "requested")
+    assert "in your settings" in (await town.mail(asked["id"], "confirm")).get_content()
+    assert not any(asked["id"] in mail.get_content() for mail in town.sink.mails() if mail["To"] == "agent@example.net")
+    await town.send(town.asked(events.PrivacyRequested, **agent, authorisation="POA-7"))
+    assert len((await town.case(asked["id"]))["requests"]) == 2
+    told = (await town.mail(asked["id"], "stands", to="agent@example.net")).get_content()
+    assert "It is open" in told and "An answer is due by" in told
+    assert "says that they act for you" in (await town.mail(asked["id"], "confirm")).get_content()
+
+
 @pytest.mark.promise(57)
 async def test_a_childs_account_goes_when_a_person_says_so_and_its_address_stays_out(town: Town) -> None:
     case = await town.wish("child_report", channel="support", reply_to="teacher@example.edu")
     row = await town.case(case)
     assert row["needs_person"] == ["decide"] and {clock["name"] for clock in row["clocks"]} >= {"child_erasure"}
     await town.mail(case, "", to="teacher@example.edu")
+    assert await town.wish("child_report", channel="support", reply_to="nurse@example.edu") == case
+    await town.mail(case, "", to="nurse@example.edu")
     town.clock.ahead = timedelta(days=9)
     await town.send()
     assert (await town.case(case))["state"] == "requested" and await town.published(topics.TOMBSTONES, case=case) == []
@@ -328,6 +353,8 @@ async def test_a_mail_about_a_child_waits_for_a_person_and_takes_nobodys_own_wis
     row = await town.case(case)
     assert (row["state"], row["needs_person"], row["proofs_needed"]) == ("requested", ["decide"], [])
     assert {clock["name"] for clock in row["clocks"]} >= {"child_erasure"}
+    await town.send(town.asked(events.PrivacyWithdrawn, case=case, account=town.account))
+    assert await refusals(town.mesh) == ["unknown_case"], "the account may be the child's: it takes nothing back"
     own = await town.wish("erasure")
     assert (
         own != case and (await town.case(own))["state"] != "triage" and (await town.case(case))["state"] == "requested"
@@ -405,6 +432,16 @@ async def test_nobody_gets_at_what_is_somebody_elses(town: Town) -> None:
     first, second = [await town.wish("rectification", field="name", value=value) for value in ("One", "Two")]
     assert first != second
     await town.until_case(second, "fulfilled")
+
+
+async def test_what_cannot_be_right_is_refused_and_waits_for_no_code(town: Town) -> None:
+    at = await town.mesh.value("retention", "SELECT count(*) FROM privacy_case")
+    for field, value in (("address", "nobody"), ("address", "a@b c@d"), ("address", " "), ("name", " ")):
+        asked = {"kind": "rectification", "scope": "account", "account": town.account, "target": town.account}
+        sealed = await town.sealed(value)
+        await town.send(town.asked(events.PrivacyRequested, **asked, field=field, value=sealed))
+    assert await refusals(town.mesh) == ["invalid"] * 4
+    assert await town.mesh.value("retention", "SELECT count(*) FROM privacy_case") == at
 
 
 async def test_a_change_of_address_that_is_denied_does_not_happen(town: Town) -> None:

@@ -40,6 +40,7 @@ class By(NamedTuple):
 
 
 PERSON = By("person", "person")
+UNAUTHORISED = By("retention", "service", "no_authorisation")
 CLOSING = By("retention", "service", "account_closed")
 CLOCK = By("retention", "service", "time")
 
@@ -110,7 +111,7 @@ def _trusted(one: Any) -> Any:
 
 async def mailed(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
     """Notes what became of mails; what is accepted stops its clock."""
-    told: list[tuple[str, str, Any]] = []
+    told: list[tuple[str, str, bool, Any]] = []
     took: list[tuple[str, str, float]] = []
     for data in batch:
         mail = await store.settle_mail(tx.db, data.cause, data.outcome, data.at)
@@ -122,18 +123,16 @@ async def mailed(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
             await store.acknowledge(tx.db, mail["request"], data.at)
             took.append(("mail", "acknowledging", max(0.0, (data.at - mail["asked_at"]).total_seconds())))
         if mail["template"] in _ANSWERS:
-            told.append((mail["case_id"], mail["template"], machine.Answered(accepted)))
+            told.append((mail["case_id"], mail["template"], accepted, machine.Answered(accepted)))
         elif mail["request"] is not None:
-            told.append((mail["case_id"], mail["template"], None))
+            told.append((mail["case_id"], mail["template"], accepted, None))
     if took:
         await store.add_taken(tx.db, took)
-    rows = await store.lock_cases(tx.db, [case for case, _, _ in told]) if told else {}
-    for case, template, what in told:
+    rows = await store.lock_cases(tx.db, [case for case, *_ in told]) if told else {}
+    for case, template, accepted, _ in told:
         if case in rows:
-            rows[case].news.append(
-                (f"mail:{template}", "notifications", "service", "" if what is None or what.accepted else "refused")
-            )
-    await happen_each(room, tx, [(rows[case], what) for case, _, what in told if case in rows])
+            rows[case].news.append((f"mail:{template}", "notifications", "service", "" if accepted else "refused"))
+    await happen_each(room, tx, [(rows[case], what) for case, _, _, what in told if case in rows])
 
 
 # --- what time brings ---------------------------------------------------------------------------------------------
@@ -262,8 +261,12 @@ async def happen(
 
 
 def _named(what: Happening) -> str:
-    """A happening in the history of its case."""
-    return type(what).__name__.lower()
+    """A happening in the history of its case. A wrong code proves and confirms nothing."""
+    match what:
+        case machine.Confirmed(False) | right.Proved(None):
+            return "wrong_code"
+        case _:
+            return type(what).__name__.lower()
 
 
 async def happen_each(room: Room, tx: Transaction, steps_: Sequence[tuple[store.Row, Happening | None]]) -> None:
@@ -337,8 +340,9 @@ async def _keep(room: Room, tx: Transaction, rows: Sequence[store.Row]) -> None:
 async def tell_extended(room: Room, tx: Transaction, row: store.Row) -> None:
     """The mail that says that it takes longer, and until when."""
     due = next(one for one in clocks.clocks(row.case, policy()) if one.name == "ccpa")
+    whose, address = await rights.recipient(room, row, await room.open_details(row.case.id, row.details), tx)
     await mail(
-        tx, row, f"extended-{row.case.id}", "extended", account=row.account,
+        tx, row, f"extended-{row.case.id}", "extended", account=whose, address=address,
         facts={"kind": row.case.kind, "until": rfc3339(due.ends_at)},
     )  # fmt: skip
 

@@ -39,6 +39,7 @@ async def ask_last_word(
     row.case = replace(case, lapses_at=until)
     facts = {
         "scope": scope,
+        "asked_by": channel,
         "until": rfc3339(until),
         "unused_credit": dollars(subjects.lost_pico(everybody, known)),
         "workspaces": listed(everybody.of("workspace")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,9 @@ from shared.privacy.age import SHORTEST_PASSPHRASE
 from shared.privacy.vault import Shredded, Tampered
 
 log = logging.getLogger("steward.retention")
+
+# Not the whole of a mail address, which notifications judge: but a code that cannot be sent is nothing to wait for.
+_ADDRESS = re.compile(r"\s*[^\s@<>]+@[^\s@<>]+\s*")
 
 
 class Invalid(Exception):
@@ -71,6 +75,7 @@ async def judged(room: Room, batch: Sequence[Any], tx: Transaction) -> None:
         if data.right and wish.waits_for_opener(row.case.kind, details):
             # A code is good once: there is another one, for who comes again and says what opens the package.
             row.request = event.id
+            row.news.append(("proved_without_opener", "person", "person", ""))
             tx.count("proofs_without_opener")
             await cases.happen(room, tx, row, rights.begin(row.case.kind, details))
             continue
@@ -122,6 +127,12 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
         data.scope, data.target, data.account,
         None if deletion else wish.wish(data.kind, data.scope, data.target, details),
     )  # fmt: skip
+    unauthorised = details.representative is not None and details.authorisation is None
+    if deletion and unauthorised and await store.open_case_of(tx.db, marks.wish) is None:
+        # Denied at once: what the person asks for meanwhile must not join it.
+        marks = room.marks(
+            data.scope, data.target, data.account, wish.wish(data.kind, data.scope, data.target, details)
+        )
     if await _of_the_erased(room, tx, data, marks):
         # Asked before, and done: this is an old copy, read again after a restore. No row names them once more.
         tx.count("requests_of_erased")
@@ -139,17 +150,37 @@ async def _request(room: Room, received: Received, tx: Transaction) -> None:
     row.request, row.channel = event.id, data.channel
     row.news.append(("received" if new else "joined", "person", data.channel, details.authorisation or ""))
     if data.kind == "child_report":
-        await rights.acknowledge(room, tx, row, event.id)
+        # Who reports it, too, is another one, and hears that their report is here.
+        await rights.acknowledge(room, tx, row, event.id, details)
         await cases.happen(room, tx, row, None)
-    elif details.representative is not None and details.authorisation is None:
+    elif unauthorised:
         await rights.acknowledge(room, tx, row, event.id)
         # Of a deletion that the person asked for nothing is denied because somebody else asks as well.
-        await cases.happen(room, tx, row, machine.Denied("insuf_verification") if new else None)
+        denied = machine.Denied("insuf_verification") if new else None
+        await cases.happen(room, tx, row, denied, by=cases.UNAUTHORISED)
     elif deletion:
-        await _ask_last_word(room, tx, row, event.id, data.channel, known)
+        by = data.channel if details.representative is None else "agent"
+        await _ask_last_word(room, tx, row, event.id, by, known)
+        if not new and row.case.state == "requested" and details.representative is not None:
+            await _joined_by_agent(room, tx, row, details)
         await cases.happen(room, tx, row, None)
     else:
         await _begin(room, tx, row, details, new)
+
+
+async def _joined_by_agent(room: Room, tx: Transaction, row: store.Row, details: Details) -> None:
+    """An agent asks for the deletion that its person waits to confirm: it, too, hears how that stands, if nobody does yet."""
+    before = await room.open_details(row.case.id, row.details)
+    if before.representative is None:
+        row.details = await room.seal_details(
+            row.case.id,
+            replace(
+                before, representative=details.representative, authorisation=details.authorisation,
+                reply_to=details.reply_to,
+            ),
+            tx.now,
+        )  # fmt: skip
+        await rights.tell_representative(room, tx, row, *wish.status(row.case))
 
 
 async def _ask_last_word(
@@ -204,6 +235,9 @@ async def _details(room: Room, data: Any) -> Details:
     opened = await _opened(
         room, {"passphrase": data.passphrase, "value": data.value, "reply_to": data.reply_to}
     )  # fmt: skip
+    value = opened.get("value")
+    if value is not None and not (_ADDRESS.fullmatch(value) if data.field == "address" else value.strip()):
+        raise Invalid("what is to be right is empty, or no mail address")
     return Details(
         since=None if data.since is None else rfc3339(data.since),
         until=None if data.until is None else rfc3339(data.until),
@@ -237,7 +271,9 @@ async def _theirs(room: Room, received: Received, tx: Transaction) -> store.Row 
     data = received.event.data
     case_id = await store.case_of_request(tx.db, data.case)
     row = None if case_id is None else await store.lock_case(tx.db, case_id)
-    if row is None or (row.account is not None and row.account != data.account):
+    # A report about a child is not its account's to take back: that may be the child's.
+    stranger = row is not None and (row.case.kind == "child_report" or row.account not in (None, data.account))
+    if row is None or stranger:
         if await room.tombstones.erased([("account", data.account)], tx):
             tx.count("requests_of_erased")
             return None

@@ -63,9 +63,12 @@ async def may_send_code(tx: Transaction, row: store.Row) -> bool:
     return await store.coded(tx.db, row.case.id, CODES) < MAILS
 
 
-async def acknowledge(room: Room, tx: Transaction, row: store.Row, request: str) -> None:
-    """The mail that says that a request is here, and by when it is answered; nobody's, when there is nobody to write to."""
-    details = await room.open_details(row.case.id, row.details)
+async def acknowledge(
+    room: Room, tx: Transaction, row: store.Row, request: str, details: Details | None = None
+) -> None:
+    """The mail that says that a request is here, and by when it is answered; nobody's, when there is nobody to write to.
+    `details`: what this request said, if it is not for the case's first one alone."""
+    details = details or await room.open_details(row.case.id, row.details)
     whose, address = await recipient(room, row, details, tx)
     if whose is None and address is None:
         await store.acknowledge(tx.db, request, tx.now)
@@ -96,6 +99,7 @@ async def ask(room: Room, tx: Transaction, row: store.Row, of: tuple[str, ...]) 
     details = await room.open_details(case.id, row.details)
     assert row.account is not None and case.lapses_at is not None
     facts = {"kind": case.kind, "received": rfc3339(case.requested_at), "until": rfc3339(case.lapses_at)}
+    facts |= {} if details.representative is None else {"asked_by": "agent"}
     moves = case.kind == "rectification" and details.field == "address"
     if "account" in of:
         await mail(
@@ -181,5 +185,8 @@ async def tell_representative(room: Room, tx: Transaction, row: store.Row, statu
         return
     await mail(
         tx, row, f"status-{row.case.id}-{row.version}", "status", address=await room.seal_out(details.reply_to, tx.now),
-        facts={"state": status, "reason": reason or "", "kind": row.case.kind},
+        facts={
+            "state": status, "reason": reason or "", "kind": row.case.kind, "received": rfc3339(row.case.requested_at),
+            "answer_by": rfc3339(clocks.answer_by(row.case, row.case.id, policy())),
+        },
     )  # fmt: skip

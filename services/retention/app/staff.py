@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, get_args
 
 from services.retention import case as machine
 from services.retention import right, store
-from services.retention.app import cases, requests
+from services.retention.app import cases, requests, rights
 from services.retention.app.cases import By
 from services.retention.app.room import Room
 from shared.contract import events
@@ -57,6 +57,8 @@ async def extend(room: Room, received: Received, row: store.Row, by: By, tx: Tra
     case = row.case
     if not case.open or case.answered_at is not None or case.extended_at is not None or row.account is None:
         return "there is nothing to extend, or nobody to tell"
+    if await rights.recipient(room, row, await room.open_details(case.id, row.details), tx) == (None, None):
+        return "there is nobody to tell"
     why = policy().deadlines["ccpa"].no_extension(case.requested_at, tx.now, policy().calendar)
     if why is not None:
         return why
