@@ -426,15 +426,11 @@ async def test_an_address_changes_when_both_have_proved_themselves_and_the_old_o
 @pytest.mark.promise(42)
 async def test_one_code_or_two_that_do_not_belong_together_change_nothing(desk: Desk) -> None:
     await desk.know()
-    await desk.send(
-        *both(desk), *both(desk, CASE_2, OTHERS, n=1), *both(desk, CASE_3, n=2), *both(desk, CASE_3, request=CASE, n=3)
-    )
+    await desk.send(*both(desk), *both(desk, CASE_2, OTHERS, n=1))
     (old, new), (old_1, new_1) = await codes_of(desk), await codes_of(desk, 1)
-    (old_2, _), (_, new_3) = await codes_of(desk, 2), await codes_of(desk, 3)
-    # One alone, both of the same address, those of two cases, of two requests of one case, and a guess.
+    # One alone, both of the same address, those of two cases, and a guess.
     await desk.send(desk.confirmed(old), desk.confirmed(old), desk.confirmed(new_1), desk.confirmed(wrong(new)))
     await desk.send(desk.confirmed(new_1, case=CASE_2), desk.confirmed(new, case=CASE_2))
-    await desk.send(desk.confirmed(old_2, case=CASE_3), desk.confirmed(new_3, case=CASE_3))
     await desk.send(desk.confirmed(new, account="acc-9"), desk.confirmed(old_1, account="acc-9", case=CASE_2))
     assert not await changed(desk) and await desk.written_to() == ADDRESS
     # The one that is over comes too late.

@@ -407,6 +407,24 @@ async def test_nobody_gets_at_what_is_somebody_elses(town: Town) -> None:
     await town.until_case(second, "fulfilled")
 
 
+@pytest.mark.promise(42)
+async def test_a_change_of_address_that_was_asked_for_twice_happens_before_anybody_says_so(town: Town) -> None:
+    """One code came back, the other mail is lost, and the person asks again: what it hears is what was done."""
+    case = await town.wish("rectification", field="address", value="new@example.org")
+    old, lost = code_in(await town.mail(case, "")), code_in(await town.mail(case, "", to="new@example.org"))
+    await town.give(case, old)
+    assert await town.wish("rectification", field="address", value="new@example.org") == case
+
+    async def again() -> bool:
+        return code_in(await town.mail(case, "", to="new@example.org")) != lost
+
+    await town.mesh.until(again, 20, "another code")
+    await town.give(case, code_in(await town.mail(case, "", to="new@example.org")))
+    await town.until_case(case, "fulfilled")
+    assert (await town.mail(case, "changed"))["To"] == "kim@example.org"
+    assert (await town.mail(case, "corrected", to="new@example.org"))["To"] == "new@example.org"
+
+
 async def test_a_change_of_address_that_is_denied_does_not_happen(town: Town) -> None:
     case = await town.wish("rectification", field="address", value="new@example.org")
     old, new = await town.mail(case, ""), await town.mail(case, "", to="new@example.org")
