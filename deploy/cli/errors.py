@@ -42,6 +42,8 @@ def translate(error: Exception) -> click.ClickException | None:
         return Unavailable(str(error))
     if type(error).__name__ == "PolicyError" and type(error).__module__ == "shared.policy.rules":
         return Refused(str(error))
+    if type(error).__name__ == "Refused" and type(error).__module__ == "shared.contract.base":
+        return Refused(f"the contract does not allow this, and nothing was sent: {error}")
     if isinstance(error, ConnectionError | TimeoutError) or _from_a_client(error):
         said = str(error) or type(error).__name__
         return Unavailable(f"a server does not answer ({said}): see `steward status`, or start with `steward up`")

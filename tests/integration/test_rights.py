@@ -79,7 +79,9 @@ async def test_a_copy_by_mail_waits_for_the_proof(town: Town) -> None:
     await town.give(case, "2" * 8, passphrase=PASSPHRASE)
     assert (await town.case(case))["attempts"] == 1
     await town.give(case, code, passphrase=PASSPHRASE)
-    await town.until_case(case, "fulfilled")
+    row = await town.until_case(case, "fulfilled")
+    said = [one["what"] for one in row["history"] if one["what"] in ("wrong_code", "proved")]
+    assert said == ["wrong_code", "proved"], "what proved nothing must not stand there as a proof"
     _, archive = await town.package(case)
     assert len(lines(archive, "data/metering/request_log.jsonl")) == 5
 

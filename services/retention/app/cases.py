@@ -262,8 +262,12 @@ async def happen(
 
 
 def _named(what: Happening) -> str:
-    """A happening in the history of its case."""
-    return type(what).__name__.lower()
+    """A happening in the history of its case. A code that was wrong has proved, or confirmed, nothing."""
+    match what:
+        case machine.Confirmed(False) | right.Proved(None):
+            return "wrong_code"
+        case _:
+            return type(what).__name__.lower()
 
 
 async def happen_each(room: Room, tx: Transaction, steps_: Sequence[tuple[store.Row, Happening | None]]) -> None:
