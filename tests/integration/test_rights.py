@@ -461,6 +461,24 @@ async def test_copies_that_were_over_before_the_last_one_came_are_asked_for_anew
     assert len(lines(archive, "data/metering/request_log.jsonl")) == 5 and lines(archive, "data/billing/balance.jsonl")
 
 
+@pytest.mark.promise(39)
+async def test_a_copy_comes_although_somebody_whose_keys_it_names_is_erased_meanwhile(town: Town) -> None:
+    """A colleague leaves while a holder is away: the owner's copy has nothing of them, and is not held up for ever."""
+    await town.used(10)
+    metering = town.others["metering"]
+    await metering.stop()
+    town.mesh.running.remove(metering)
+    copy = await town.wish("access", passphrase=PASSPHRASE)
+    await town.until_case(copy, "working")
+    deletion = await town.wish("erasure", "member", f"{town.member}-2")
+    await town.give(deletion, code_in(await town.mail(deletion, "")))
+    await town.room("metering")
+    await town.until_case(copy, "fulfilled")
+    _, archive = await town.package(copy)
+    assert len(lines(archive, "data/metering/request_log.jsonl")) == 10
+    assert [one["key"] for one in lines(archive, "data/retention/api_key.jsonl")] == [f"key-{town.tag}"]
+
+
 async def test_a_package_that_nobody_knows_of_goes_and_a_known_one_stays(town: Town) -> None:
     """Of a try that died, whose case went another way; of a database that was restored; half-written, of yesterday."""
     known, gone = await town.wish("access", passphrase=PASSPHRASE), new_case()
