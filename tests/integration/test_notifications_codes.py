@@ -61,6 +61,15 @@ async def forget(desk: Desk, runtime: Runtime) -> None:
 # --- codes -------------------------------------------------------------------------------------------------------
 
 
+async def test_what_a_mail_says_goes_when_it_is_accepted(desk: Desk) -> None:
+    """It names the workspaces that are to go: they would stand there when they are gone, as residue."""
+    await desk.know()
+    await desk.send(desk.asked("cause-1", "erasure_requested", facts={"scope": "workspace", "workspaces": "ws-gone"}))
+    await desk.in_state("accepted")
+    assert "ws-gone" in desk.mail().get_content()
+    assert await desk.rows("mail WHERE facts::text LIKE '%ws-gone%'") == 0
+
+
 @pytest.mark.promise(54)
 async def test_a_code_that_comes_back_is_judged_and_what_was_said_with_it_is_passed_on(desk: Desk) -> None:
     await desk.know()
