@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
@@ -21,6 +21,7 @@ from deploy.cli.errors import Refused
 from deploy.cli.shapes import CASE, CODE, ID, RECIPIENT, instant
 
 _ROOM = "retention"
+_JUDGE = "notifications"
 _PACE = 0.5
 _OPEN = ("triage", "requested", "working", "packing")
 _ENDED = ("certified", "withdrawn", "lapsed", "fulfilled", "denied")
@@ -72,11 +73,15 @@ for _command in staff.COMMANDS:
 @_opener
 @click.option("--field", type=click.Choice(["address", "name", "key_name"]), help="What a correction is about.")
 @click.option("--key", type=ID, help="The API key whose name is wrong.")
-@click.option("--value-file", type=click.File("r"), help="A file with what is right; - reads it from here.")
+@click.option(
+    "--value-file", type=click.File("r", encoding="utf-8"), help="A file with what is right; - reads it from here."
+)
 @click.option("--agent", type=ID, help="Who asks for somebody else.")
 @click.option("--authorisation", type=ID, help="The agent's written authorisation, in your own records.")
 @click.option(
-    "--reply-to-file", type=click.File("r"), help="A file with the address of the agent, or of who reports a child."
+    "--reply-to-file",
+    type=click.File("r", encoding="utf-8"),
+    help="A file with the address of the agent, or of who reports a child.",
 )
 @_timeout
 @_json
@@ -94,8 +99,8 @@ def request(
     known = settings()
     secrets = {
         "passphrase": _passphrase(passphrase_file) if kind in _PACKAGED else None,
-        "value": None if value_file is None else value_file.read().strip(),
-        "reply_to": None if reply_to_file is None else reply_to_file.read().strip(),
+        "value": None if value_file is None else _text("--value-file", value_file),
+        "reply_to": None if reply_to_file is None else _text("--reply-to-file", reply_to_file),
     }
     data = {
         "kind": kind, "scope": scope, "account": account, "target": target or account, "channel": channel,
@@ -147,7 +152,13 @@ def export(
     epilog="Example: steward privacy mail --from-file sender.txt --subject 'CCPA Request' --account acc-71"
 )
 @click.option("--subject", required=True, help="The subject line.")
-@click.option("--from-file", "sender", type=click.File("r"), required=True, help="A file with the sender's address.")
+@click.option(
+    "--from-file",
+    "sender",
+    type=click.File("r", encoding="utf-8"),
+    required=True,
+    help="A file with the sender's address.",
+)
 @click.option("--account", type=ID, help="Whose address that is, if it is anybody's.")
 @click.option("--reference", type=ID, default="by-hand", show_default=True, help="The mail, in your own records.")
 @_timeout
@@ -160,7 +171,7 @@ def mail(subject: str, sender: Any, account: str | None, reference: str, timeout
     known = settings()
     data = {
         "mail": reference, "account": account,
-        **_sealed(known, {"subject_line": subject, "sender": sender.read().strip()}),
+        **_sealed(known, {"subject_line": subject, "sender": _text("--from-file", sender)}),
     }  # fmt: skip
     _ask(known, reference, data, timeout, as_json, model=events.SupportMailReceived)
 
@@ -300,9 +311,10 @@ def _say(
 
 
 def _wait(
-    known: Mapping[str, str], case: str, timeout: float, condition: Callable[[dict[str, Any]], bool], trouble: str
-) -> dict[str, Any]:
-    """The case as soon as `condition` holds; of one that never opens, the reason stands in the dead letters."""
+    known: Mapping[str, str], case: str, timeout: float, condition: Callable[[dict[str, Any]], bool], trouble: str, *,
+    judge: str = _ROOM,
+) -> dict[str, Any]:  # fmt: skip
+    """The case as soon as `condition` holds; of one that never opens, the reason stands in the dead letters of `judge`."""
     found: dict[str, Any] = {}
 
     def there() -> bool:
@@ -312,7 +324,7 @@ def _wait(
             return False
         return condition(found)
 
-    until(timeout, f"{trouble} (see `steward dead-letters list --service retention`)", there)
+    until(timeout, f"{trouble} (see `steward dead-letters list --service {judge}`)", there)
     return found
 
 
@@ -378,13 +390,16 @@ def _prove(case: str, data: Mapping[str, Any], timeout: float) -> dict[str, Any]
 
     known = settings()
     before = ask(known, _ROOM, "case", id=case)
+    if before["state"] not in ("triage", "requested"):
+        raise Refused(f"the case is {before['state']}: it waits for no code")
     _say(known, events.PrivacyConfirmed, data["account"], {"case": case, **data})
     if not timeout:
         return None
     row = _wait(
         known, case, timeout,
         lambda row: _proofs(row) != _proofs(before),
-        "the code is not judged",
+        "nothing came of the code: it was used before, or the case is not this account's",
+        judge=_JUDGE,
     )  # fmt: skip
     if _proofs(row)[:3] == _proofs(before)[:3]:
         raise Refused(
@@ -439,8 +454,22 @@ def _sealed(known: Mapping[str, str], secrets: Mapping[str, str | None]) -> dict
     return {name: seal(value, key["id"], decoded(key["public_key"])) for name, value in said.items()}
 
 
+def _text(option: str, file: IO[str]) -> str:
+    """What a file says that was named with `option`. Ends the command when that is nothing, or no text."""
+    try:
+        text = file.read().strip()
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{option}: the file is no text in UTF-8") from None
+    if not text:
+        raise click.UsageError(f"{option}: the file is empty")
+    return text
+
+
 def _passphrase(file: Path | None) -> str | None:
-    text = file.read_text(encoding="utf-8").strip() if file is not None else os.environ.get("STEWARD_PASSPHRASE")
+    text = os.environ.get("STEWARD_PASSPHRASE")
+    if file is not None:
+        with file.open(encoding="utf-8") as opened:
+            text = _text("--passphrase-file", opened)
     if text is not None and len(text) < _LEAST:
         raise click.UsageError(f"a passphrase has {_LEAST} characters or more")
     return text

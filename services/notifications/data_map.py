@@ -114,7 +114,7 @@ DATA_MAP: DataMap = (
         "mail", "facts",
         category="user.privacy_preferences", use="essential.service.notifications.email", clock_start="request",
         period=MAIL_LIFE, on_erasure="clear", ground="contract",
-        note="what the text says: dates, sums, ids of workspaces",
+        note="what the text says: dates, sums, ids of workspaces; gone when the mail is accepted",
     ),
     *plain(
         "mail", "kind", "template", "by_envelope", "by_address", "state", "reason", "attempts", "requested_at",

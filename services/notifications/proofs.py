@@ -63,13 +63,10 @@ def judge(proofs: Iterable[Proof], said: bytes, wrong: int, now: datetime) -> tu
 def change_of(proofs: Sequence[Proof], right: Proof) -> Proof | None:
     """The proof of the new address, if with `right` both codes of one change have come back; else None.
 
-    Both of one request: codes of two changes do not make a third.
+    `proofs`: all of the case. A case is one change, to one address, however often it was asked for: whoever has given one
+    code back and asks again, because the other mail is lost, gets that one alone.
     """
-    pair = {
-        proof.template: proof
-        for proof in proofs
-        if proof.request == right.request and (proof.used_at is not None or proof.cause == right.cause)
-    }
+    pair = {proof.template: proof for proof in proofs if proof.used_at is not None} | {right.template: right}
     return pair[NEW] if right.template in (OLD, NEW) and OLD in pair and NEW in pair else None
 
 

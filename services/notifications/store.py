@@ -333,13 +333,15 @@ async def put_back(db: Connection, cause: str, attempts: int, reason: str, next_
 
 
 async def settle(db: Connection, cause: str, outcome: str, reason: str, attempts: int, now: datetime) -> bool:
-    """Ends a mail. Its secrets stay unless it was accepted: a person may have it sent again. False if it was settled before."""
+    """Ends a mail. What it says stays unless it was accepted: a person may have it sent again. Afterwards nobody needs it, and
+    it names workspaces, whose end does not reach an account's mails. False if it was settled before."""
     return bool(
         await db.fetchval(
             """UPDATE mail SET state = $2, reason = $3, attempts = $4, settled_at = $5,
                                address_sealed = CASE WHEN $2 <> 'accepted' THEN address_sealed END,
                                code_sealed = CASE WHEN $2 <> 'accepted' THEN code_sealed END,
-                               link_sealed = CASE WHEN $2 <> 'accepted' THEN link_sealed END
+                               link_sealed = CASE WHEN $2 <> 'accepted' THEN link_sealed END,
+                               facts = CASE WHEN $2 <> 'accepted' THEN facts END
                WHERE cause = $1 AND state IN ('waiting', 'sending') RETURNING true""",
             cause, outcome, reason, attempts, now,
         )

@@ -71,7 +71,7 @@ async def test_a_person_follows_a_deletion_to_its_certificate(desk: tuple[Hands,
     assert "No case is open" in (await hands("privacy", "list")).output
 
 
-async def test_requests_that_cannot_be(desk: tuple[Hands, Town]) -> None:
+async def test_requests_that_cannot_be(desk: tuple[Hands, Town], tmp_path: Path) -> None:
     hands, stage = desk
     await hands("privacy", "request", "--scope", "member", "--account", stage.account, code=2)
     await hands("privacy", "request", "--scope", "account", "--account", "not an id", code=2)
@@ -84,10 +84,20 @@ async def test_requests_that_cannot_be(desk: tuple[Hands, Town]) -> None:
     opt_out = (*account, "sale:opt-out", "--scope", "workspace", "--target", stage.workspace)
     assert "about an account" in (await hands(*opt_out, code=2)).output
     assert "no such case" in (await hands("privacy", "status", MISSING, code=1)).output
+    export = ("privacy", "export", "--account", stage.account, "--recipient", "age1" + "q" * 58)
+    (no_text := tmp_path / "no-text").write_bytes(b"\xff" * 20)
+    (empty := tmp_path / "empty").touch()
+    assert "UTF-8" in (await hands(*export, "--passphrase-file", str(no_text), code=2)).output
+    address = ("privacy", "request", "--kind", "rectification", "--account", stage.account, "--field", "address")
+    assert "UTF-8" in (await hands(*address, "--value-file", str(no_text), code=2)).output
+    assert "is empty" in (await hands(*address, "--value-file", str(empty), code=2)).output
     asked = ("privacy", "request", "--scope", "workspace", "--account", stage.account, "--target", stage.workspace)
     case = (await hands(*asked)).stdout.strip()
+    strange = ("privacy", "confirm", case, "--account", "acc-other", "--code", "2" * 8)
+    assert "--service notifications" in (await hands(*strange, "--timeout", "1", code=1)).output
     await hands("privacy", "withdraw", case, "--account", stage.account)
     assert await stage.state(case) == "withdrawn"
+    assert "waits for no code" in (await hands(*strange, code=1)).output
 
 
 async def test_a_hold_from_its_placing_to_its_release(desk: tuple[Hands, Town]) -> None:

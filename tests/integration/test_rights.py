@@ -79,7 +79,9 @@ async def test_a_copy_by_mail_waits_for_the_proof(town: Town) -> None:
     await town.give(case, "2" * 8, passphrase=PASSPHRASE)
     assert (await town.case(case))["attempts"] == 1
     await town.give(case, code, passphrase=PASSPHRASE)
-    await town.until_case(case, "fulfilled")
+    row = await town.until_case(case, "fulfilled")
+    said = [one["what"] for one in row["history"] if one["what"] in ("wrong_code", "proved")]
+    assert said == ["wrong_code", "proved"], "what proved nothing must not stand there as a proof"
     _, archive = await town.package(case)
     assert len(lines(archive, "data/metering/request_log.jsonl")) == 5
 
@@ -444,6 +446,24 @@ async def test_what_cannot_be_right_is_refused_and_waits_for_no_code(town: Town)
     assert await town.mesh.value("retention", "SELECT count(*) FROM privacy_case") == at
 
 
+@pytest.mark.promise(42)
+async def test_a_change_of_address_that_was_asked_for_twice_happens_before_anybody_says_so(town: Town) -> None:
+    """One code came back, the other mail is lost, and the person asks again: what it hears is what was done."""
+    case = await town.wish("rectification", field="address", value="new@example.org")
+    old, lost = code_in(await town.mail(case, "")), code_in(await town.mail(case, "", to="new@example.org"))
+    await town.give(case, old)
+    assert await town.wish("rectification", field="address", value="new@example.org") == case
+
+    async def again() -> bool:
+        return code_in(await town.mail(case, "", to="new@example.org")) != lost
+
+    await town.mesh.until(again, 20, "another code")
+    await town.give(case, code_in(await town.mail(case, "", to="new@example.org")))
+    await town.until_case(case, "fulfilled")
+    assert (await town.mail(case, "changed"))["To"] == "kim@example.org"
+    assert (await town.mail(case, "corrected", to="new@example.org"))["To"] == "new@example.org"
+
+
 async def test_a_change_of_address_that_is_denied_does_not_happen(town: Town) -> None:
     case = await town.wish("rectification", field="address", value="new@example.org")
     old, new = await town.mail(case, ""), await town.mail(case, "", to="new@example.org")
@@ -476,6 +496,24 @@ async def test_copies_that_were_over_before_the_last_one_came_are_asked_for_anew
     manifest, archive = await town.package(case)
     assert {source["holder"] for source in manifest["sources"]} == {*town.others, "retention"}
     assert len(lines(archive, "data/metering/request_log.jsonl")) == 5 and lines(archive, "data/billing/balance.jsonl")
+
+
+@pytest.mark.promise(39)
+async def test_a_copy_comes_although_somebody_whose_keys_it_names_is_erased_meanwhile(town: Town) -> None:
+    """A colleague leaves while a holder is away: the owner's copy has nothing of them, and is not held up for ever."""
+    await town.used(10)
+    metering = town.others["metering"]
+    await metering.stop()
+    town.mesh.running.remove(metering)
+    copy = await town.wish("access", passphrase=PASSPHRASE)
+    await town.until_case(copy, "working")
+    deletion = await town.wish("erasure", "member", f"{town.member}-2")
+    await town.give(deletion, code_in(await town.mail(deletion, "")))
+    await town.room("metering")
+    await town.until_case(copy, "fulfilled")
+    _, archive = await town.package(copy)
+    assert len(lines(archive, "data/metering/request_log.jsonl")) == 10
+    assert [one["key"] for one in lines(archive, "data/retention/api_key.jsonl")] == [f"key-{town.tag}"]
 
 
 async def test_a_package_that_nobody_knows_of_goes_and_a_known_one_stays(town: Town) -> None:

@@ -52,13 +52,16 @@ def test_every_code_of_a_case_is_good_and_each_says_what_it_proves() -> None:
 
 
 @pytest.mark.promise(42)
-def test_a_change_needs_the_codes_of_both_addresses_and_of_one_request() -> None:
+def test_a_change_needs_the_codes_of_both_addresses() -> None:
     old, new = proof("m-old", OLD), proof("m-new", NEW, proves="other", code_hash=OTHER)
     used_old, used_new = replace(old, used_at=NOW), replace(new, used_at=NOW)
     assert change_of([old, new], old) is None and change_of([old, new], new) is None
     assert change_of([used_old, new], new) is new
     assert change_of([old, used_new], old) is used_new
-    assert change_of([used_old, replace(new, request="req-2")], replace(new, request="req-2")) is None
+    again = replace(new, cause="m-new-2", request="req-2")
+    assert change_of([used_old, new, again], again) is again, "asked for again, it is the same change"
+    twice = replace(old, cause="m-old-2", request="req-2")
+    assert change_of([used_old, twice, new], twice) is None, "both of the same address"
     verify = proof("m-3", code_hash=WRONG)
     assert change_of([used_old, used_new, verify], verify) is None, "another code of the case changes nothing again"
 

@@ -129,12 +129,18 @@ async def _order(
         arguments = {"table": place.table, "column": place.column}
         value = await room.seal_right(case.id, details.value or "", tx.now)
     else:
-        known = await directory_store.known_around(tx.db, case.scope, row.target)
-        about = [*subjects.circle(case.scope, row.target, known, {}).subjects]
+        if row.sealed is None:
+            known = await directory_store.known_around(tx.db, case.scope, row.target)
+            about = [*subjects.circle(case.scope, row.target, known, {}).subjects]
+        else:
+            about = await room.open_subjects(case.id, row.sealed)
         arguments = {name: at for name in ("since", "until") if (at := getattr(details, name)) is not None}
         if case.kind == "access:categories":
             arguments["only"] = CONTENTS
-    if row.sealed is None:
+    # Whoever was erased since the first order is in no copy any more: with them in it, no holder would write its part.
+    gone = await room.tombstones.erased(about, tx) if action == "export" else set()
+    if row.sealed is None or gone:
+        about = [subject for subject in about if subject not in gone]
         row.sealed = await room.seal_subjects(case.id, tuple(about), tx.now)
         row.subjects = len(about)
     await store.note_parts(tx.db, case.id, there=True)
