@@ -63,9 +63,16 @@ class Shop:
         return [self.gateway.generation(workspace, counted=False, byok=True, **used) for _ in range(4)]
 
     async def sweep_at(self, at: datetime) -> None:
-        """The time moves to an instant, and the partitions are swept as they are every hour, by whoever comes first."""
+        """The time moves to an instant, months close, and the partitions are swept as they are every hour, by whoever comes
+        first. Months first: they close within weeks, and the job that is years late here would write beside the sweep."""
         self.clock.ahead = at - datetime.now(UTC)
         self.clock.now = lambda: at  # type: ignore[method-assign]
+
+        async def closed() -> bool:
+            late = "SELECT EXISTS (SELECT FROM period WHERE closed_at IS NULL AND closes_at <= $1)"
+            return not await self.mesh.value("billing", late, at)
+
+        await self.mesh.until(closed, 20, "the months are closed")
         turns = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 1867 AND objid::bigint > 2147483647
                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
