@@ -65,6 +65,11 @@ class Usage:
         return self.rated + self.duplicates + self.quarantined + self.dead_lettered + self.erased
 
     @property
+    def not_come(self) -> dict[str, int]:
+        """How many numbered events have not come, by source. A source that numbers twice covers up for no other one."""
+        return {source: n for source, n in self.missing.items() if n > 0}
+
+    @property
     def lines(self) -> int:
         """The lines that were rated."""
         return self.rated + self.reversed + self.rerated_lines
@@ -258,9 +263,17 @@ def _money(books: Books) -> Iterable[str]:
 
 
 def _noteworthy(usage: Usage, books: Books) -> Iterable[str]:
-    if missing := sum(usage.missing.values()):
-        sources = f"{len(usage.missing)} source{'s' if len(usage.missing) > 1 else ''}"
-        yield f"{missing} events were numbered by {sources} and have not come (lost before the mesh, or on their way)"
+    if missing := usage.not_come:
+        sources = f"{len(missing)} source{'s' if len(missing) > 1 else ''}"
+        yield (
+            f"{sum(missing.values())} events were numbered by {sources} and have not come "
+            "(lost before the mesh, or on their way)"
+        )
+    if twice := [source for source, n in usage.missing.items() if n < 0]:
+        yield (
+            f"numbers were given twice by {len(twice)} source{'s' if len(twice) > 1 else ''} (two processes under one "
+            "name, or one that counts anew): of these nobody can tell what is missing"
+        )
     if usage.conflicts:
         yield f"{usage.conflicts} events came again under their id with another content; the first one counts"
     if books.conflicts:
@@ -293,7 +306,7 @@ def _off(difference: int, too_few: str, too_many: str) -> str:
 def _figures(usage: Usage, books: Books, in_flight: InFlight) -> dict[str, Any]:
     return {
         "emitted": usage.emitted,
-        "missing": sum(usage.missing.values()),
+        "missing": sum(usage.not_come.values()),
         "rated": usage.rated,
         "duplicates": usage.duplicates,
         "conflicts": usage.conflicts,

@@ -125,6 +125,14 @@ def test_what_is_missing_is_a_warning() -> None:
     assert "4 events were numbered by 2 sources" in verdict.warnings[0]
 
 
+def test_a_source_that_numbers_twice_hides_no_loss_of_another() -> None:
+    verdict = judge(replace(USAGE, missing={"gw-1": 3, "gw-2": -3}, conflicts=0), BOOKS, NOTHING)
+    assert verdict.ok and verdict.figures["missing"] == 3
+    assert verdict.figures["missing_by_source"] == {"gw-1": 3, "gw-2": -3}
+    assert "3 events were numbered by 1 source " in verdict.warnings[0]
+    assert "given twice by 1 source " in verdict.warnings[1]
+
+
 def test_payments_outside_of_the_books_are_a_warning() -> None:
     payments = Payments(records=9, created=3, exists=1, conflict=1, waiting=1, dead_lettered=1, parked=2, parked_rows=2)
     verdict = judge(replace(USAGE, conflicts=0), replace(BOOKS, payments=payments), NOTHING)
