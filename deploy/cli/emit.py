@@ -131,7 +131,6 @@ def _where(error: Exception) -> str:
 async def send(known: Mapping[str, str], records: Iterable[Good]) -> Counter[str]:
     """Sends records, each acknowledged by Kafka in the end; returns how many went where."""
     from aiokafka import AIOKafkaProducer
-    from aiokafka.errors import KafkaError
 
     from shared.mesh.relay import MAX_RECORD_BYTES
     from shared.mesh.settings import KafkaSettings
@@ -141,9 +140,19 @@ async def send(known: Mapping[str, str], records: Iterable[Good]) -> Counter[str
         **KafkaSettings.from_env(known).client(), client_id="steward-emit", enable_idempotence=True, acks="all",
         compression_type="zstd", linger_ms=5, max_batch_size=128 * 1024, max_request_size=MAX_RECORD_BYTES,
     )  # fmt: skip
-    await producer.start()
     try:
-        waiting: list[asyncio.Future[Any]] = []
+        await producer.start()
+        await _produce(producer, records, sent)
+    finally:
+        await producer.stop()
+    return sent
+
+
+async def _produce(producer: Any, records: Iterable[Good], sent: Counter[str]) -> None:
+    from aiokafka.errors import KafkaError
+
+    waiting: list[asyncio.Future[Any]] = []
+    try:
         for record in records:
             waiting.append(await producer.send(record.topic, record.value, key=record.key, headers=record.headers))
             sent[record.topic] += 1
@@ -154,9 +163,6 @@ async def send(known: Mapping[str, str], records: Iterable[Good]) -> Counter[str
         raise Unavailable(
             f"Kafka did not take everything ({type(error).__name__}): send the file again, what arrived counts once"
         ) from error
-    finally:
-        await producer.stop()
-    return sent
 
 
 async def _acknowledged(waiting: list[asyncio.Future[Any]]) -> None:

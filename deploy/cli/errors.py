@@ -54,4 +54,4 @@ _AWAY = {"KafkaConnectionError", "NodeNotReadyError", "CannotConnectNowError", "
 def _from_a_client(error: Exception) -> bool:
     """An error by which a database or Kafka client says that its server is away."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"KafkaConnectionError", "NodeNotReadyError", "CannotConnectNowError", "ClientConnectorError"})
+    return bool(names & _AWAY)
